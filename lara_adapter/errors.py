@@ -1,0 +1,65 @@
+"""Every error that lara_adapter raises on purpose.
+
+A message names the argument, what was got, what is wanted and the mend. All of them derive from
+:class:`LaraError`, so `except LaraError` catches exactly what this library refuses.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterFormatError",
+    "AttachOrderError",
+    "FrameError",
+    "HostOutputError",
+    "LaraArgumentError",
+    "LaraError",
+    "NonFiniteError",
+    "OptimizerCoverageError",
+    "TapNeverFired",
+    "TapNotFound",
+    "TokenError",
+]
+
+
+class LaraError(Exception):
+    """Base class of every error raised by lara_adapter."""
+
+
+class LaraArgumentError(LaraError, ValueError):
+    """An argument has a value outside what its docstring allows."""
+
+
+class TapNotFound(LaraError, LookupError):
+    """The DiT blocks, or the requested layer among them, cannot be found (or not without guessing)."""
+
+
+class TapNeverFired(LaraError, RuntimeError):
+    """A training forward ended and the tapped block was never called."""
+
+
+class AttachOrderError(LaraError, RuntimeError):
+    """`attach_lara` was called too early or too late in the life of the policy."""
+
+
+class FrameError(LaraError, ValueError):
+    """The frames of a batch are missing, or have the wrong shape, dtype, range or values."""
+
+
+class TokenError(LaraError, ValueError):
+    """The action token cannot be located in the tapped hidden state."""
+
+
+class HostOutputError(LaraError, TypeError):
+    """The policy's forward returned something into which no loss can be folded."""
+
+
+class OptimizerCoverageError(LaraError, RuntimeError):
+    """An optimizer lacks trainable LARA parameters: they would never be trained."""
+
+
+class NonFiniteError(LaraError, FloatingPointError):
+    """A LARA term is NaN or infinite; raised before it can reach a weight."""
+
+
+class AdapterFormatError(LaraError, ValueError):
+    """A saved adapter or latent action model is truncated, foreign, newer, or does not fit."""
