@@ -15,6 +15,7 @@ __all__ = [
     "LaraError",
     "NonFiniteError",
     "OptimizerCoverageError",
+    "TapDetached",
     "TapNeverFired",
     "TapNotFound",
     "TokenError",
@@ -35,6 +36,10 @@ class TapNotFound(LaraError, LookupError):
 
 class TapNeverFired(LaraError, RuntimeError):
     """A training forward ended and the tapped block was never called."""
+
+
+class TapDetached(LaraError, RuntimeError):
+    """The tapped hidden state carries no graph: LARA would train the projector and not the policy."""
 
 
 class AttachOrderError(LaraError, RuntimeError):

@@ -175,8 +175,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise AdapterFormatError(
-            f"{path} is truncated or no safetensors file ({type(error).__name__}: {error}); "
-            "download or save it again"
+            f"{path} is truncated or no safetensors file ({type(error).__name__}: {error}); download or save it again"
         ) from error
 
 

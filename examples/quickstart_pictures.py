@@ -1,0 +1,204 @@
+"""Pictures of a quickstart run: curves, the probe, frames with their predictions, attention, and rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# Okabe and Ito's colours, told apart by colour-blind readers too
+COLOURS = {
+    "dit_only": "#444444",
+    "frozen_lam": "#0072B2",
+    "lara_cosine": "#E69F00",
+    "lara_contrastive": "#009E73",
+    "before": "#999999",
+    "control": "#CC79A7",
+}
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 130}
+
+Histories = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def _smooth(values: Sequence[float], window: int = 5) -> NDArray[np.float64]:
+    """Average over a few neighbours, without a shift and without inventing values at the ends."""
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def draw_curves(file: Path, histories: Histories, names: Mapping[str, str]) -> None:
+    """Draw what happened during training: action loss, cosine, and the health of the latent action models.
+
+    Args:
+        file: the picture.
+        histories: curves of each arm, of the pre-training ("before") and of the control.
+        names: what to call them.
+    """
+    panels = [
+        ("action_loss", "action loss $L_{ACT}$ (log scale)", True),
+        ("cosine", "cosine of projected hidden state and latent action", False),
+        ("reconstruction_over_copy", "LAM: reconstruction error over copying $I_t$", False),
+        ("mean_direction", "LAM: mean direction $|E[z/|z|]|^2$ (1: collapsed)", False),
+    ]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), constrained_layout=True)
+        for axis, (key, title, log) in zip(axes.flat, panels):
+            for name, history in histories.items():
+                if key in history and name != "before":
+                    axis.plot(
+                        history["step"], _smooth(history[key]), color=COLOURS[name], label=names[name], lw=1.5, alpha=0.9
+                    )
+            axis.set(title=title, xlabel="training step")
+            if log:
+                axis.set_yscale("log")
+            else:
+                axis.set_ylim(0, 1.02)
+            axis.legend(frameon=False, fontsize=8)
+        figure.savefig(file)
+        plt.close(figure)
+
+
+def draw_probe(file: Path, measured: Mapping[str, Mapping[str, float]], names: Mapping[str, str], floor: float) -> None:
+    """Draw the headline: how much of the true action a linear probe reads from each model's latent.
+
+    Args:
+        file: the picture.
+        measured: of each latent action model, with `r2` and `r2_interval`.
+        names: what to call them.
+        floor: R^2 of knowing only which task it is.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 2.6), constrained_layout=True)
+        for place, (name, values) in enumerate(measured.items()):
+            low, high = values["r2_interval"]
+            axis.barh(place, values["r2"], color=COLOURS[name], height=0.62)
+            axis.plot([low, high], [place, place], color="black", lw=1.2)
+            axis.text(max(high, 0) + 0.015, place, f"{values['r2']:.2f}", va="center")
+        axis.axvline(floor, color="black", ls=":", lw=1)
+        axis.text(floor + 0.01, -0.62, "task alone", fontsize=7, va="center")
+        axis.set(xlim=(min(0, *(v["r2_interval"][0] for v in measured.values())), 1.08), xlabel=r"$R^2$ on held-out demonstrations")
+        axis.set(yticks=range(len(measured)), yticklabels=[names[name] for name in measured])
+        axis.invert_yaxis()
+        axis.set_title("How much of the true action the latent holds (linear probe, distractors on)", loc="left")
+        figure.savefig(file)
+        plt.close(figure)
+
+
+def _picture(frame: Tensor) -> NDArray[np.uint8]:
+    """Turn [3, H, W], uint8 or float in [0, 1], into [H, W, 3] uint8."""
+    if frame.dtype != torch.uint8:
+        frame = (frame * 255).round().to(torch.uint8)
+    return frame.permute(1, 2, 0).numpy()
+
+
+def draw_predictions(file: Path, pictures: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, str]) -> None:
+    """Draw frames, what came 16 steps later, and what each forward dynamics model predicts from its latent action.
+
+    Args:
+        file: the picture.
+        pictures: of each latent action model, as `examine_lam` keeps them; all of the same pairs.
+        names: what to call the models.
+    """
+    first = next(iter(pictures.values()))
+    columns = [("$I_t$", first["now"]), ("$I_{t+C}$, the truth", first["future"])]
+    columns += [(f"{names[name]}", kept["predicted"]) for name, kept in pictures.items()]
+    with plt.rc_context(STYLE):
+        rows = len(first["now"])
+        figure, axes = plt.subplots(
+            rows, len(columns), figsize=(1.75 * len(columns), 1.75 * rows + 0.5), layout="constrained", squeeze=False
+        )
+        for column, (title, frames) in enumerate(columns):
+            axes[0, column].set_title(title, fontsize=9)
+            for row in range(rows):
+                axes[row, column].imshow(_picture(frames[row]), interpolation="nearest")
+                axes[row, column].set_axis_off()
+        figure.suptitle(r"Predictions of $I_{t+C}$ from $I_t$ and the quantised latent action", fontsize=10)
+        figure.savefig(file)
+        plt.close(figure)
+
+
+def draw_attention(
+    file: Path, pictures: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, str], pairs: int = 3
+) -> None:
+    """Draw where the M-Former's queries look, in both frames (LARA, Fig. 5).
+
+    Args:
+        file: the picture.
+        pictures: of each latent action model, with `attention` [B, 2, h, w].
+        names: what to call the models.
+        pairs: how many pairs of frames.
+    """
+    first = next(iter(pictures.values()))
+    pairs = min(pairs, len(first["now"]))
+    chosen = torch.linspace(0, len(first["now"]) - 1, pairs).long().tolist()
+    uniform = 1 / first["attention"][0].numel()
+    peak = max(float(kept["attention"][chosen].max()) for kept in pictures.values()) / uniform
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(pictures) + 1,
+            2 * pairs,
+            figsize=(1.6 * 2 * pairs + 1.4, 1.6 * (len(pictures) + 1) + 0.5),
+            layout="constrained",
+            squeeze=False,
+        )
+        for column in range(2 * pairs):
+            pair, which = chosen[column // 2], column % 2
+            frame = _picture(first["future" if which else "now"][pair])
+            axes[0, column].set_title("$I_{t+C}$" if which else "$I_t$")
+            axes[0, column].imshow(frame, interpolation="nearest")
+            grey = np.repeat(frame.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+            for row, kept in enumerate(pictures.values(), 1):
+                height, width = frame.shape[:2]
+                axes[row, column].imshow(grey, interpolation="nearest")
+                heat = axes[row, column].imshow(
+                    kept["attention"][pair, which] / uniform,
+                    extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+                    cmap="inferno",
+                    alpha=0.6,
+                    vmin=0,
+                    vmax=peak,
+                    interpolation="bilinear",
+                )
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        for row, name in enumerate(["the frames", *(names[key] for key in pictures)]):
+            axes[row, 0].set_ylabel(name, fontsize=9)
+        bar = figure.colorbar(heat, ax=axes[1:, :], shrink=0.6, pad=0.01)
+        bar.set_label("attention, 1 = evenly spread")
+        figure.savefig(file)
+        plt.close(figure)
+
+
+def write_rollout(file: Path, films: Sequence[Tensor], outcomes: Sequence[bool], title: str) -> None:
+    """Write a GIF: episodes side by side, the title above, what became of each below.
+
+    Args:
+        file: the GIF.
+        films: one [N, 3, H, W] uint8 for each episode; a shorter one stands still at its end.
+        outcomes: whether each solved its task.
+        title: the line above.
+    """
+    side, bar = films[0].shape[-1], 18
+    length, font = max(len(film) for film in films) + 8, ImageFont.load_default(size=12)
+    pages = []
+    for index in range(length):
+        page = Image.new("RGB", (side * len(films), side + 2 * bar), "white")
+        draw = ImageDraw.Draw(page)
+        draw.text((4, 2), title, fill="black", font=font)
+        for place, (film, solved) in enumerate(zip(films, outcomes)):
+            page.paste(Image.fromarray(_picture(film[min(index, len(film) - 1)])), (place * side, bar))
+            if index >= len(film) - 1:
+                word, colour = ("solved", "#00734f") if solved else ("not solved in time", "#b02000")
+                draw.text((place * side + 4, side + bar + 2), word, fill=colour, font=font)
+        pages.append(page.quantize(128, dither=Image.Dither.NONE))
+    pages[0].save(file, save_all=True, append_images=pages[1:], duration=120, loop=0, optimize=True)

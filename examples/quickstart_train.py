@@ -1,0 +1,157 @@
+"""Training: a latent action model on video alone, and the policy, with LARA or without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mini_vla import MiniVLA
+from quickstart_data import Table, batches, load_table
+from quickstart_stages import Progress
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
+from lara_adapter.files import write_json
+
+LOG_EVERY = 10
+
+History = dict[str, list[float]]
+
+
+def adamw_cosine(module: nn.Module, lr: float, steps: int) -> tuple[Optimizer, LambdaLR]:
+    """Make AdamW over everything that trains, its learning rate falling to zero along a cosine after a short warm-up."""
+    optimizer = AdamW([p for p in module.parameters() if p.requires_grad], lr=lr, weight_decay=1e-5)
+    return optimizer, LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+
+
+def optimise_lam(
+    lam: LatentActionModel, stream: Iterator[Table], lr: float, steps: int, progress: Progress
+) -> History:
+    """Train a latent action model by its own loss (LARA, Eq. 3): frames only, no actions and no policy."""
+    history: History = {}
+    optimizer, schedule = adamw_cosine(lam, lr, steps)
+    lam.train()
+    for step, batch in enumerate(stream):
+        now, future = batch["lara_frames"].unbind(1)
+        output = lam(now, future, batch["lara_frames_valid"])
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress(1)
+        if step % LOG_EVERY == 0 or step == steps - 1:
+            over_copy = float(output.reconstruction_loss.detach() / output.copy_loss)
+            _note(history, step=step, reconstruction_over_copy=over_copy, codes_used=float(output.codes_used))
+    lam.eval()
+    return history
+
+
+def pretrain_lam(
+    folder: Path,
+    progress: Progress,
+    *,
+    data: list[Path],
+    distractors: bool,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """Stage 1 of the paper in small: a latent action model from play video without actions. A job."""
+    torch.manual_seed(seed)
+    video = load_table(data, "play", distractors=distractors, seed=seed)
+    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4))
+    stream = batches(video, batch, steps, seed, pairs_only=True)
+    history = optimise_lam(lam, stream, lr, steps, progress)
+    lam.save_pretrained(folder / "lam")
+    write_json(folder / "history.json", history)
+
+
+def continue_lam(
+    folder: Path,
+    progress: Progress,
+    *,
+    data: list[Path],
+    lam: Path,
+    distractors: bool,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """The control: the LAM goes on as under LARA, same demonstrations, order and steps, but without alignment. A job."""
+    demos = load_table(data, "demos", distractors=distractors, seed=seed)
+    model = LatentActionModel.from_pretrained(lam)
+    history = optimise_lam(model, batches(demos, batch, steps, seed), lr, steps, progress)
+    model.save_pretrained(folder / "lam")
+    write_json(folder / "history.json", history)
+
+
+def train_policy(
+    folder: Path,
+    progress: Progress,
+    *,
+    data: list[Path],
+    lam: Path,
+    lara_options: dict[str, Any] | None,
+    distractors: bool,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """Train the policy on a few demonstrations. A job.
+
+    Every arm has the same initial weights, data, order and noise; all that differs is the line that attaches LARA.
+
+    Args:
+        folder: gets `policy.pt`, `history.json`, and with LARA `adapter/` and `lam/`.
+        progress: called after each step.
+        data: recordings.
+        lam: folder of the pre-trained latent action model.
+        lara_options: what `attach_lara` gets; None: no LARA.
+        distractors: whether frames hold them.
+        steps: how many.
+        batch: rows in each.
+        lr: peak learning rate.
+        seed: of weights, order and noise.
+    """
+    demos = load_table(data, "demos", distractors=distractors, seed=seed)
+    torch.manual_seed(seed)
+    policy, lara, history = MiniVLA(), None, {}
+    policy.set_state_statistics(demos["state"])
+
+    if lara_options is not None:
+        lara = attach_lara(policy, str(lam), layer=-3, **lara_options)  # <- this line is LARA
+
+    optimizer, schedule = adamw_cosine(policy, lr, steps)
+    policy.train()
+    for step, rows in enumerate(batches(demos, batch, steps, seed)):
+        loss = policy(rows)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress(1)
+        if step % LOG_EVERY == 0 or step == steps - 1:
+            action_loss = float(loss.detach() - (lara.losses.total.detach() if lara else 0))
+            _note(history, step=step, action_loss=action_loss, **(lara.metrics() if lara else {}))
+
+    if lara is not None:
+        lara.save_pretrained(folder / "adapter")
+        lara.detach()
+        lara.lam.save_pretrained(folder / "lam")
+    torch.save(policy.state_dict(), folder / "policy.pt")
+    write_json(folder / "history.json", history)
+
+
+def _note(history: History, **values: float) -> None:
+    for key, value in values.items():
+        history.setdefault(key, []).append(value)

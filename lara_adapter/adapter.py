@@ -1,0 +1,586 @@
+"""LaraAdapter: the projector, the latent action model and their losses; what users hold after `attach_lara`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .config import LaraConfig
+from .errors import AttachOrderError, LaraArgumentError, NonFiniteError, TapDetached, TapNeverFired, TokenError
+from .hostcall import HostCall, fold_loss, read_frames
+from .losses import Alignment, masked_mean, scale_gradient
+from .monitor import CollapseMonitor
+from .policies import PolicySpec
+from .schedules import Weight, weight_at
+from .tap import first_tensor
+from .tokens import ActionSteps, TokenRule, action_steps, select_token
+
+if TYPE_CHECKING:
+    import os
+
+    from .check import CheckReport
+
+__all__ = ["LaraAdapter", "LaraLosses"]
+
+logger = logging.getLogger(__name__)
+
+
+class LaraLosses(NamedTuple):
+    """The LARA terms of one training forward; scalars, float32, with their graph.
+
+    Attributes:
+        align: alignment loss (LARA, Eq. 6), unweighted.
+        lam: the latent action model's loss (LARA, Eq. 3), unweighted; 0 with a frozen LAM.
+        total: w1 * align + w2 * lam.
+    """
+
+    align: torch.Tensor
+    lam: torch.Tensor
+    total: torch.Tensor
+
+
+def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_width: int) -> nn.Module:
+    """The projection head f_psi: "linear" (official release), "mlp" (paper), or the user's own module.
+
+    Raises:
+        LaraArgumentError: unknown kind, or the width of the hidden state is unknown.
+    """
+    if isinstance(kind, nn.Module):
+        return kind
+    if kind not in ("mlp", "linear"):
+        raise LaraArgumentError(
+            f"attach_lara: projector={kind!r}, but 'mlp', 'linear' or a module from the hidden width to "
+            f"{latent_width} is wanted"
+        )
+    if hidden_width is None:
+        raise LaraArgumentError(
+            "attach_lara: the blocks do not tell the width of their hidden state; "
+            f"pass projector=nn.Linear(width, {latent_width}) or another module"
+        )
+    if kind == "linear":
+        return nn.Linear(hidden_width, latent_width)
+    inner = 2 * hidden_width
+    return nn.Sequential(nn.Linear(hidden_width, inner), nn.SiLU(), nn.Linear(inner, latent_width))
+
+
+class LaraAdapter(nn.Module):
+    """LARA on one policy. Made by :func:`lara_adapter.attach_lara`, never directly.
+
+    It is registered in the policy's module tree as `lara`, so that the policy's optimizer, device moves, DDP, FSDP and
+    checkpoints see its parameters.
+
+    Attributes:
+        lam: the latent action model.
+        projector: from the tapped hidden state to the latent action's width; float32.
+        config: what it was attached with.
+        spec: the row of the policy table it was attached by.
+        attached: False after :meth:`detach`.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        lam: nn.Module,
+        projector: nn.Module,
+        config: LaraConfig,
+        *,
+        spec: PolicySpec,
+        frames: str | Callable[[Any], Any],
+        token: TokenRule,
+        alignment: Alignment,
+        align_weight: Weight,
+        lam_weight: Weight,
+    ) -> None:
+        super().__init__()
+        self.lam = lam
+        self.projector = projector
+        self.config = config
+        self.spec = spec
+        self._frames, self._token, self._alignment = frames, token, alignment
+        self._align_weight, self._lam_weight = align_weight, lam_weight
+        # not a submodule: the policy owns the adapter
+        object.__setattr__(self, "_policy", policy)
+        object.__setattr__(self, "_peft", None)  # the PeftModel around the policy, if there is one
+        signature = inspect.signature(policy.forward)
+        parameters = list(signature.parameters.values())
+        self._names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        self._accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._enabled, self._armed, self._verified = True, False, False
+        self._captured: torch.Tensor | None = None
+        self._losses: LaraLosses | None = None
+        self._values: dict[str, torch.Tensor | float] = {}
+        self._monitor = CollapseMonitor()
+        self.attached = True
+        self.register_buffer("_step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("_direction", torch.zeros(config.latent_width))
+        self._step: torch.Tensor
+        self._direction: torch.Tensor
+        self._lam_flags = {name: p.requires_grad for name, p in lam.named_parameters()}
+        self._lam_was_training = lam.training
+        # both weights constant 0: the adapter is idle and its parameters frozen, so that DDP does not wait for them
+        self._idle = align_weight == 0 and lam_weight == 0
+        if self._idle or not config.train_lam:
+            lam.requires_grad_(False)
+        if self._idle:
+            projector.requires_grad_(False)
+        self._lam_takes_valid = "valid" in inspect.signature(lam.forward).parameters
+        # a LAM with dropout must not shift the policy's noise; ours has none and says so
+        self._lam_draws = bool(getattr(lam, "draws_random_numbers", not hasattr(lam, "latent_shape")))
+        self._draw_seed = torch.initial_seed() % 2**31
+        self._trainable = {name for name, p in self.named_parameters() if p.requires_grad}
+        self.train(policy.training)
+
+    # ------------------------------------------------------------------ what users hold
+
+    @property
+    def policy(self) -> nn.Module:
+        """The policy it is attached to."""
+        return self._policy  # type: ignore[has-type]
+
+    @property
+    def losses(self) -> LaraLosses:
+        """The terms of the last training forward, with their graph until the next one.
+
+        Raises:
+            LaraArgumentError: no training forward has run yet.
+        """
+        if self._losses is None:
+            raise LaraArgumentError("lara.losses: no training forward has run yet (policy.train(), grad enabled)")
+        return self._losses
+
+    @property
+    def step(self) -> int:
+        """Training forwards so far, the step of the schedules; can be set."""
+        return int(self._step)
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step.fill_(value)
+
+    def metrics(self) -> dict[str, float]:
+        """The last training forward in plain floats; empty before the first.
+
+        Keys: align_loss, lam_loss, total, align_weight, lam_weight, cosine (mean over valid pairs, [-1, 1]),
+        valid_fraction, latent_std (per dimension over the batch, mean), mean_direction (|E[z/|z|]|^2 over recent
+        batches, [0, 1]; near 1: collapsed), and of a LAM that trains, where it reports them: reconstruction_loss,
+        copy_loss, reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
+
+        Raises:
+            NonFiniteError: a LARA term was NaN or infinite; under torch.compile this is where it is noticed.
+        """
+        values = {name: float(value) for name, value in self._values.items()}
+        for name in ("align_loss", "lam_loss"):
+            if name in values and values[name] - values[name] != 0:
+                raise NonFiniteError(f"LARA's {name} is {values[name]}")
+        return values
+
+    def param_groups(
+        self, lr: float = 1e-4, lam_lr: float | None = None, weight_decay: float = 1e-5
+    ) -> list[dict[str, Any]]:
+        """Optimizer groups of the trainable LARA parameters: projector and LAM, each with and without weight decay.
+
+        For an optimizer that is not given `policy.parameters()` as a whole. Biases, norms, positions, queries and the
+        codebook (every tensor of fewer than two dimensions, and everything that is no matrix of a linear or
+        convolution) are not decayed.
+
+        Args:
+            lr: of the projector.
+            lam_lr: of the LAM; None: `lr`.
+            weight_decay: of matrices.
+        """
+        groups: list[dict[str, Any]] = []
+        for name, module, rate in (
+            ("projector", self.projector, lr),
+            ("lam", self.lam, lr if lam_lr is None else lam_lr),
+        ):
+            decayed = {
+                id(part.weight)
+                for part in module.modules()
+                if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d))
+            }
+            trainable = [p for p in module.parameters() if p.requires_grad]
+            for suffix, wanted, decay in (("", True, weight_decay), ("_no_decay", False, 0.0)):
+                chosen = [p for p in trainable if (id(p) in decayed) is wanted]
+                if chosen:
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": f"lara_{name}{suffix}"})
+        return groups
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within this context the policy runs as if LARA were not attached (on every rank or on none)."""
+        before, self._enabled = self._enabled, False
+        try:
+            yield
+        finally:
+            self._enabled = before
+
+    def check(self, batch: Any, optimizer: torch.optim.Optimizer | None = None) -> CheckReport:
+        """Run one step on a copy of the gradients and report whether LARA works; see :mod:`lara_adapter.check`."""
+        from .check import run_check
+
+        return run_check(self, batch, optimizer)
+
+    def detach(self) -> None:
+        """Take LARA off: the policy's class, modules, state_dict, hooks, flags and signature are as before.
+
+        The LAM gets back its `requires_grad` flags and mode; the adapter keeps projector and LAM.
+
+        Raises:
+            AttachOrderError: it is detached already.
+        """
+        from .attach import take_off
+
+        take_off(self)
+        self._captured = self._losses = None
+        for name, parameter in self.lam.named_parameters():
+            parameter.requires_grad_(self._lam_flags.get(name, parameter.requires_grad))
+        self.lam.train(self._lam_was_training)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the adapter; see :func:`lara_adapter.hub.save_adapter`."""
+        from .hub import save_adapter
+
+        save_adapter(self, folder)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload the adapter; see :func:`lara_adapter.hub.push_adapter`."""
+        from .hub import push_adapter
+
+        return push_adapter(self, repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, policy: nn.Module, repo_or_dir: str | os.PathLike[str], **kwargs: Any) -> LaraAdapter:
+        """The same as :func:`lara_adapter.load_lara`."""
+        from .attach import load_lara
+
+        return load_lara(policy, repo_or_dir, **kwargs)
+
+    # ------------------------------------------------------------------ the tap
+
+    def capture_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the tapped block. Stores, and does nothing else: a hook that computes breaks gradient
+        checkpointing and compile, one that returns a value replaces the output."""
+        if self._armed and self._captured is None:
+            self._captured = first_tensor(output)
+
+    def capture_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Forward pre-hook of the norm (or block) that reads the tapped state."""
+        if self._armed and self._captured is None:
+            state = first_tensor(args)
+            self._captured = first_tensor(kwargs) if state is None else state
+
+    # ------------------------------------------------------------------ one call of the policy
+
+    def run(self, policy: nn.Module, host: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the policy's forward does while LARA is attached.
+
+        Args:
+            policy: the policy.
+            host: its own forward, bound.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+        """
+        call = HostCall(self._names, args, kwargs)
+        taken = call.take_frames(self._frames, self._accepts_any) if isinstance(self._frames, str) else None
+        if not (policy.training and torch.is_grad_enabled() and self._enabled) or self._idle:
+            return host(*call.args, **call.kwargs)
+        if not self._verified and not torch.compiler.is_compiling():
+            self._verify(policy)
+        pair = read_frames(call, self._frames, taken)
+        self._captured, self._armed = None, True
+        try:
+            output = host(*call.args, **call.kwargs)
+        finally:
+            self._armed = False
+            hidden, self._captured = self._captured, None
+        if hidden is None:
+            raise TapNeverFired(
+                f"no tensor passed {self.config.tap!r} ({self.config.tap_kind}) in this training forward of "
+                f"{type(policy).__name__}, so nothing can be aligned. Either the host does not call its blocks "
+                "(register a PolicySpec with tap='norm' and final_norm=), or they were compiled and run before "
+                "attach_lara (attach first), or blocks= names the wrong list"
+            )
+        vectors, valid = self._align_rows(hidden, action_steps(call.batch), pair.valid, call.first)
+        if self._align_weight == 0:
+            vectors = vectors.detach()  # w1 = 0: not even a zero may flow into the policy
+        else:
+            self._check_gradient(policy, hidden)
+        terms = self(vectors, pair.present, pair.future, valid, pair.valid.to(vectors.device))
+        self._remember(terms)
+        if not torch.compiler.is_compiling():
+            self._stop_if_not_finite(hidden, terms)
+            self._monitor.observe(self._values, self.config.train_lam)
+        if not self.config.add_to_loss:
+            return output
+        return fold_loss(output, terms["total"], terms["per_sample"], self._host_metrics)
+
+    def forward(
+        self,
+        vectors: torch.Tensor,
+        present: torch.Tensor,
+        future: torch.Tensor,
+        valid: torch.Tensor,
+        real: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The LARA terms. Called as a module, so that FSDP and ZeRO-3 gather its parameters; tensors in and out.
+
+        Args:
+            vectors: [r, B, D] the aligned hidden vectors, of r noise draws of each sample.
+            present: [B, V, 3, H, W] frames.
+            future: [B, V, 3, H, W] frames.
+            valid: [r, B] bool, where the alignment counts: the pair is real and the action is not all padding.
+            real: [B] bool, where the pair is real; the LAM also learns from pairs without an action.
+
+        Returns:
+            align, lam, total: scalars; per_sample: [B], mean = total; and what metrics() reports.
+        """
+        batch, views = present.shape[:2]
+        latent, lam_loss, report = self._latent(present.flatten(0, 1), future.flatten(0, 1), real, views)
+        device_type = vectors.device.type
+        with torch.autocast(device_type=device_type, enabled=False):
+            target = latent.float().unflatten(0, (batch, views)).flatten(2)  # [B, V, N * D]
+            scaled = scale_gradient(target, self.config.lam_grad_scale)
+            projected = self.projector(vectors.to(_dtype_of(self.projector)))
+            if projected.shape[-1] != target.shape[-1]:
+                raise LaraArgumentError(
+                    f"the projector gives width {projected.shape[-1]}, but the latent action has {target.shape[-1]}"
+                )
+            projected = projected.float()
+            align_rows = torch.stack(
+                [
+                    self._alignment(projected[draw], scaled[:, view], valid[draw])
+                    for draw in range(len(vectors))
+                    for view in range(views)
+                ]
+            ).unflatten(0, (len(vectors), views))
+            per_row = align_rows.mean(1)  # [r, B]
+            align = masked_mean(per_row.flatten(), valid.flatten())
+            now = self._step.clone()
+            w1, w2 = weight_at(self._align_weight, now), weight_at(self._lam_weight, now)
+            total = w1 * align + w2 * lam_loss
+            # one loss per sample with the same mean, for hosts that weight samples themselves
+            share = torch.where(valid, per_row, torch.zeros_like(per_row)).sum(0) * batch / valid.sum().clamp_min(1)
+            per_sample = w1 * share + w2 * lam_loss
+        with torch.no_grad():
+            cosine = torch.cosine_similarity(projected[:, :, None], target[None], dim=-1).mean(2)
+            spread, direction = self._latent_statistics(target.detach(), real)
+            self._step.add_(1)
+        report = {name: value.detach() for name, value in report.items()}
+        return {
+            "align": align,
+            "lam": lam_loss,
+            "total": total,
+            "per_sample": per_sample,
+            "align_weight": torch.as_tensor(w1),
+            "lam_weight": torch.as_tensor(w2),
+            "cosine": masked_mean(cosine.flatten(), valid.flatten()).detach(),
+            "valid_fraction": valid.float().mean(),
+            "latent_std": spread,
+            "mean_direction": direction,
+            **report,
+        }
+
+    def _latent(
+        self, present: torch.Tensor, future: torch.Tensor, real: torch.Tensor, views: int
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """The latent action of each pair, the LAM's loss and what it reports; frozen: no graph and no loss."""
+        draws = self._own_draws() if self._lam_draws and self.training else contextlib.nullcontext()
+        if not self.config.train_lam:
+            with torch.no_grad(), draws:
+                latent = self.lam.encode(present, future).continuous.detach()
+            return latent, torch.zeros((), device=latent.device), {}
+        rows = real.repeat_interleave(views)
+        with draws:
+            if self._lam_takes_valid:
+                output = self.lam(present, future, valid=rows)
+            else:  # a LAM that knows no flags gets copies of a valid pair in place of the invalid ones
+                first = rows.to(torch.uint8).argmax()
+                index = torch.where(rows, torch.arange(len(rows), device=rows.device), first)
+                output = self.lam(present[index], future[index])
+        # without a valid pair the loss is 0, yet every parameter takes part (DDP)
+        loss = output.loss.float() * real.any()
+        report = {
+            name: value
+            for name in _LAM_REPORT
+            if isinstance(value := getattr(output, name, None), torch.Tensor) and value.numel() == 1
+        }
+        if "reconstruction_loss" in report and "copy_loss" in report:
+            report["reconstruction_over_copy"] = report["reconstruction_loss"] / report["copy_loss"].clamp_min(1e-12)
+        return output.latent.continuous, loss, report
+
+    @contextlib.contextmanager
+    def _own_draws(self) -> Iterator[None]:
+        """Keep a LAM's random draws from shifting the policy's noise."""
+        device = self._step.device
+        devices = [device] if device.type != "cpu" else []
+        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+            torch.manual_seed(self._draw_seed + int(self._step))
+            yield
+
+    def _latent_statistics(self, latent: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Std of the latent over the batch, and |E[z/|z|]|^2 over the recent batches (LAM collapse: -> 1)."""
+        weight = valid.to(latent.dtype)[:, None]
+        count = weight.sum().clamp_min(1)
+        flat = latent.mean(1)
+        mean = (flat * weight).sum(0) / count
+        spread = (((flat - mean) ** 2 * weight).sum(0) / count).sqrt().mean()
+        unit = nn.functional.normalize(flat, dim=-1)
+        now = (unit * weight).sum(0) / count
+        rate = torch.where(valid.any(), 0.05, 0.0)
+        self._direction.mul_(1 - rate).add_(rate * now)
+        share = 1 - 0.95 ** (self._step + 1).float()
+        return spread, (self._direction / share).square().sum()
+
+    # ------------------------------------------------------------------ guards
+
+    def _align_rows(
+        self, hidden: torch.Tensor, steps: ActionSteps | None, valid: torch.Tensor, first: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The token of each row as [r, B, D], and which rows count as [r, B]."""
+        batch, rows = len(valid), hidden.shape[0]
+        draws = rows // batch if rows % batch == 0 else 0
+        if draws == 0 or (draws > 1 and self.spec.draws is None):
+            raise TokenError(
+                f"the tapped hidden state has {rows} rows, but the batch has {batch} pairs of frames. If this policy "
+                "repeats each sample for several noise draws, say how: PolicySpec(draws='tile' or 'interleave')"
+            )
+        tiled = self.spec.draws != "interleave"
+        if self.config.hidden_width is not None and hidden.shape[-1] != self.config.hidden_width:
+            raise TokenError(
+                f"the tapped hidden state has width {hidden.shape[-1]}, but {self.config.hidden_width} was expected from "
+                f"{self.config.blocks!r}; pass projector= as a module from {hidden.shape[-1]} to "
+                f"{self.config.latent_width}"
+            )
+        if steps is not None and draws > 1 and len(steps.valid) == batch:
+            repeated = steps.valid.repeat(draws, 1) if tiled else steps.valid.repeat_interleave(draws, 0)
+            steps = ActionSteps(repeated)
+        vectors, has_action = select_token(hidden, steps, self._token, self.spec.action_tokens, first)
+        valid = valid.to(hidden.device)
+
+        def by_draw(tensor: torch.Tensor) -> torch.Tensor:
+            if tiled:
+                return tensor.unflatten(0, (draws, batch))
+            return tensor.unflatten(0, (batch, draws)).transpose(0, 1)
+
+        counted = valid[None].expand(draws, batch)
+        return by_draw(vectors), counted if has_action is None else counted & by_draw(has_action)
+
+    def _verify(self, policy: nn.Module) -> None:
+        """Once, at the first training forward: what was attached is still what runs."""
+        if getattr(policy, "_is_replica", False):
+            raise AttachOrderError(
+                "this policy is a replica of nn.DataParallel, whose threads share one adapter; "
+                "start one process per GPU instead: torchrun or accelerate launch"
+            )
+        frozen = sorted(self._trainable - {n for n, p in self.named_parameters() if p.requires_grad})
+        added = sorted(n for n, _ in self.named_parameters() if "lora_" in n)
+        if added or frozen:
+            what = f"put LoRA into {added[:3]}" if added else f"froze {frozen[:3]}"
+            raise AttachOrderError(
+                f"something {what} of LARA after attach_lara (get_peft_model does so to whatever is attached). "
+                "Order: policy = get_peft_model(policy, ...); lara = attach_lara(policy, ...); then the optimizer"
+            )
+        hooked = policy
+        for name in filter(None, self.config.tap.split(".")):
+            hooked = getattr(hooked, name, None)  # type: ignore[assignment]
+            hooked = getattr(hooked, "_orig_mod", hooked)
+        hooks = {**getattr(hooked, "_forward_hooks", {}), **getattr(hooked, "_forward_pre_hooks", {})}
+        if not any(getattr(hook, "__self__", None) is self for hook in hooks.values()):
+            raise AttachOrderError(
+                f"the module at {self.config.tap!r} was replaced after attach_lara, so its hook is lost; "
+                "lara.detach() and attach again"
+            )
+        self._verified = True
+
+    def _check_gradient(self, policy: nn.Module, hidden: torch.Tensor) -> None:
+        """The alignment must reach the policy."""
+        if hidden.requires_grad:
+            return
+        own = {id(p) for p in self.parameters()}
+        if any(p.requires_grad and id(p) not in own for p in policy.parameters()):
+            raise TapDetached(
+                f"the hidden state at {self.config.tap!r} does not require grad, so LARA cannot reach the policy. Either "
+                "no trainable parameter lies below that layer (unfreeze some, or tap a later layer), or reentrant "
+                "gradient checkpointing cut the graph: use_reentrant=False"
+            )
+
+    def _stop_if_not_finite(self, hidden: torch.Tensor, terms: dict[str, torch.Tensor]) -> None:
+        """One synchronisation with the device; the search for the culprit only if something is wrong."""
+        if bool(torch.isfinite(torch.stack([terms["align"].detach(), terms["lam"].detach()])).all()):
+            return
+        for name, value in (
+            ("the policy's hidden state", hidden),
+            *((f"the LAM's {n}", terms[n]) for n in _LAM_REPORT if n in terms),
+            ("the LAM's latent action (latent_std)", terms["latent_std"]),
+            ("the alignment loss", terms["align"]),
+            ("the LAM's loss", terms["lam"]),
+        ):
+            if not torch.isfinite(value.detach()).all():
+                raise NonFiniteError(
+                    f"LARA: {name} is not finite at step {self.step - 1}; stopped before it reaches a weight "
+                    f"(align {float(terms['align'].detach()):.4g}, LAM {float(terms['lam'].detach()):.4g})"
+                )
+
+    def _remember(self, terms: dict[str, torch.Tensor]) -> None:
+        self._losses = LaraLosses(terms["align"], terms["lam"], terms["total"])
+        self._values = {
+            _RENAMED.get(name, name): value.detach() for name, value in terms.items() if name != "per_sample"
+        }
+
+    def _host_metrics(self) -> dict[str, float]:
+        return {f"lara/{name}": float(value) for name, value in self._values.items()}
+
+    # ------------------------------------------------------------------ nn.Module, where its defaults would be wrong
+
+    def train(self, mode: bool = True) -> LaraAdapter:
+        """As always, but a frozen LAM stays in eval mode."""
+        super().train(mode)
+        if not self.config.train_lam or self._idle:
+            self.lam.eval()
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LaraAdapter:
+        """Moves follow the policy; a cast of the whole policy to 16 bits does not reach LARA's float32 weights."""
+
+        def keep_float32(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            halved = moved.dtype in (torch.bfloat16, torch.float16) and tensor.dtype == torch.float32
+            return tensor.to(moved.device) if halved else moved
+
+        return super()._apply(keep_float32, recurse)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint of the policy without LARA loads strictly: the adapter keeps its weights."""
+        if not any(name.startswith(prefix) for name in state_dict):
+            logger.warning("the checkpoint has no LARA weights (%s*): projector and LAM keep theirs", prefix)
+            state_dict.update(self.state_dict(prefix=prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For deepcopy and pickle: without what the last forward left behind."""
+        state = self.__dict__.copy()
+        state.update(_captured=None, _losses=None, _armed=False)
+        state["_values"] = {name: float(value) for name, value in self._values.items()}
+        return state
+
+    def extra_repr(self) -> str:
+        """The settings, in print(policy)."""
+        c = self.config
+        return f"layer={c.layer}/{c.depth}, tap={c.tap!r}, token={c.token!r}, train_lam={c.train_lam}"
+
+
+_LAM_REPORT = ("reconstruction_loss", "copy_loss", "codebook_loss", "commitment_loss", "perceptual_loss", "perplexity",
+               "codes_used")  # fmt: skip
+_RENAMED = {"align": "align_loss", "lam": "lam_loss"}
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    for parameter in module.parameters():
+        return parameter.dtype
+    return torch.float32

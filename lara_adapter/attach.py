@@ -1,0 +1,331 @@
+"""Attach LARA to a policy and take it off again: the one place that touches a policy."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import __version__
+from .adapter import LaraAdapter, build_projector
+from .config import LaraConfig
+from .errors import AdapterFormatError, AttachOrderError, LaraArgumentError
+from .losses import Alignment, resolve_alignment
+from .policies import GENERIC, PolicySpec, find_spec
+from .schedules import Weight, check_weight, weight_to_json
+from .tap import resolve_tap
+from .tokens import TokenRule, check_rule
+
+__all__ = ["attach_lara", "load_lara"]
+
+_NAME = "lara"  # attribute of the owner under which the adapter is registered
+_HOST_FORWARD = "_lara_host_forward"  # instance attribute: a forward that the instance had of its own
+_DEFAULT_FRAMES = "lara_frames"
+
+_WRAPPERS = {
+    "DistributedDataParallel": "attach_lara first, then DDP(policy)",
+    "DataParallel": "use torchrun or accelerate launch, one process per GPU, and attach_lara before wrapping",
+    "FullyShardedDataParallel": "attach_lara first, then FSDP(policy)",
+    "DeepSpeedEngine": "attach_lara first, then deepspeed.initialize",
+    "OptimizedModule": "attach_lara first, then torch.compile(policy)",
+}
+
+
+def attach_lara(
+    policy: nn.Module,
+    lam: nn.Module | str | Path,
+    layer: int | str = -3,
+    *,
+    blocks: str | nn.Module | None = None,
+    frames: str | Callable[[Any], Any] = _DEFAULT_FRAMES,
+    token: TokenRule = "last_valid",
+    projector: str | nn.Module = "mlp",
+    alignment: str | Alignment = "cosine",
+    align_weight: Weight = 0.01,
+    lam_weight: Weight = 0.01,
+    lam_grad_scale: float = 1.0,
+    train_lam: bool = True,
+    add_to_loss: bool = True,
+) -> LaraAdapter:
+    """Attach LARA to a policy: from now on its training forward returns L_ACT + w1 L_LARA + w2 L_LAM (LARA, Eq. 7).
+
+    Call it after `get_peft_model`, and before the optimizer, DDP, FSDP, DeepSpeed, `accelerate.prepare`, Trainer and
+    torch.compile. In eval mode and under no_grad the policy runs as if nothing were attached.
+
+    Args:
+        policy: any module with a diffusion-transformer action head whose forward takes a batch and returns a loss: a
+            mapping or object with "loss", a tuple (loss, ...), or a tensor of losses. A PeftModel is welcome.
+        lam: a LatentActionModel, a folder or Hub id of one, or a module with `encode(frame_t, frame_future)` and
+            `forward(frame_t, frame_future)` returning the same fields, and `latent_width`.
+        layer: which hidden state, as an index into [embeddings, after block 1, ..., after block L]: -1 the last
+            block, -3 the paper's L-2, k > 0 after block k. Also "L", "L-2".
+        blocks: dotted path (or the ModuleList itself) of the DiT's blocks; None: by the policy table, else by structure.
+        frames: batch key of uint8 [0, 255] or float [0, 1] frames [B, 2, 3, H, W] (present, future) or
+            [B, V, 2, 3, H, W], with optional flags bool [B] under `<key>_valid`; or a callable(first argument of the
+            policy's forward) -> FramePair. With several views the one prediction is aligned with each view's latent
+            action and the losses are averaged.
+        token: "last_valid" (the last action step of each sample that is not padding), "mean_valid", "last", an int
+            (step of the action chunk), or a callable(hidden [R, S, D], batch) -> [R, D].
+        projector: "mlp" (paper), "linear" (official release), or a module from the hidden width to the latent width.
+        alignment: "cosine" (LARA, Eq. 6), "contrastive" (in-batch InfoNCE), or a callable(projected [B, W],
+            latent [B, W]) -> [B].
+        align_weight: w1 >= 0: a float, a schedule of :mod:`lara_adapter.schedules`, or a callable(step) -> float.
+        lam_weight: w2 >= 0, likewise. Both constant 0: LARA is idle and training is bit-identical to never attaching.
+        lam_grad_scale: factor >= 0 on the alignment gradient that reaches the LAM (1: the paper; 0: stop-gradient).
+        train_lam: False: frozen LAM (LARA, Eq. 5); its loss is not computed.
+        add_to_loss: False: the policy's loss is left alone and `lara.losses.total` is yours to add.
+
+    Returns:
+        The adapter, registered in the policy's tree as `lara`.
+
+    Raises:
+        TapNotFound: the blocks or the layer cannot be found, or several lists of blocks fit.
+        AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
+        LaraArgumentError: an argument has a value outside the above.
+        AdapterFormatError: `lam` is a folder or repository that holds no latent action model.
+    """
+    wrapper = policy
+    policy = _unwrap_peft(policy)
+    _refuse_wrapped(policy)
+    spec = find_spec(policy)
+    if blocks is not None and blocks != spec.blocks:
+        # the user's blocks: what the table says of how to read its own blocks does not apply
+        spec = PolicySpec(GENERIC.name, frames=spec.frames, owner=spec.owner)
+    tap = resolve_tap(policy, layer, blocks, spec)
+    check_rule(token)
+    check_weight("align_weight", align_weight)
+    check_weight("lam_weight", lam_weight)
+    if callable(lam_grad_scale):
+        raise LaraArgumentError("attach_lara: lam_grad_scale is callable, but a finite number >= 0 is wanted")
+    check_weight("lam_grad_scale", lam_grad_scale)
+    if not isinstance(frames, str) and not callable(frames):
+        raise LaraArgumentError(f"attach_lara: frames={frames!r}, but a batch key or a callable is wanted")
+    align, align_json = resolve_alignment(alignment)
+    lam = _resolve_lam(lam)
+    if _shares_parameters(lam, policy):
+        raise LaraArgumentError(
+            "attach_lara: the LAM shares parameters with the policy; give each policy a LAM of its own (copy.deepcopy(lam))"
+        )
+    width = _latent_width(lam)
+    if frames == _DEFAULT_FRAMES:
+        frames = spec.frames
+    config = LaraConfig(
+        layer=tap.layer,
+        depth=tap.depth,
+        blocks=tap.blocks,
+        tap=tap.path,
+        tap_kind=tap.kind,
+        hidden_width=None if isinstance(projector, nn.Module) else tap.width,
+        latent_width=width,
+        frames=frames if isinstance(frames, str) else None,
+        token=token if isinstance(token, (str, int)) else None,
+        projector=projector if isinstance(projector, str) else None,
+        alignment=align_json,
+        align_weight=weight_to_json(align_weight),
+        lam_weight=weight_to_json(lam_weight),
+        lam_grad_scale=float(lam_grad_scale),
+        train_lam=bool(train_lam),
+        add_to_loss=bool(add_to_loss),
+        policy_family=spec.name,
+        policy_class=type(policy).__name__,
+        lara_version=__version__,
+    )
+    # a forked generator, so that attaching does not change what the policy draws afterwards
+    with torch.random.fork_rng(devices=[]):
+        head = build_projector(projector, tap.width, width)
+    adapter = LaraAdapter(
+        policy,
+        lam,
+        head,
+        config,
+        spec=spec,
+        frames=frames,
+        token=token,
+        alignment=align,
+        align_weight=align_weight,
+        lam_weight=lam_weight,
+    )
+    object.__setattr__(adapter, "_peft", None if wrapper is policy else wrapper)
+    adapter.to(_device_of(policy.get_submodule(tap.path), policy))
+    _put_on(adapter)
+    return adapter
+
+
+def load_lara(
+    policy: nn.Module, repo_or_dir: str | Path, *, revision: str | None = None, **overrides: Any
+) -> LaraAdapter:
+    """Attach a saved adapter.
+
+    Args:
+        policy: a policy like the one it was saved from, not yet attached.
+        repo_or_dir: folder written by `lara.save_pretrained`, or a Hub repository id.
+        revision: branch, tag or commit of the repository; None: its main branch.
+        **overrides: arguments of :func:`attach_lara` that replace the saved ones (needed for what was a callable).
+
+    Raises:
+        AdapterFormatError: truncated, foreign or newer files, or tensors that do not fit this policy or LAM.
+        TapNotFound: this policy has not the saved blocks or layer.
+    """
+    from .hub import read_adapter
+
+    saved = read_adapter(repo_or_dir, revision)
+    arguments = {**saved.arguments, **overrides}
+    missing = sorted(name for name, value in arguments.items() if value is None and name != "blocks")
+    if missing:
+        raise AdapterFormatError(
+            f"{saved.source} was saved with callables or modules for {missing}, which cannot be stored; "
+            f"pass them: load_lara(policy, ..., {missing[0]}=...)"
+        )
+    if "lam" not in arguments:
+        raise AdapterFormatError(f"{saved.source} holds no latent action model; pass it: load_lara(policy, ..., lam=...)")
+    adapter = attach_lara(policy, arguments.pop("lam"), arguments.pop("layer"), **arguments)
+    try:
+        saved.restore(adapter)
+    except BaseException:
+        adapter.detach()
+        raise
+    return adapter
+
+
+# ---------------------------------------------------------------------- putting on and taking off
+
+
+def _entry(owner: tuple[str, ...], signature: inspect.Signature) -> Callable[..., Any]:
+    """The function bound as the policy's `forward`.
+
+    It carries the original's signature: transformers' Trainer reads it (a **kwargs would stop the division by the
+    accumulation steps), and no `__wrapped__`: accelerate unwraps along it and would strip LARA. It finds the adapter
+    through `self`, so that a deep copy of the policy uses the copy's adapter.
+    """
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self
+        for name in owner:
+            module = getattr(module, name)
+        own = self.__dict__.get(_HOST_FORWARD)
+        host = types.MethodType(type(self).forward, self) if own is None else own
+        return getattr(module, _NAME).run(self, host, args, kwargs)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    forward.__doc__ = "The policy's own forward with the LARA terms folded into its loss; see lara_adapter."
+    return forward
+
+
+def _put_on(adapter: LaraAdapter) -> None:
+    policy, config, spec = adapter.policy, adapter.config, adapter.spec
+    tapped = policy.get_submodule(config.tap)
+    policy.get_submodule(spec.owner).add_module(_NAME, adapter)
+    if config.tap_kind == "output":
+        tapped.register_forward_hook(adapter.capture_output)
+    else:
+        tapped.register_forward_pre_hook(adapter.capture_input, with_kwargs=True)
+    signature = inspect.signature(policy.forward)
+    own = policy.__dict__.get("forward")
+    if own is not None:
+        policy.__dict__[_HOST_FORWARD] = own
+    unbound = signature.replace(
+        parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
+    )
+    owner = tuple(filter(None, spec.owner.split(".")))
+    object.__setattr__(policy, "forward", types.MethodType(_entry(owner, unbound), policy))
+
+
+def take_off(adapter: LaraAdapter) -> None:
+    """Undo what attaching did to the policy.
+
+    Raises:
+        AttachOrderError: the adapter is not attached.
+    """
+    if not adapter.attached:
+        raise AttachOrderError("lara.detach: this adapter is not attached to a policy")
+    policy = adapter.policy
+    for module in policy.modules():
+        for hooks, companions in (
+            (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+            (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+        ):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is adapter]:
+                for table in (hooks, *companions):
+                    table.pop(key, None)
+    delattr(policy.get_submodule(adapter.spec.owner), _NAME)
+    policy.__dict__.pop("forward", None)
+    own = policy.__dict__.pop(_HOST_FORWARD, None)
+    if own is not None:
+        policy.__dict__["forward"] = own
+    adapter.attached = False
+
+
+# ---------------------------------------------------------------------- what attach_lara is given
+
+
+def _unwrap_peft(policy: nn.Module) -> nn.Module:
+    """The model inside a PeftModel: its forward runs within the wrapper's, and it outlives merge_and_unload."""
+    if not isinstance(policy, nn.Module):
+        raise LaraArgumentError(f"attach_lara: policy is a {type(policy).__name__}, but an nn.Module is wanted")
+    if any(cls.__name__ == "PeftModel" for cls in type(policy).__mro__):
+        return policy.get_base_model()  # type: ignore[operator]
+    return policy
+
+
+def _refuse_wrapped(policy: nn.Module) -> None:
+    for path, module in policy.named_modules():
+        if path and any(cls.__name__ == "LaraAdapter" for cls in type(module).__mro__):
+            raise AttachOrderError(
+                f"attach_lara: this policy has LARA already, at {path!r}; policy.{path}.detach() first"
+            )
+    for path, module in policy.named_modules():
+        names = {cls.__name__ for cls in type(module).__mro__}
+        where = path or "the policy itself"
+        for wrapper, mend in _WRAPPERS.items():
+            # a compiled part is fine as long as it has not run: a hook put on a block later still fires
+            if wrapper in names and (wrapper != "OptimizedModule" or not path):
+                raise AttachOrderError(f"attach_lara: {where} is wrapped in {wrapper}; {mend}")
+        if "FSDPModule" in names:
+            raise AttachOrderError(
+                f"attach_lara: {where} is sharded by fully_shard; attach_lara first, then fully_shard"
+            )
+    if getattr(policy, "_compiled_call_impl", None) is not None:
+        raise AttachOrderError("attach_lara: policy.compile() was called already; attach_lara first, then compile")
+    if getattr(policy, "_is_accelerate_prepared", False) or "_original_forward" in policy.__dict__:
+        raise AttachOrderError(
+            "attach_lara: the policy was prepared by accelerate already; order: attach_lara, optimizer, accelerator.prepare"
+        )
+
+
+def _resolve_lam(lam: nn.Module | str | Path) -> nn.Module:
+    if isinstance(lam, (str, Path)):
+        from .lam import LatentActionModel
+
+        return LatentActionModel.from_pretrained(lam)
+    if not isinstance(lam, nn.Module) or not callable(getattr(lam, "encode", None)):
+        raise LaraArgumentError(
+            f"attach_lara: lam is a {type(lam).__name__}, but a LatentActionModel, a folder or Hub id of one, or a module "
+            "with encode and forward is wanted"
+        )
+    return lam
+
+
+def _latent_width(lam: nn.Module) -> int:
+    width = getattr(lam, "latent_width", None)
+    if not isinstance(width, int) or width < 1:
+        raise LaraArgumentError(
+            f"attach_lara: lam.latent_width is {width!r}; a LAM of your own needs it: the number of values in one latent "
+            "action (tokens x width)"
+        )
+    return width
+
+
+def _shares_parameters(lam: nn.Module, policy: nn.Module) -> bool:
+    own = {id(p) for p in policy.parameters()}
+    return any(id(p) in own for p in lam.parameters())
+
+
+def _device_of(module: nn.Module, policy: nn.Module) -> torch.device:
+    for parameter in (*module.parameters(), *policy.parameters()):
+        return parameter.device
+    return torch.device("cpu")

@@ -1,0 +1,191 @@
+"""`lara.check(batch, optimizer)`: prove on one batch that LARA reaches what it should, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .errors import LaraArgumentError, OptimizerCoverageError
+
+if TYPE_CHECKING:
+    from .adapter import LaraAdapter
+
+__all__ = ["CheckReport", "run_check"]
+
+
+@dataclass
+class CheckReport:
+    """What one forward and backward of the LARA terms alone showed. `print(report)` is readable.
+
+    Attributes:
+        tap: dotted path that fired.
+        layer: absolute layer index.
+        losses: align, lam, total.
+        valid_fraction: share of the batch's pairs that count.
+        blocks_below: blocks at or below the tap that have trainable parameters.
+        blocks_reached: those of them that got a gradient.
+        blocks_above_reached: blocks above the tap that got a gradient (must be 0).
+        projector_reached: whether the projector got a gradient.
+        lam_reached: whether the LAM got a gradient; None with a frozen LAM.
+        parameters: trainable parameters that LARA adds.
+        optimizer_covers: whether the optimizer holds all of them; None without one.
+        problems: what is wrong, in words; empty if all is well.
+    """
+
+    tap: str
+    layer: int
+    losses: dict[str, float]
+    valid_fraction: float
+    blocks_below: int
+    blocks_reached: int
+    blocks_above_reached: int
+    projector_reached: bool
+    lam_reached: bool | None
+    parameters: int
+    optimizer_covers: bool | None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lam = "frozen" if self.lam_reached is None else ("reached" if self.lam_reached else "NOT reached")
+        optimizer = {None: "not given", True: "holds every LARA parameter", False: "INCOMPLETE"}[self.optimizer_covers]
+        lines = [
+            f"tap        {self.tap} fired (layer {self.layer})",
+            f"losses     {', '.join(f'{name} {value:.4f}' for name, value in self.losses.items())}",
+            f"pairs      {self.valid_fraction:.0%} valid",
+            f"gradient   {self.blocks_reached} of {self.blocks_below} trainable blocks at or below the tap, "
+            f"{self.blocks_above_reached} above it; projector {'reached' if self.projector_reached else 'NOT reached'}; "
+            f"LAM {lam}",
+            f"optimizer  {optimizer} ({self.parameters:,} trainable parameters)",
+            *(f"PROBLEM    {problem}" for problem in self.problems),
+        ]
+        return "\n".join(lines)
+
+
+def run_check(adapter: LaraAdapter, batch: Any, optimizer: torch.optim.Optimizer | None) -> CheckReport:
+    """Run one training forward and the backward of the LARA terms; leave no trace of it.
+
+    Gradients, buffers, the LAM's weights (its codebook may be refreshed in a forward), the mode, the random state and
+    the step are put back. Under torch.distributed call it on every rank.
+
+    Args:
+        adapter: an attached adapter.
+        batch: what the policy's forward takes: a mapping (given as one argument, or as keywords where the forward's
+            parameters are its keys), or a tuple of positional arguments.
+        optimizer: the optimizer that will train; None: not checked.
+
+    Raises:
+        OptimizerCoverageError: the optimizer lacks trainable LARA parameters.
+        LaraArgumentError: LARA is detached, idle (both weights 0) or disabled.
+        LaraError: whatever a training step would raise: TapNeverFired, FrameError, NonFiniteError, ...
+    """
+    policy = adapter.policy
+    if not adapter.attached or adapter._idle or not adapter._enabled:
+        state = "detached" if not adapter.attached else "idle (both weights are 0)" if adapter._idle else "disabled"
+        raise LaraArgumentError(f"lara.check: LARA is {state}, so there is nothing to check")
+    covers = None if optimizer is None else _check_optimizer(adapter, optimizer)
+    with _no_trace(adapter, policy):
+        policy.train()
+        _call(policy, batch)
+        losses = adapter.losses
+        losses.total.backward()
+        values = adapter.metrics()
+        report = _report(adapter, policy, values, covers)
+    return report
+
+
+def _report(adapter: LaraAdapter, policy: nn.Module, values: dict[str, float], covers: bool | None) -> CheckReport:
+    blocks = list(policy.get_submodule(adapter.config.blocks).children())
+    below, above = blocks[: adapter.config.layer], blocks[adapter.config.layer :]
+    trainable_below = [b for b in below if any(p.requires_grad for p in b.parameters())]
+    reached = sum(map(_has_gradient, trainable_below))
+    leaked = sum(map(_has_gradient, above))
+    frozen = not adapter.config.train_lam
+    projector = _has_gradient(adapter.projector)
+    lam = None if frozen else _has_gradient(adapter.lam)
+    problems = []
+    if values["valid_fraction"] == 0:
+        problems.append("no pair of this batch counts: every future frame is past its episode's end, or all is padding")
+    if adapter._align_weight != 0:
+        if not projector:
+            problems.append("no gradient reached the projector")
+        if trainable_below and reached < len(trainable_below):
+            problems.append(f"only {reached} of {len(trainable_below)} trainable blocks below the tap got a gradient")
+    if lam is False:
+        problems.append("no gradient reached the LAM")
+    if leaked:
+        problems.append(f"{leaked} blocks above the tap got a gradient")
+    return CheckReport(
+        tap=adapter.config.tap,
+        layer=adapter.config.layer,
+        losses={name: values[key] for name, key in (("align", "align_loss"), ("lam", "lam_loss"), ("total", "total"))},
+        valid_fraction=values["valid_fraction"],
+        blocks_below=len(trainable_below),
+        blocks_reached=reached,
+        blocks_above_reached=leaked,
+        projector_reached=projector,
+        lam_reached=lam,
+        parameters=sum(p.numel() for p in adapter.parameters() if p.requires_grad),
+        optimizer_covers=covers,
+        problems=problems,
+    )
+
+
+def _has_gradient(module: nn.Module) -> bool:
+    return any(p.grad is not None and bool((p.grad != 0).any()) for p in module.parameters())
+
+
+def _check_optimizer(adapter: LaraAdapter, optimizer: torch.optim.Optimizer) -> bool:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in adapter.named_parameters() if p.requires_grad and id(p) not in held]
+    if missing:
+        raise OptimizerCoverageError(
+            f"the optimizer lacks {len(missing)} trainable LARA parameters, among them {missing[:4]}: they would never be "
+            "trained. Create it after attach_lara from policy.parameters(), or optimizer.add_param_group for each of "
+            "lara.param_groups(lr)"
+        )
+    return True
+
+
+def _call(policy: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, tuple):
+        return policy(*batch)
+    names = inspect.signature(policy.forward).parameters
+    if isinstance(batch, Mapping) and batch and all(str(key) in names for key in batch):
+        return policy(**batch)
+    return policy(batch)
+
+
+@contextlib.contextmanager
+def _no_trace(adapter: LaraAdapter, policy: nn.Module) -> Iterator[None]:
+    parameters = list(policy.parameters())
+    gradients = [p.grad for p in parameters]
+    modes = [(module, module.training) for module in policy.modules()]
+    saved = [(t, t.detach().clone()) for t in (*policy.buffers(), *adapter.lam.parameters())]
+    kept = {name: adapter.__dict__[name] for name in ("_losses", "_values", "_verified")}
+    calls = adapter._monitor._calls
+    for p in parameters:
+        p.grad = None
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for p, gradient in zip(parameters, gradients):
+            p.grad = gradient
+        with torch.no_grad():
+            for tensor, before in saved:
+                tensor.data.copy_(before)
+        for module, mode in modes:
+            module.training = mode
+        adapter.__dict__.update(kept)
+        adapter._monitor._calls = calls

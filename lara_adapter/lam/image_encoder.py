@@ -1,0 +1,196 @@
+"""Image encoders: a frozen vision backbone from the Hub, or a small one that is trained with the rest.
+
+Both map images [B, 3, H, W] float in [0, 1] to tokens [B, P, E]: prefix tokens (CLS, registers) first, then the
+patches in reading order (left to right, top to bottom).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LaraArgumentError
+from .config import LatentActionConfig
+from .outside import OutsideTree
+from .pixels import resize
+from .transformer import TransformerLayer, as_parameter, initialize
+
+__all__ = ["FrozenImageEncoder", "PatchEncoder", "build_image_encoder", "describe_image_encoder"]
+
+
+def _load_backbone(name: str, revision: str | None) -> nn.Module:
+    """Load the vision tower of a Hub id or folder: safetensors only, no remote code, float32."""
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise LaraArgumentError(
+            f"image_encoder={name!r} needs transformers (pip install 'lara-adapter[lam]'), which cannot be imported: "
+            f"{error}"
+        ) from error
+    try:
+        # A pickle can run code on loading, and torch < 2.6 not even weights_only prevents that (CVE-2025-32434).
+        model = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise LaraArgumentError(
+            f"image_encoder={name!r} (revision {revision!r}) cannot be loaded: {error}. Wanted is a Hub id or a local "
+            "folder of a vision backbone with safetensors weights; convert pickled weights with save_pretrained"
+        ) from error
+    # CLIP and SigLIP checkpoints hold a text tower too
+    return getattr(model, "vision_model", model).float()
+
+
+def _run(backbone: Any, images: Tensor) -> Tensor:
+    """Tokens [B, P, E] of normalised images [B, 3, S, S]."""
+    if getattr(backbone.config, "model_type", "") == "vit_mae":
+        # HF's ViTMAE shuffles the patches by random noise even when it masks none. Rising noise keeps the order.
+        count = backbone.embeddings.patch_embeddings.num_patches
+        noise = torch.arange(count, device=images.device, dtype=torch.float32).expand(images.shape[0], -1)
+        tokens = backbone(pixel_values=images, noise=noise).last_hidden_state
+    else:
+        tokens = backbone(pixel_values=images).last_hidden_state
+    # convolutional backbones return [B, E, h, w]
+    return tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens
+
+
+def _geometry(backbone: Any, size: int) -> dict[str, int]:
+    """The configuration fields that follow from a backbone and the side of its input, found by a dry run."""
+    first = next(backbone.parameters())
+    with torch.no_grad():
+        try:
+            tokens = _run(backbone, torch.zeros(1, 3, size, size, device=first.device, dtype=first.dtype))
+        except (RuntimeError, ValueError) as error:
+            raise LaraArgumentError(f"encoder_image_size={size} does not suit the image encoder: {error}") from error
+    patch = getattr(backbone.config, "patch_size", None)
+    grid = size // patch if isinstance(patch, int) else math.isqrt(tokens.shape[1])
+    return {
+        "encoder_image_size": size,
+        "encoder_patch_size": size // grid,
+        "encoder_prefix_tokens": tokens.shape[1] - grid * grid,
+        "encoder_width": tokens.shape[2],
+    }
+
+
+def _prepare(backbone: nn.Module) -> nn.Module:
+    if getattr(backbone.config, "model_type", "") == "vit_mae":
+        backbone.config.mask_ratio = 0.0
+    return backbone.requires_grad_(False).eval()
+
+
+def describe_image_encoder(name: str, revision: str | None = None, image_size: int | None = None) -> dict[str, Any]:
+    """The :class:`LatentActionConfig` fields for a backbone: `LatentActionConfig(**describe_image_encoder(name))`.
+
+    Args:
+        name: Hub id or local folder.
+        revision: commit, tag or branch on the Hub.
+        image_size: side in pixels of its input; None: what the backbone's own configuration says.
+
+    Returns:
+        image_encoder, image_encoder_revision and the four encoder_* fields of its geometry. `image_mean` and
+        `image_std` are not in a backbone's weights: the default is ImageNet's; CLIP and SigLIP have their own.
+
+    Raises:
+        LaraArgumentError: the backbone cannot be loaded, or not be run at that size.
+    """
+    backbone = _prepare(_load_backbone(name, revision))
+    size = image_size or getattr(backbone.config, "image_size", 224)
+    if not isinstance(size, int):
+        size = size[0]
+    return {"image_encoder": name, "image_encoder_revision": revision, **_geometry(backbone, size)}
+
+
+class FrozenImageEncoder(OutsideTree):
+    """A frozen backbone, outside the module tree, always in eval mode and without gradients.
+
+    Args:
+        backbone: a vision model of transformers, or any module with `config` that maps `pixel_values` to an output
+            with `last_hidden_state`.
+        config: the model's settings; the encoder_* fields are checked against the backbone.
+
+    Raises:
+        LaraArgumentError: the encoder_* fields do not fit the backbone; the message has the right ones.
+    """
+
+    def __init__(self, backbone: nn.Module, config: LatentActionConfig) -> None:
+        super().__init__(_prepare(backbone))
+        self.config = config
+        found = _geometry(backbone, config.encoder_size)
+        stated = {"encoder_image_size": config.encoder_size, **{k: getattr(config, k) for k in list(found)[1:]}}
+        if found != stated:
+            raise LaraArgumentError(f"the image encoder has {found}, but the configuration says {stated}")
+        # plain attributes: as buffers, a cast of the model would round them
+        self.mean = torch.tensor(config.image_mean, device=self.home).view(1, 3, 1, 1)
+        self.std = torch.tensor(config.image_std, device=self.home).view(1, 3, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: [B, 3, H, W] float, [0, 1]; resized to the encoder's size here.
+
+        Returns:
+            Tokens [B, P, E] without graph.
+        """
+        with torch.no_grad():
+            return _run(self.network, (resize(images.float(), self.config.encoder_size) - self.mean) / self.std)
+
+    def _move(self, device: torch.device) -> None:
+        super()._move(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+
+
+class PatchEncoder(nn.Module):
+    """The small encoder that is trained with the rest and needs no download: patches, positions, some layers.
+
+    Args:
+        config: the model's settings.
+    """
+
+    def __init__(self, config: LatentActionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch = config.encoder_width, config.encoder_patch_size
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+        self.positions = as_parameter(1, config.encoder_tokens, width)
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, 4, 2 * width, config.layer_norm_eps) for _ in range(config.encoder_layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        initialize(self, config.initializer_range)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: [B, 3, H, W] float, [0, 1]; resized to the encoder's size here.
+
+        Returns:
+            Tokens [B, P, E] with graph.
+        """
+        images = resize(images.float(), self.config.encoder_size)
+        channels = zip(images.unbind(1), self.config.image_mean, self.config.image_std)
+        images = torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
+        tokens = self.patch_embedding(images.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        tokens = tokens + self.positions
+        for layer in self.layers:
+            tokens, _ = layer(tokens)
+        return self.norm(tokens)
+
+
+def build_image_encoder(config: LatentActionConfig, backbone: nn.Module | None = None) -> nn.Module:
+    """The encoder that `config` asks for.
+
+    Args:
+        config: the model's settings.
+        backbone: an already loaded frozen backbone to use instead of loading `config.image_encoder`.
+
+    Raises:
+        LaraArgumentError: the backbone cannot be loaded or does not fit.
+    """
+    if backbone is not None:
+        return FrozenImageEncoder(backbone, config)
+    if config.image_encoder is None:
+        return PatchEncoder(config)
+    return FrozenImageEncoder(_load_backbone(config.image_encoder, config.image_encoder_revision), config)

@@ -1,0 +1,275 @@
+"""The latent action model: what changed between two frames, learnt from video without actions (LARA, Eq. 1-3)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LaraArgumentError
+from ..files import load_into, read_tensors
+from . import checkpoint, foreign
+from .config import LatentActionConfig
+from .forward_dynamics import ForwardDynamics
+from .health import LatentHealth, measure_health
+from .image_encoder import build_image_encoder
+from .inverse_dynamics import InverseDynamics
+from .perceptual import PerceptualDistance
+from .pixels import prepare_pair
+from .quantizer import QuantizerTerms, VectorQuantizer
+
+__all__ = ["LatentAction", "LatentActionModel", "LatentActionOutput"]
+
+# Mean squared error of copying the present frame below which a batch counts as still; a moving arm gives 1e-2.
+_STILL = 1e-4
+
+
+class LatentAction(NamedTuple):
+    """What changed from one frame to another.
+
+    continuous: [B, N, D] float32, as it enters the quantiser: the target of the alignment.
+    quantized: [B, N, D] float32, straight-through.
+    indices: [B, N] int64.
+    """
+
+    continuous: Tensor
+    quantized: Tensor
+    indices: Tensor
+
+
+class LatentActionOutput(NamedTuple):
+    """One forward: float32 scalars, the latent and the predicted frame.
+
+    loss: reconstruction (over copy, where set) + codebook + beta commitment + weight x perceptual.
+    reconstruction_loss: mean squared pixel error, not divided by anything.
+    copy_loss: that of the present frame taken as the prediction.
+    codebook_loss: unweighted; a foreign quantiser's whole loss.
+    commitment_loss: unweighted; 0 with a foreign quantiser.
+    perceptual_loss: unweighted LPIPS; 0 where it is off.
+    perplexity: exp of the entropy of the running usage of the codes; a foreign quantiser's of this batch.
+    codes_used: codes in use, likewise.
+    latent: the latent action, with graph.
+    reconstruction: [B, 3, S, S] float32, not clamped.
+    """
+
+    loss: Tensor
+    reconstruction_loss: Tensor
+    copy_loss: Tensor
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+    perceptual_loss: Tensor
+    perplexity: Tensor
+    codes_used: Tensor
+    latent: LatentAction
+    reconstruction: Tensor
+
+
+class LatentActionModel(nn.Module):
+    """Inverse dynamics, quantiser and forward dynamics over an image encoder.
+
+    All parameters belong to the children `image_encoder` (none if it is a frozen one), `inverse_dynamics`, `quantizer`
+    and `forward_dynamics`; each is called once per forward and none is read from outside, so that each can be a unit
+    of FSDP or ZeRO-3. A forward draws no random numbers. Do not put it into a region that is recomputed (activation
+    checkpointing): the quantiser would count twice.
+
+    Args:
+        config: the settings.
+        quantizer: a module to use instead of :class:`VectorQuantizer`, for instance of vector-quantize-pytorch:
+            `quantized, indices, loss = quantizer(z)` with z [B, N, D], and an integer `codebook_size`. `config.json`
+            does not hold it: pass it to :meth:`from_pretrained` again.
+        backbone: an already loaded frozen vision backbone to use instead of loading `config.image_encoder`.
+
+    Raises:
+        LaraArgumentError: the image encoder cannot be loaded or does not fit, or the quantiser is not usable.
+    """
+
+    def __init__(
+        self, config: LatentActionConfig, quantizer: nn.Module | None = None, backbone: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = build_image_encoder(config, backbone)
+        self.inverse_dynamics = InverseDynamics(config)
+        self.quantizer: nn.Module = VectorQuantizer.from_config(config) if quantizer is None else quantizer
+        self._keywords = foreign.keywords_of(self.quantizer)
+        self.forward_dynamics = ForwardDynamics(config)
+        self.perceptual = PerceptualDistance() if config.perceptual_weight > 0 else None
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(N, D): latent tokens per pair of frames, and the width of each."""
+        return self.config.queries, self.config.latent_dim
+
+    @property
+    def latent_width(self) -> int:
+        """N * D: numbers per latent action, and so the output width of a projector that is aligned with it."""
+        return self.config.queries * self.config.latent_dim
+
+    def encode(self, frame_t: Tensor, frame_future: Tensor) -> LatentAction:
+        """Infer the latent action (LARA, Eq. 1); leaves codebook and usage as they are, in training too.
+
+        Args:
+            frame_t: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1]; resized to `image_size` if different.
+            frame_future: the same, C frames later.
+
+        Raises:
+            FrameError: wrong dtype or shape.
+        """
+        present, future = prepare_pair(frame_t, frame_future, None, self.config.image_size)
+        return self._quantize(self._infer(present, future)[0], None, update=False)[0]
+
+    def forward(self, frame_t: Tensor, frame_future: Tensor, valid: Tensor | None = None) -> LatentActionOutput:
+        """Infer the latent action, predict the future frame from it, and compute L_LAM (LARA, Eq. 3).
+
+        Args:
+            frame_t: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1]; resized to `image_size` if different.
+            frame_future: the same, C frames later.
+            valid: [B] bool; other samples count for nothing. With none valid the loss is 0 and every parameter still
+                takes part, with gradient 0: DDP must not find one unused.
+
+        Raises:
+            FrameError: wrong dtype or shape.
+        """
+        config = self.config
+        present, future = prepare_pair(frame_t, frame_future, valid, config.image_size)
+        latent, quantizer_loss, terms = self._quantize(self._infer(present, future)[0], valid, update=True)
+        reconstruction: Tensor = self.forward_dynamics(present, latent.quantized)
+        with torch.autocast(present.device.type, enabled=False):
+            # where and not a product with 0: it stops even an infinite gradient of what does not count
+            judged = (
+                reconstruction if valid is None else torch.where(valid[:, None, None, None], reconstruction, future)
+            )
+            reconstruction_loss = _mean((judged - future).square().mean(dim=(1, 2, 3)), valid)
+            copy_loss = _mean((present - future).square().mean(dim=(1, 2, 3)), valid)
+            perceptual_loss = torch.zeros_like(reconstruction_loss)
+            if self.perceptual is not None:
+                perceptual_loss = _mean(self.perceptual(judged, future), valid)
+            scale = copy_loss.clamp(min=_STILL) if config.reconstruction_over_copy else 1.0
+            loss = reconstruction_loss / scale + quantizer_loss + config.perceptual_weight * perceptual_loss
+        return LatentActionOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction_loss,
+            copy_loss=copy_loss,
+            codebook_loss=terms.codebook_loss,
+            commitment_loss=terms.commitment_loss,
+            perceptual_loss=perceptual_loss,
+            perplexity=terms.perplexity,
+            codes_used=terms.codes_used,
+            latent=latent,
+            reconstruction=reconstruction,
+        )
+
+    def predict(self, frame_t: Tensor, latent: LatentAction | Tensor) -> Tensor:
+        """Predict the future frame from the present one and a latent action (LARA, Eq. 2).
+
+        Args:
+            frame_t: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1].
+            latent: a LatentAction (its quantized tokens are used), tokens [B, N, D] float, or codes [B, N] int64.
+
+        Returns:
+            [B, 3, S, S] float32, [0, 1], at `image_size`.
+
+        Raises:
+            FrameError: wrong dtype or shape of the frame.
+            LaraArgumentError: wrong shape of the latent.
+        """
+        present, _ = prepare_pair(frame_t, frame_t, None, self.config.image_size)
+        tokens = latent.quantized if isinstance(latent, LatentAction) else latent
+        if not tokens.is_floating_point():
+            tokens = foreign.look_up(self.quantizer, tokens)
+        if tokens.shape != (present.shape[0], *self.latent_shape):
+            raise LaraArgumentError(
+                f"predict: latent is {list(latent.shape if isinstance(latent, Tensor) else tokens.shape)}, but "
+                f"{[present.shape[0], *self.latent_shape]} (tokens) or {[present.shape[0], self.config.queries]} "
+                "(codes) is wanted"
+            )
+        frame: Tensor = self.forward_dynamics(present, tokens)
+        return frame.clamp(0, 1)
+
+    @torch.no_grad()
+    def attention(self, frame_t: Tensor, frame_future: Tensor) -> Tensor:
+        """What each query looks at in each layer of the inverse dynamics model.
+
+        Args:
+            frame_t: as for :meth:`encode`.
+            frame_future: as for :meth:`encode`.
+
+        Returns:
+            [B, layers, heads, N, 2, h, w] float32 over the patches of (present, future) in reading order; a query's
+            weights sum to 1 with what it gives to other tokens.
+        """
+        present, future = prepare_pair(frame_t, frame_future, None, self.config.image_size)
+        return self._infer(present, future, want_attention=True)[1]
+
+    def health(self, pairs: Iterable[Sequence[Tensor]]) -> LatentHealth:
+        """Reconstruction against the copy, use of the codes and signs of collapse; see :func:`measure_health`."""
+        return measure_health(self, pairs)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write `config.json` and `model.safetensors`, whole or not at all, without frozen networks.
+
+        Args:
+            folder: created or replaced.
+            state_dict: the gathered state where this process holds only a shard (FSDP, ZeRO-3).
+        """
+        checkpoint.write(folder, self.config, self.state_dict() if state_dict is None else state_dict)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        revision: str | None = None,
+        *,
+        quantizer: nn.Module | None = None,
+        backbone: nn.Module | None = None,
+    ) -> LatentActionModel:
+        """Load what :meth:`save_pretrained` wrote; the result is in eval mode, on the CPU.
+
+        Args:
+            source: local folder, or Hub id.
+            revision: commit, tag or branch on the Hub.
+            quantizer: as for the constructor; its weights are loaded too.
+            backbone: as for the constructor.
+
+        Raises:
+            AdapterFormatError: missing, truncated, foreign or newer files, wrong names or shapes, NaN.
+            LaraArgumentError: the image encoder cannot be loaded or does not fit.
+        """
+        folder = checkpoint.locate(source, revision)
+        config = checkpoint.read_config(folder)
+        tensors = read_tensors(folder / checkpoint.WEIGHTS)
+        # the random start is overwritten: the caller's random numbers are not to notice
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config, quantizer=quantizer, backbone=backbone)
+        load_into(model, tensors, folder / checkpoint.WEIGHTS)
+        return model.eval()
+
+    def _infer(self, present: Tensor, future: Tensor, want_attention: bool = False) -> tuple[Tensor, Tensor]:
+        """Continuous latent [B, N, D] float32, and the attention maps if wanted."""
+        images = [present, future]
+        if self.config.difference_input:
+            images.append((future - present + 1) / 2)
+        tokens = self.image_encoder(torch.cat(images)).chunk(len(images))
+        latent, attention = self.inverse_dynamics(*tokens, want_attention=want_attention)
+        return latent, attention
+
+    def _quantize(self, z: Tensor, valid: Tensor | None, update: bool) -> tuple[LatentAction, Tensor, QuantizerTerms]:
+        """The latent action of continuous latents, and the quantiser's loss."""
+        if isinstance(self.quantizer, VectorQuantizer):
+            quantized, indices, loss, terms = self.quantizer(z, valid, update=update, want_terms=True)
+        else:
+            update = update and any(parameter.requires_grad for parameter in self.parameters())
+            quantized, indices, loss, terms = foreign.quantize(self.quantizer, self._keywords, z, valid, update)
+        return LatentAction(z, quantized, indices), loss, terms
+
+
+def _mean(per_sample: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over the valid samples of [B], 0 if there is none."""
+    if valid is None:
+        return per_sample.mean()
+    return (per_sample * valid).sum() / valid.sum().clamp(min=1)

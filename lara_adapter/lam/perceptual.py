@@ -1,0 +1,69 @@
+"""The perceptual term that the release adds to LARA, Eq. 3: LPIPS on VGG features, optional and lazily loaded."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ..errors import LaraArgumentError
+from .outside import OutsideTree
+
+__all__ = ["PerceptualDistance"]
+
+logger = logging.getLogger(__name__)
+
+
+class PerceptualDistance(OutsideTree):
+    """LPIPS (VGG) between images in [0, 1], outside the module tree.
+
+    The package `lpips` and its weights (VGG16, 528 MB) are fetched at the first use and not before: what only encodes
+    frames never needs them, and a cluster without network can still train. If they cannot be had, one warning says so
+    and the distance is 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tried = False
+
+    def load(self) -> bool:
+        """Load LPIPS now, once; call it before torch.compile. Returns whether the term is on."""
+        if not self.tried:
+            self.tried = True
+            try:
+                import lpips
+
+                self.hold(lpips.LPIPS(net="vgg", verbose=False).float())
+            except (ImportError, OSError, RuntimeError) as error:
+                logger.warning(
+                    "The perceptual loss is OFF: LPIPS cannot be loaded (%s: %s). Install lpips and torchvision and "
+                    "let the VGG16 weights download once, or set perceptual_weight=0 to silence this.",
+                    type(error).__name__,
+                    error,
+                )
+        return self.network is not None
+
+    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Distance per sample.
+
+        Args:
+            predicted: [B, 3, S, S] float32; its gradient flows.
+            target: [B, 3, S, S] float32, [0, 1].
+
+        Returns:
+            [B] float32, zeros where LPIPS is not to be had.
+
+        Raises:
+            LaraArgumentError: first used inside torch.compile, which cannot trace the loading.
+        """
+        if not self.tried:
+            if torch.compiler.is_compiling():
+                raise LaraArgumentError("perceptual_weight > 0: call lam.perceptual.load() before torch.compile")
+            self.load()
+        if self.network is None:
+            return predicted.new_zeros(predicted.shape[0])
+        if self.home != predicted.device:
+            self._move(predicted.device)
+        distance: Tensor = self.network(predicted, target, normalize=True)
+        return distance.flatten()

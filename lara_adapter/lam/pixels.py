@@ -1,0 +1,60 @@
+"""Frames as the model takes them: checked, in [0, 1], at one size."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import FrameError
+
+__all__ = ["prepare_pair", "resize"]
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize [B, C, H, W] float to `size` x `size`, bilinear with antialiasing; the same object if it fits already."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _prepare(name: str, frames: Tensor, size: int) -> Tensor:
+    if not isinstance(frames, Tensor) or frames.ndim != 4 or frames.shape[1] != 3:
+        got = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
+        raise FrameError(f"{name} is {got}, but a tensor [B, 3, H, W] is wanted")
+    if frames.dtype == torch.uint8:
+        frames = frames.float() / 255
+    elif not frames.is_floating_point():
+        raise FrameError(f"{name} is {frames.dtype}, but uint8 in [0, 255] or a float type in [0, 1] is wanted")
+    return resize(frames.float(), size)
+
+
+def prepare_pair(frame_t: Tensor, frame_future: Tensor, valid: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+    """Check a batch of frame pairs and bring it into the model's form.
+
+    Args:
+        frame_t: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1] (the range is not checked).
+        frame_future: the same, C frames later.
+        valid: [B] bool, or None for all; the frames of other samples are blanked, so that a NaN in a padded frame
+            cannot reach a weight (0 x NaN is NaN).
+        size: side in pixels of the result.
+
+    Returns:
+        Both frames, [B, 3, size, size] float32.
+
+    Raises:
+        FrameError: wrong dtype or shape, or the two do not belong together.
+    """
+    if isinstance(frame_t, Tensor) and isinstance(frame_future, Tensor) and frame_t.shape != frame_future.shape:
+        raise FrameError(
+            f"frame_t is {list(frame_t.shape)} and frame_future {list(frame_future.shape)}, but equal shapes are wanted"
+        )
+    present, future = _prepare("frame_t", frame_t, size), _prepare("frame_future", frame_future, size)
+    if valid is None:
+        return present, future
+    if valid.dtype != torch.bool or valid.shape != present.shape[:1]:
+        raise FrameError(
+            f"valid is {valid.dtype} {list(valid.shape)}, but bool [{present.shape[0]}], one per pair, is wanted"
+        )
+    keep = valid[:, None, None, None]
+    return torch.where(keep, present, 0.0), torch.where(keep, future, 0.0)

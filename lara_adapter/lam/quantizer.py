@@ -1,0 +1,230 @@
+"""Vector quantisation of the latent tokens (LARA, Eq. 3; VQ-VAE), with the guards that keep a codebook alive.
+
+The codebook learns by gradient, so under DDP it needs no synchronisation of its own. What is beside the gradient
+(usage, first values from data, revival of unused codes) is computed from sums over all ranks and therefore equal on
+each; it draws no random numbers and never branches on a tensor's value, so that it can be compiled.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import LaraArgumentError
+from .config import LatentActionConfig
+
+__all__ = ["QuantizerTerms", "VectorQuantizer"]
+
+# A code is dead when its running share of the latents falls below this part of 1 / K.
+_DEAD_SHARE = 0.1
+
+
+class QuantizerTerms(NamedTuple):
+    """The parts of the quantiser's loss and its usage, all float32 scalars.
+
+    `codebook_loss` and `commitment_loss` have the same value; the first moves the codes, the second moves z.
+    """
+
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+    perplexity: Tensor
+    codes_used: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code in float32, straight-through gradient, codebook and commitment terms.
+
+    The codes in use are `weight + offset`: `weight` is the parameter, `offset` a buffer through which codes are set
+    from data. A forward never writes to a parameter: FSDP and ZeRO-3 would throw the write away with the gathered
+    copy, and autograd would refuse a second forward before the backward.
+
+    Args:
+        codebook_size: K.
+        dim: D, width of a code.
+        commitment_weight: beta >= 0.
+        legacy_commitment: beta weighs the codebook term instead of the commitment term (the official code).
+        warmup_steps: training forwards that return z itself; then the codes are set from data.
+        init_from_data: set the codes from the first forward's data even with `warmup_steps` 0.
+        revive_every: training forwards between two revivals of dead codes; 0: never.
+        usage_decay: decay per training forward of the running usage, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 128,
+        dim: int = 32,
+        commitment_weight: float = 0.25,
+        *,
+        legacy_commitment: bool = False,
+        warmup_steps: int = 0,
+        init_from_data: bool = False,
+        revive_every: int = 0,
+        usage_decay: float = 0.95,
+    ) -> None:
+        super().__init__()
+        if codebook_size < 1 or dim < 1 or warmup_steps < 0 or revive_every < 0 or not 0 <= usage_decay < 1:
+            raise LaraArgumentError(
+                f"VectorQuantizer: codebook_size={codebook_size}, dim={dim}, warmup_steps={warmup_steps}, "
+                f"revive_every={revive_every}, usage_decay={usage_decay} are outside their ranges"
+            )
+        self.codebook_size, self.dim = codebook_size, dim
+        self.commitment_weight, self.legacy_commitment = commitment_weight, legacy_commitment
+        self.warmup_steps, self.revive_every, self.usage_decay = warmup_steps, revive_every, usage_decay
+        self.weight = nn.Parameter(torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size))
+        self.register_buffer("offset", torch.zeros(codebook_size, dim))
+        self.register_buffer("usage", torch.full((codebook_size,), 1 / codebook_size))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        # an integer and not a bool: DDP broadcasts buffers, and not every backend takes bools
+        self.register_buffer("ready", torch.tensor(int(warmup_steps == 0 and not init_from_data)))
+        self.offset: Tensor
+        self.usage: Tensor
+        self.step: Tensor
+        self.ready: Tensor
+
+    @classmethod
+    def from_config(cls, config: LatentActionConfig) -> VectorQuantizer:
+        """The quantiser that a model's settings ask for."""
+        return cls(
+            config.codebook_size,
+            config.latent_dim,
+            config.commitment_weight,
+            legacy_commitment=config.legacy_commitment,
+            warmup_steps=config.vq_warmup_steps,
+            init_from_data=config.vq_init_from_data,
+            revive_every=config.vq_revive_every,
+            usage_decay=config.vq_usage_decay,
+        )
+
+    def forward(
+        self,
+        z: Tensor | None = None,
+        valid: Tensor | None = None,
+        *,
+        indices: Tensor | None = None,
+        update: bool = True,
+        want_terms: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Quantise latents, or look up codes.
+
+        Args:
+            z: [B, N, D] float.
+            valid: [B] bool; latents of other samples are replaced by zeros, and neither loss nor usage sees them.
+            indices: [..., any] int64 in 0..K-1: look these up instead, and return only the codes [..., D].
+            update: False: leave usage and codes as they are, even in training.
+            want_terms: append the :class:`QuantizerTerms`.
+
+        Returns:
+            quantized [B, N, D] float32 (straight-through: its gradient is z's; during warm-up it is z itself),
+            indices [B, N] int64, loss (float32 scalar; 0 during warm-up).
+        """
+        codebook = self.weight.float() + self.offset.float()
+        if z is None:
+            return (F.embedding(indices, codebook),)
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            if valid is not None:
+                z = torch.where(valid[:, None, None], z, 0.0)
+            with torch.no_grad():
+                # not the faster |z|^2 - 2 z e + |e|^2: that cancels when codes are close, and may run in TF32
+                distance = torch.cdist(z.flatten(0, 1), codebook, compute_mode="donot_use_mm_for_euclid_dist")
+                indices = distance.argmin(dim=1).view(z.shape[:2])
+            codes = F.embedding(indices, codebook)
+            ready = self.ready > 0
+            per_sample = torch.stack([(codes - z.detach()).square(), (z - codes.detach()).square()]).mean(dim=(2, 3))
+            if valid is None:
+                codebook_loss, commitment_loss = per_sample.mean(dim=1)
+            else:
+                codebook_loss, commitment_loss = (per_sample * valid).sum(dim=1) / valid.sum().clamp(min=1)
+            codebook_loss, commitment_loss = codebook_loss * ready, commitment_loss * ready
+            if self.legacy_commitment:
+                loss = commitment_loss + self.commitment_weight * codebook_loss
+            else:
+                loss = codebook_loss + self.commitment_weight * commitment_loss
+            quantized = torch.where(ready, z + (codes - z).detach(), z)
+            # eval mode, no_grad and a frozen codebook all promise that not one byte changes
+            if update and self.training and torch.is_grad_enabled() and self.weight.requires_grad:
+                self._refresh(z.detach().flatten(0, 1), indices.flatten(), self._rows(z, valid))
+            if not want_terms:
+                return quantized, indices, loss
+            share = self.usage.float() / self.usage.float().sum()
+            perplexity = torch.exp(-torch.xlogy(share, share).sum())
+            codes_used = (share * self.codebook_size >= _DEAD_SHARE).sum().float()
+            return quantized, indices, loss, QuantizerTerms(codebook_loss, commitment_loss, perplexity, codes_used)
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """Codes [..., D] float32 of indices [...] int64."""
+        return self(indices=indices)[0]
+
+    @staticmethod
+    def _rows(z: Tensor, valid: Tensor | None) -> Tensor:
+        """Which of the B * N latents count, [B * N] bool."""
+        if valid is None:
+            return torch.ones(z.shape[0] * z.shape[1], dtype=torch.bool, device=z.device)
+        return valid.repeat_interleave(z.shape[1])
+
+    @torch.no_grad()
+    def _refresh(self, latents: Tensor, indices: Tensor, rows: Tensor) -> None:
+        """Count the codes, and set from data those that are due: all at the end of the warm-up, later the dead ones.
+
+        The one place that writes. All ranks write the same: one sum over ranks carries the counts and each rank's
+        candidates in its own slot (a sum with zeros is exact).
+
+        Args:
+            latents: [M, D] float32 of this rank.
+            indices: [M] int64, their codes.
+            rows: [M] bool, which of them count.
+        """
+        size, dim = self.codebook_size, self.dim
+        # asked at each forward: the model is usually built before init_process_group
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        counts = torch.zeros(size, device=latents.device).scatter_add_(0, indices, rows.float())
+        share = -(-size // ranks)
+        candidates, found = _spread(latents, rows, share)
+        if ranks > 1:
+            slots = torch.zeros(ranks, share * dim + 1, device=latents.device)
+            slots[dist.get_rank()] = torch.cat([candidates.flatten(), found.float().view(1)])
+            message = torch.cat([counts, slots.flatten()])
+            dist.all_reduce(message)
+            counts, slots = message[:size], message[size:].view(ranks, -1)
+            candidates = slots[:, :-1].reshape(ranks * share, dim)
+            candidates, found = _spread(candidates, slots[:, -1].repeat_interleave(share) > 0, size)
+        total = counts.sum()
+        ready = (self.ready > 0) & (total > 0)
+        running = self.usage_decay * self.usage.float() + (1 - self.usage_decay) * counts / total.clamp(min=1)
+        usage = torch.where(ready, running, self.usage.float())
+        self.step.add_(1)
+        first = (self.ready == 0) & (self.step >= self.warmup_steps) & found
+        replaced = first.expand(size)
+        if self.revive_every:
+            due = ready & (self.step % self.revive_every == 0)
+            replaced = replaced | (due & (usage * size < _DEAD_SHARE))
+        order = (replaced.cumsum(0) - 1).clamp(min=0)
+        offset = candidates[order] - self.weight.float()
+        self.offset.copy_(torch.where(replaced[:, None], offset, self.offset.float()))
+        self.usage.copy_(torch.where(replaced, 1 / size, usage))
+        self.ready.copy_(torch.maximum(self.ready, first.to(self.ready.dtype)))
+
+
+def _spread(latents: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Choose `count` of the latents that count, evenly and without random numbers; distinct while there are enough.
+
+    Args:
+        latents: [M, D].
+        rows: [M] bool.
+        count: how many to return; repeats when fewer count.
+
+    Returns:
+        [count, D], and whether there was any, a bool scalar.
+    """
+    # A plain stride would meet the same few of the N tokens in each sample. Multiplying by 2^32 / golden ratio
+    # (Knuth's hash) orders the rows so that any stretch of them is spread over samples and tokens.
+    place = torch.arange(latents.shape[0], device=latents.device)
+    scattered = (place * 2654435769 % 2**32).argsort()
+    order = scattered[(~rows[scattered]).to(torch.uint8).argsort(stable=True)]
+    available = rows.sum()
+    picks = order[torch.arange(count, device=latents.device) * available // count]
+    return latents[picks], available > 0

@@ -1,0 +1,183 @@
+"""The alignment loss between the policy's projected hidden state and the latent action (LARA, Eq. 6), and ours.
+
+Every alignment maps `projected` [B, W] and `latent` [B, W] (float32) to one loss per sample [B]; smaller is better.
+Gradients flow into both arguments; :func:`scale_gradient` decides how much of it reaches the latent.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import distributed as dist
+
+from .errors import AdapterFormatError, LaraArgumentError
+
+__all__ = ["Alignment", "Contrastive", "Cosine", "masked_mean", "resolve_alignment", "scale_gradient"]
+
+Alignment = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """`1 - cos(projected, latent)` in [0, 2]: LARA, Eq. 6, up to the constant 1 that the official release adds.
+
+    It has a trivial solution when the LAM trains too: a latent with a large constant part, which any projector
+    predicts. A value near 0 is therefore no evidence of alignment; see `mean_direction` in `lara.metrics()`.
+    """
+
+    def __call__(
+        self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Loss per sample [B]; `valid` is not needed."""
+        return 1 - F.cosine_similarity(projected, latent, dim=-1)
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """In-batch InfoNCE on cosine similarity, both directions averaged, times `scale`.
+
+    A constant latent cannot satisfy it, so it does not collapse the LAM. Each sample is told from all other valid
+    samples of the batch, of every rank when torch.distributed is initialised (with exact gradients across ranks).
+    Nothing is done about near-duplicates, frames of one episode a few steps apart: they are the hard negatives that
+    share the background and differ in the motion, and they only raise the floor of the loss. Draw batches shuffled
+    over episodes, as policies are trained anyway. Leaving out negatives by similarity would bring back the collapse.
+
+    Attributes:
+        temperature: divides the cosine; > 0.
+        scale: factor on the cross-entropy, so that one weight w1 suits this and the cosine; > 0.
+    """
+
+    temperature: float = 0.1
+    scale: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise LaraArgumentError(f"Contrastive: {name}={value!r}, but a finite number > 0 is wanted")
+
+    def __call__(
+        self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Loss per sample [B].
+
+        Args:
+            projected: [B, W] float32.
+            latent: [B, W] float32.
+            valid: [B] bool; invalid samples are no negatives, and their own loss is to be ignored.
+        """
+        rows = len(projected)
+        if valid is None:
+            valid = torch.ones(rows, dtype=torch.bool, device=projected.device)
+        p, z = F.normalize(projected, dim=-1), F.normalize(latent, dim=-1)
+        all_p, all_z, all_valid, start = _gather(p, z, valid)
+        own = torch.arange(rows, device=p.device) + start
+        # a sample always keeps its own positive, so that no row of logits is empty
+        allowed = all_valid[None, :] | (torch.arange(len(all_z), device=p.device)[None, :] == own[:, None])
+        blocked = torch.zeros_like(allowed, dtype=p.dtype).masked_fill(~allowed, float("-inf"))
+        forward = F.cross_entropy(p @ all_z.T / self.temperature + blocked, own, reduction="none")
+        backward = F.cross_entropy(z @ all_p.T / self.temperature + blocked, own, reduction="none")
+        return self.scale * 0.5 * (forward + backward)
+
+
+def _gather(
+    p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Samples of all ranks, and where this rank's begin; ranks may hold different numbers of them."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return p, z, valid, 0
+    from torch.distributed.nn.functional import all_gather
+
+    counts = [torch.zeros((), dtype=torch.long, device=p.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor(len(p), device=p.device))
+    most = int(torch.stack(counts).max())
+    # the flags travel as one more column; padding rows are invalid
+    packed = F.pad(torch.cat([p, z, valid[:, None].to(p.dtype)], dim=1), (0, 0, 0, most - len(p)))
+    # differentiable: its backward sums over ranks, so that after DDP's mean each parameter has the gradient of the
+    # mean of all ranks' losses
+    everything = torch.cat(all_gather(packed))
+    width = p.shape[1]
+    flags = everything[:, -1].detach() > 0.5
+    return everything[:, :width], everything[:, width:-1], flags, most * dist.get_rank()
+
+
+_KINDS: dict[str, type[Cosine] | type[Contrastive]] = {"cosine": Cosine, "contrastive": Contrastive}
+
+
+def resolve_alignment(alignment: str | Alignment | Mapping[str, Any]) -> tuple[Alignment, Any]:
+    """An alignment and how it is written in a configuration.
+
+    Args:
+        alignment: "cosine", "contrastive", a callable(projected, latent) -> [B], or what this function returned as
+            second value before.
+
+    Returns:
+        A callable(projected, latent, valid) -> [B], and its JSON form (None for a user's callable).
+
+    Raises:
+        LaraArgumentError: none of these.
+        AdapterFormatError: a mapping with unknown entries.
+    """
+    if isinstance(alignment, Mapping):
+        rest = dict(alignment)
+        kind = _KINDS.get(str(rest.pop("name", None)))
+        try:
+            if kind is None:
+                raise TypeError("unknown name")
+            alignment = kind(**rest)
+        except TypeError as error:
+            raise AdapterFormatError(
+                f"{dict(rest)} describes no alignment ({error}); known: {sorted(_KINDS)}"
+            ) from None
+    elif isinstance(alignment, str):
+        if alignment not in _KINDS:
+            raise LaraArgumentError(
+                f"attach_lara: alignment={alignment!r}, but one of {sorted(_KINDS)} or a callable(projected, latent) "
+                "-> [B] is wanted"
+            )
+        alignment = _KINDS[alignment]()
+    if isinstance(alignment, (Cosine, Contrastive)):
+        name = next(key for key, cls in _KINDS.items() if type(alignment) is cls)
+        return alignment, {"name": name, **asdict(alignment)}
+    if not callable(alignment):
+        raise LaraArgumentError(f"attach_lara: alignment={alignment!r} is neither a name nor callable")
+    return _UserAlignment(alignment), None
+
+
+class _UserAlignment:
+    """A user's callable with the signature of ours, its result checked."""
+
+    def __init__(self, function: Alignment) -> None:
+        self.function = function
+        try:
+            self.takes_valid = "valid" in inspect.signature(function).parameters
+        except (TypeError, ValueError):
+            self.takes_valid = False
+
+    def __call__(
+        self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        loss = self.function(projected, latent, **({"valid": valid} if self.takes_valid else {}))
+        if not isinstance(loss, torch.Tensor) or list(loss.shape) != [len(projected)]:
+            got = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise LaraArgumentError(
+                f"alignment= callable returned {got}, but one loss per sample [{len(projected)}] is wanted"
+            )
+        return loss
+
+
+def scale_gradient(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    """The same values, bit for bit, with the gradient multiplied by `factor`."""
+    if factor == 1:
+        return tensor
+    fixed = tensor.detach()
+    return fixed if factor == 0 else fixed + factor * (tensor - fixed)
+
+
+def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` [B] over the rows where `valid` [B]; 0, with the graph kept, where none is."""
+    return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)

@@ -1,0 +1,172 @@
+"""What is known of each policy family, as data: the only module of the core that names a host.
+
+A row says where the blocks of the action head are, how the state that leaves a block can be read, which
+positions of the sequence are action tokens, under which batch key the frames arrive, and where the adapter
+is registered. A policy without a row works too: its blocks are found by structure or named by the user.
+
+Third parties add rows with :func:`register_policy`, or through the entry-point group
+`lara_adapter.policies` (each entry a :class:`PolicySpec` or a list of them).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Literal
+
+from torch import nn
+
+from .errors import LaraArgumentError
+
+__all__ = ["GENERIC", "PolicySpec", "find_spec", "register_policy"]
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "lara_adapter.policies"
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """How LARA attaches to one family of policies.
+
+    Attributes:
+        name: short name, written into saved adapters.
+        classes: classes it applies to, as "top-level package:ClassName"; subclasses match too.
+        blocks: dotted path from the policy to the ModuleList of DiT blocks; None: found by structure.
+        tap: "output": the host calls its blocks, a forward hook reads what they return. "norm": the host never
+            calls its blocks in training (it calls their parts), a pre-hook on the next block's first norm reads
+            the residual stream.
+        norm: name of the first norm inside a block, for `tap="norm"`.
+        final_norm: dotted path of the norm that reads the last block's state, for `tap="norm"`.
+        action_tokens: whether the T action tokens are the last or the first T positions of the sequence.
+        frames: batch key of the frames; `<frames>_valid` is the key of their flags.
+        owner: dotted path of the submodule under which the adapter is registered as `lara`; "" is the policy.
+        draws: order in which a host repeats each sample for several noise draws in one batch. "tile": row
+            j * B + i is sample i; "interleave": row i * r + j is sample i; None: it does not.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    blocks: str | None = None
+    tap: Literal["output", "norm"] = "output"
+    norm: str = "input_layernorm"
+    final_norm: str | None = None
+    action_tokens: Literal["last", "first"] = "last"
+    frames: str = "lara_frames"
+    owner: str = ""
+    draws: Literal["tile", "interleave"] | None = None
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("tap", ("output", "norm")),
+            ("action_tokens", ("last", "first")),
+            ("draws", ("tile", "interleave", None)),
+        ):
+            if getattr(self, field) not in allowed:
+                raise LaraArgumentError(f"PolicySpec: {field}={getattr(self, field)!r}, but one of {allowed} is wanted")
+        if self.tap == "norm" and not (self.blocks and self.final_norm):
+            raise LaraArgumentError("PolicySpec: tap='norm' needs blocks= and final_norm= as dotted paths")
+        for entry in self.classes:
+            if entry.count(":") != 1:
+                raise LaraArgumentError(f"PolicySpec: classes entry {entry!r}, but 'package:ClassName' is wanted")
+
+
+GENERIC = PolicySpec("generic")
+
+_DIT = "action_head.model.transformer_blocks"
+_EXPERT = "paligemma_with_expert.gemma_expert.model"
+_LEROBOT_FRAMES = "observation.lara.frames"  # LeRobot's processors keep only observation.* keys
+
+_TABLE: list[PolicySpec] = [
+    PolicySpec("gr00t-n1.5", ("gr00t:GR00T_N1_5",), _DIT),
+    PolicySpec("gr00t-n1.6", ("gr00t:Gr00tN1d6",), _DIT),
+    PolicySpec("gr00t-n1.7", ("gr00t:Gr00tN1d7",), _DIT),
+    PolicySpec("lerobot-groot", ("lerobot:GrootPolicy",), f"_groot_model.{_DIT}", frames=_LEROBOT_FRAMES),
+    # pi0 and pi0.5 restore only what is under policy.model, so that is where the adapter lives
+    PolicySpec(
+        "lerobot-pi",
+        ("lerobot:PI0Policy", "lerobot:PI05Policy"),
+        f"model.{_EXPERT}.layers",
+        tap="norm",
+        final_norm=f"model.{_EXPERT}.norm",
+        frames=_LEROBOT_FRAMES,
+        owner="model",
+    ),
+    PolicySpec(
+        "lerobot-smolvla",
+        ("lerobot:SmolVLAPolicy",),
+        "model.vlm_with_expert.lm_expert.layers",
+        tap="norm",
+        final_norm="model.vlm_with_expert.lm_expert.norm",
+        frames=_LEROBOT_FRAMES,
+    ),
+    PolicySpec(
+        "lerobot-multi-task-dit",
+        ("lerobot:MultiTaskDiTPolicy",),
+        "noise_predictor.transformer_blocks",
+        frames=_LEROBOT_FRAMES,
+    ),
+    PolicySpec(
+        "lerobot-xvla",
+        ("lerobot:XVLAPolicy",),
+        "model.transformer.blocks",
+        action_tokens="first",
+        frames=_LEROBOT_FRAMES,
+    ),
+    # vla_jepa hands only policy.model to its optimizer and repeats the batch by tiling
+    PolicySpec(
+        "lerobot-vla-jepa",
+        ("lerobot:VLAJEPAPolicy",),
+        "model.action_model.model.transformer_blocks",
+        frames=_LEROBOT_FRAMES,
+        owner="model",
+        draws="tile",
+    ),
+    PolicySpec(
+        "openpi",
+        ("openpi:PI0Pytorch",),
+        f"{_EXPERT}.layers",
+        tap="norm",
+        final_norm=f"{_EXPERT}.norm",
+    ),
+]
+
+
+def register_policy(spec: PolicySpec) -> None:
+    """Add a row to the table; it wins over earlier rows for the same class.
+
+    Args:
+        spec: the row.
+
+    Raises:
+        LaraArgumentError: the spec names no class.
+    """
+    if not spec.classes:
+        raise LaraArgumentError("register_policy: spec.classes is empty; name at least one 'package:ClassName'")
+    _TABLE.insert(0, spec)
+
+
+@lru_cache(maxsize=1)
+def _entry_point_rows() -> tuple[PolicySpec, ...]:
+    rows: list[PolicySpec] = []
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            found = entry.load()
+        except Exception as error:  # one broken plug-in must not keep every policy from attaching
+            logger.warning("policy entry point %s could not be loaded: %s", entry.value, error)
+            continue
+        rows += [found] if isinstance(found, PolicySpec) else list(found)
+    return tuple(rows)
+
+
+def find_spec(policy: nn.Module) -> PolicySpec:
+    """The row for a policy, by the names of its class and base classes; :data:`GENERIC` if there is none."""
+    names = [f"{cls.__module__.partition('.')[0]}:{cls.__name__}" for cls in type(policy).__mro__]
+    rows = [*_TABLE, *_entry_point_rows()]
+    for name in names:
+        for spec in rows:
+            if name in spec.classes:
+                return spec
+    return GENERIC

@@ -1,0 +1,34 @@
+"""Shared fixtures. The Hub is never asked."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from toys import DitPolicy, OwnLam, make_batch
+
+# The models here are tiny: on a busy machine a second thread costs fifty times what it saves.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def policy() -> DitPolicy:
+    return DitPolicy().train()
+
+
+@pytest.fixture
+def lam() -> OwnLam:
+    return OwnLam()
+
+
+@pytest.fixture
+def batch() -> dict:
+    return make_batch()
