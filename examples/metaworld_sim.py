@@ -40,7 +40,7 @@ renderer.close()
 """
 
 
-class GLMissing(RuntimeError):  # noqa: N818
+class GLMissing(RuntimeError):
     """No OpenGL library works on this machine; the message says what to install."""
 
 

@@ -14,6 +14,7 @@ It knows nothing of LARA. With LARA, only this is added, in the training script:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class MiniVLAConfig:
-    """Sizes of the policy; the defaults make 0.8 million parameters."""
+    """Sizes of the policy; the defaults make 0.74 million parameters."""
 
     action_dim: int = 4
     horizon: int = 16  # actions per chunk
@@ -62,7 +63,9 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_kv, self.to_out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.to_q = nn.Linear(width, width)
+        self.to_kv = nn.Linear(width, 2 * width)
+        self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Attend: x [B, N, D], context [B, M, D] -> [B, N, D]."""
@@ -138,7 +141,7 @@ class Backbone(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = (3, 32, 64, 96, config.width)
-        for before, after in zip(channels[:-1], channels[1:]):
+        for before, after in itertools.pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.GELU()]
         self.cnn = nn.Sequential(*layers)
         side = math.ceil(config.image_size / 16)

@@ -13,7 +13,6 @@ A run that was killed goes on where it stopped. `--help` lists every knob; `--pr
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,14 +20,13 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this file, whoever starts it
 
-import quickstart_report as report
 import tyro
 from metaworld_sim import GLMissing, find_gl
 from quickstart_data import collect
 from quickstart_eval import closed_loop
 from quickstart_probe import examine_lam
 from quickstart_stages import Job, StageFailed, run_jobs
-from quickstart_train import continue_lam, pretrain_lam, train_policy
+from quickstart_train import continue_lam, pretrain_lam, reload_adapter, train_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +102,7 @@ PRESETS = {
         episodes=2,
         max_steps=32,
     ),
-    "full": Settings(
-        preset="full", demos=20, heldout=25, play=100, lam_steps=2000, policy_steps=2500, episodes=100
-    ),
+    "full": Settings(preset="full", demos=20, heldout=25, play=100, lam_steps=2000, policy_steps=2500, episodes=100),
 }
 
 
@@ -119,55 +115,62 @@ def read_settings(arguments: list[str]) -> Settings:
     return tyro.cli(Settings, default=PRESETS.get(name, PRESETS["demo"]), args=arguments, description=__doc__)
 
 
-def run(settings: Settings) -> dict[str, Any]:
-    """Run all stages that are not there yet, write the results, and return them."""
-    begin = time.perf_counter()
+def run(settings: Settings) -> str:
+    """Run all stages that are not there yet, and write the results.
+
+    Args:
+        settings: the knobs.
+
+    Returns:
+        The tables and their reading.
+    """
     cache = settings.output / "cache"
-    stage_seconds: dict[str, float] = {}
+    seconds: dict[str, float] = {}
 
     def stage(title: str, jobs: dict[str, Job]) -> dict[str, Path]:
-        start = time.perf_counter()
         folders = run_jobs(title, list(jobs.values()), cache, settings.workers)
-        stage_seconds[title] = round(time.perf_counter() - start, 1)
+        seconds.update((job.name, job.seconds(cache)) for job in jobs.values())
         return dict(zip(jobs, folders))
 
-    common = {"distractors": settings.distractors, "seed": settings.seed}
-    training = {**common, "batch": settings.batch, "lr": settings.lr}
+    world = {"distractors": settings.distractors, "seed": settings.seed}
+    training = {**world, "batch": settings.batch, "lr": settings.lr}
 
     counts = {"demos": settings.demos, "heldout": settings.heldout, "play": settings.play}
-    record = {"counts": counts, "play_steps": settings.play_steps, "seed": settings.seed}
-    data = stage(
+    episodes = {"counts": counts, "play_steps": settings.play_steps, "seed": settings.seed}
+    recorded = stage(
         "1/5 record",
         {
-            task: Job(f"record-{task}", collect, {"task": task, **record}, sum(counts.values()))
+            task: Job(f"record-{task}", collect, {"task": task, **episodes}, sum(counts.values()))
             for task in settings.tasks
         },
     )
-    recordings = list(data.values())
+    data = list(recorded.values())
 
-    pretraining = {"data": recordings, "steps": settings.lam_steps, **training}
-    # alone, so it may use all the cores that the other stages give to several processes
-    pretrain = Job("lam", pretrain_lam, pretraining, settings.lam_steps, threads=settings.workers)
-    before = stage("2/5 LAM on video", {"before": pretrain})["before"] / "lam"
+    from_video = {"data": data, "steps": settings.lam_steps, **training}
+    video_job = Job("lam-before", pretrain_lam, from_video, settings.lam_steps)
+    pretrained = stage("2/5 LAM from video", {"before": video_job})["before"]
 
-    joint = {"data": recordings, "lam": before, "steps": settings.policy_steps, **training}
+    joint = {"data": data, "lam": pretrained / "lam", "steps": settings.policy_steps, **training}
     arms = settings.arms()
-    policy_jobs = {
-        arm: Job(f"policy-{arm}", train_policy, {**joint, "lara_options": options}, settings.policy_steps)
+    jobs = {
+        arm: Job(
+            f"policy-{arm}",
+            train_policy,
+            {**joint, "lara_options": options, "execute": settings.execute},
+            settings.policy_steps,
+        )
         for arm, options in arms.items()
     }
-    control = {"control": Job("lam-control", continue_lam, joint, settings.policy_steps)}
-    longest_first = dict(reversed({**policy_jobs, **control}.items()))
-    trained = stage("3/5 policies", longest_first)
+    jobs["control"] = Job("lam-control", continue_lam, joint, settings.policy_steps)
+    trained = stage("3/5 policies", dict(reversed(jobs.items())))
 
-    policies = {arm: trained[arm] / "policy.pt" for arm in arms}
     acting = {
+        "policies": {arm: trained[arm] / "policy.pt" for arm in arms},
         "episodes": settings.episodes,
         "filmed": min(2, settings.episodes),
         "max_steps": settings.max_steps,
         "execute": settings.execute,
-        "policies": policies,
-        **common,
+        **world,
     }
     evaluated = stage(
         "4/5 closed loop",
@@ -176,34 +179,37 @@ def run(settings: Settings) -> dict[str, Any]:
                 f"closed-loop-{task}",
                 closed_loop,
                 {"task": task, "task_index": index, **acting},
-                settings.episodes * len(policies),
+                settings.episodes * len(arms),
             )
             for index, task in enumerate(settings.tasks)
         },
     )
-    lams = {"before": before, **{name: trained[name] / "lam" for name in ("control", "lara_cosine", "lara_contrastive")}}
-    examined = stage(
-        "5/5 probes",
-        {
-            name: Job(f"probe-{name}", examine_lam, {"data": recordings, "lam": lam, "shown": 4, **common}, 1)
-            for name, lam in lams.items()
-        },
-    )
 
-    found = report.Findings(settings.output, dataclasses.asdict(settings), recordings, trained, evaluated, examined, before)
-    results = report.write_results(found, stage_seconds, begin)
-    print(report.as_text(results))
-    return results
+    lams = {"before": pretrained, **{name: trained[name] for name in ("control", "lara_cosine", "lara_contrastive")}}
+    measuring = {
+        name: Job(f"probe-{name}", examine_lam, {"data": data, "lam": folder / "lam", "shown": 4, **world}, 1)
+        for name, folder in lams.items()
+    }
+    loading = {"data": data, "trained": trained["lara_contrastive"], "batch": settings.batch, **world}
+    examined = stage("5/5 probes", {**measuring, "reload": Job("reload", reload_adapter, loading, 1)})
+    reloaded = examined.pop("reload")
+
+    import quickstart_report  # here, because matplotlib is not wanted in each job's process
+
+    finished = quickstart_report.Run(
+        settings.output, dataclasses.asdict(settings), seconds, pretrained, trained, evaluated, examined, reloaded
+    )
+    return quickstart_report.write(finished)
 
 
 def main() -> int:
     """Run the demo; returns the exit status."""
     settings = read_settings(sys.argv[1:])
-    os.environ.setdefault("TQDM_MININTERVAL", "0.5")
+    begin = time.perf_counter()
     try:
         gl = find_gl()
-        print(f"LARA quickstart, preset {settings.preset}, rendering with {gl}; results in {settings.output}/")
-        run(settings)
+        print(f"LARA quickstart, preset {settings.preset}, rendering with {gl}, results under {settings.output}/")
+        print(f"\n{run(settings)}\n")
     except GLMissing as problem:
         print(problem, file=sys.stderr)
         return 2
@@ -213,6 +219,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last finished stage.", file=sys.stderr)
         return 130
+    minutes, rest = divmod(round(time.perf_counter() - begin), 60)
+    print(f"Report, curves, pictures, rollouts and the adapter: {settings.output}/report.md   ({minutes} min {rest} s)")
     return 0
 
 

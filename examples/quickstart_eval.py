@@ -72,7 +72,8 @@ def closed_loop(
         policy = load_policy(file)
         outcomes: list[bool] = []
         for first in range(0, episodes, len(scene.envs)):
-            runs = [Run(scene, env, split, first + env, distractors) for env in range(min(len(scene.envs), episodes - first))]
+            envs = range(min(len(scene.envs), episodes - first))
+            runs = [Run(scene, env, split, first + env, distractors) for env in envs]
             for run in runs:
                 run.film = [] if run.start < filmed else None
             for step in range(0, max_steps, execute):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,60 +36,73 @@ def _smooth(values: Sequence[float], window: int = 5) -> NDArray[np.float64]:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def draw_curves(file: Path, histories: Histories, names: Mapping[str, str]) -> None:
+def draw_curves(
+    file: Path, pretraining: Mapping[str, Sequence[float]], histories: Histories, names: Mapping[str, str]
+) -> None:
     """Draw what happened during training: action loss, cosine, and the health of the latent action models.
 
     Args:
         file: the picture.
-        histories: curves of each arm, of the pre-training ("before") and of the control.
+        pretraining: curves of the LAM on video.
+        histories: curves of each arm and of the control.
         names: what to call them.
     """
     panels = [
-        ("action_loss", "action loss $L_{ACT}$ (log scale)", True),
-        ("cosine", "cosine of projected hidden state and latent action", False),
-        ("reconstruction_over_copy", "LAM: reconstruction error over copying $I_t$", False),
-        ("mean_direction", "LAM: mean direction $|E[z/|z|]|^2$ (1: collapsed)", False),
+        ("action_loss", "Policy: action loss $L_{ACT}$ (log scale)"),
+        ("cosine", r"Alignment: cosine of $f_\psi(h_t)$ and $z_t$"),
+        ("mean_direction", "LAM: mean direction $|E[z/|z|]|^2$ (1: collapsed)"),
+        ("reconstruction_over_copy", "LAM: reconstruction error over copying $I_t$"),
     ]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), constrained_layout=True)
-        for axis, (key, title, log) in zip(axes.flat, panels):
+        for axis, (key, title) in zip(axes.flat, panels):
             for name, history in histories.items():
-                if key in history and name != "before":
-                    axis.plot(
-                        history["step"], _smooth(history[key]), color=COLOURS[name], label=names[name], lw=1.5, alpha=0.9
-                    )
+                if key in history:
+                    axis.plot(history["step"], _smooth(history[key]), color=COLOURS[name], label=names[name], lw=1.5)
             axis.set(title=title, xlabel="training step")
-            if log:
-                axis.set_yscale("log")
-            else:
-                axis.set_ylim(0, 1.02)
+            axis.set_ylim(None, None) if key == "action_loss" else axis.set_ylim(0, 1.03)
+        axes[0, 0].set_yscale("log")
+        last = axes[1, 1]
+        steps = np.asarray(pretraining["step"]) - pretraining["step"][-1]
+        last.plot(
+            steps,
+            _smooth(pretraining["reconstruction_over_copy"]),
+            color=COLOURS["before"],
+            label="on video, before",
+            lw=1.5,
+        )
+        last.axvline(0, color="black", lw=0.6)
+        last.set(xlabel="training step (0: the demonstrations begin)", ylim=(0, 1.25))
+        for axis in axes.flat:
             axis.legend(frameon=False, fontsize=8)
         figure.savefig(file)
         plt.close(figure)
 
 
-def draw_probe(file: Path, measured: Mapping[str, Mapping[str, float]], names: Mapping[str, str], floor: float) -> None:
+def draw_probe(file: Path, measured: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
     """Draw the headline: how much of the true action a linear probe reads from each model's latent.
 
     Args:
         file: the picture.
-        measured: of each latent action model, with `r2` and `r2_interval`.
+        measured: of each latent action model, with `r2`, `r2_interval` and `r2_task_only`.
         names: what to call them.
-        floor: R^2 of knowing only which task it is.
     """
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 2.6), constrained_layout=True)
+        figure, axis = plt.subplots(figsize=(6.8, 2.6), constrained_layout=True)
         for place, (name, values) in enumerate(measured.items()):
             low, high = values["r2_interval"]
             axis.barh(place, values["r2"], color=COLOURS[name], height=0.62)
             axis.plot([low, high], [place, place], color="black", lw=1.2)
             axis.text(max(high, 0) + 0.015, place, f"{values['r2']:.2f}", va="center")
+        floor = next(iter(measured.values()))["r2_task_only"]
         axis.axvline(floor, color="black", ls=":", lw=1)
-        axis.text(floor + 0.01, -0.62, "task alone", fontsize=7, va="center")
-        axis.set(xlim=(min(0, *(v["r2_interval"][0] for v in measured.values())), 1.08), xlabel=r"$R^2$ on held-out demonstrations")
+        axis.text(floor + 0.008, -0.62, "knowing only the task", fontsize=7, va="center")
+        lowest = min(0.0, *(values["r2_interval"][0] for values in measured.values()))
+        axis.set(
+            xlim=(max(lowest, -1), 1.08), ylim=(len(measured) - 0.5, -0.85), xlabel="$R^2$ on held-out demonstrations"
+        )
         axis.set(yticks=range(len(measured)), yticklabels=[names[name] for name in measured])
-        axis.invert_yaxis()
-        axis.set_title("How much of the true action the latent holds (linear probe, distractors on)", loc="left")
+        axis.set_title("How much of the true action the latent holds (linear probe)", loc="left")
         figure.savefig(file)
         plt.close(figure)
 

@@ -36,9 +36,7 @@ class Probe:
     penalty: float
 
 
-def ridge_probe(
-    train: tuple[Tensor, Tensor, Tensor], test: tuple[Tensor, Tensor, Tensor], *, folds: int = 5
-) -> Probe:
+def ridge_probe(train: tuple[Tensor, Tensor, Tensor], test: tuple[Tensor, Tensor, Tensor], *, folds: int = 5) -> Probe:
     """Fit a ridge regression from latents to actions on some demonstrations and test it on others.
 
     Args:
@@ -50,7 +48,7 @@ def ridge_probe(
         The result.
     """
     (x, y, group), (test_x, test_y, test_group) = (tuple(t.double() for t in part) for part in (train, test))
-    penalties = [10.0**power for power in range(-2, 6)]
+    penalties = [10.0**power for power in range(-4, 5)]
     names = group.unique()
     losses = torch.zeros(len(penalties), dtype=torch.double)
     for fold in range(folds):
@@ -122,7 +120,9 @@ def examine_lam(
     """
     model = LatentActionModel.from_pretrained(lam).eval()
     train, test = (load_table(data, split, distractors=distractors, seed=seed) for split in ("demos", "heldout"))
-    probe = ridge_probe(_latents(model, train), _latents(model, test))
+    fitted, held_out = _latents(model, train), _latents(model, test)
+    probe = ridge_probe(fitted, held_out)
+    floor = ridge_probe(_task_only(train, fitted, len(data)), _task_only(test, held_out, len(data)))
     rows = test["valid"].nonzero().squeeze(1)
     now, future = test["image"][rows], test["image"][test["future"][rows]]
     pairs = list(zip(now.split(128), future.split(128)))
@@ -134,6 +134,7 @@ def examine_lam(
         {
             "r2": probe.r2,
             "r2_interval": list(r2_interval(probe)),
+            "r2_task_only": floor.r2,
             "ridge_penalty": probe.penalty,
             "reconstruction_over_copy": health.ratio,
             "codes_used": health.codes_used,
@@ -160,6 +161,11 @@ def _latents(model: LatentActionModel, table: Table) -> tuple[Tensor, Tensor, Te
     ]
     # the gripper's command is constant within each task: it would only tell whether the task was recognised
     return torch.cat(latents), table["action"][rows, :, :3].mean(1), table["episode"][rows]
+
+
+def _task_only(table: Table, latents: tuple[Tensor, Tensor, Tensor], tasks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace the latents by which task it is: what a probe must beat."""
+    return torch.nn.functional.one_hot(table["task"][table["valid"]], tasks).float(), *latents[1:]
 
 
 def _attention(model: LatentActionModel, now: Tensor, future: Tensor) -> Tensor:

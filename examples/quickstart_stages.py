@@ -31,7 +31,7 @@ _RECORD = "stage.json"
 Progress = Callable[[int], None]
 
 
-class StageFailed(RuntimeError):  # noqa: N818
+class StageFailed(RuntimeError):
     """A job of a stage raised; the message holds its traceback."""
 
 
@@ -46,30 +46,24 @@ class Job:
         settings: everything that the result depends on, as JSON can hold it. Other stages' folders belong here: their
             names carry the hash of their settings.
         units: how many units of progress it has.
-        threads: threads that torch may use.
     """
 
     name: str
     function: Callable[..., None]
     settings: Mapping[str, Any]
     units: int
-    threads: int = 1
 
     def folder(self, cache: Path) -> Path:
         """Where the result stands, once it is there."""
-        text = json.dumps([_VERSION, self.name, self.settings], sort_keys=True, default=_portable)
+        # other stages' folders count relative to the cache, so that moving the output folder recomputes nothing
+        text = json.dumps(
+            [_VERSION, self.name, self.settings], sort_keys=True, default=lambda path: str(path.relative_to(cache))
+        )
         return cache / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     def seconds(self, cache: Path) -> float:
         """How long the job took when it ran."""
         return float(read_json(self.folder(cache) / _RECORD)["seconds"])
-
-
-def _portable(value: object) -> str:
-    """Name a folder of another stage by its last part, so that moving the output folder recomputes nothing."""
-    if isinstance(value, Path):
-        return value.name
-    raise TypeError(f"{value!r} cannot be part of a stage's settings")
 
 
 def _execute(job: Job, cache: Path, reports: Any) -> None:
@@ -80,7 +74,7 @@ def _execute(job: Job, cache: Path, reports: Any) -> None:
     try:
         import torch
 
-        torch.set_num_threads(job.threads)
+        torch.set_num_threads(1)  # several processes share the cores
         begin = time.perf_counter()
         with replace_folder(job.folder(cache)) as fresh:
             job.function(fresh, lambda count: reports.put(("progress", count)), **job.settings)
@@ -88,6 +82,8 @@ def _execute(job: Job, cache: Path, reports: Any) -> None:
         reports.put(("done", job.name))
     except BaseException:
         reports.put(("failed", f"{job.name}:\n{traceback.format_exc()}"))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _die_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from mini_vla import MiniVLA
 from quickstart_data import Table, batches, load_table
+from quickstart_eval import action_error, load_policy
 from quickstart_stages import Progress
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
-from lara_adapter.files import write_json
+from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara
+from lara_adapter.files import read_json, write_json
 
 LOG_EVERY = 10
 
@@ -31,9 +33,7 @@ def adamw_cosine(module: nn.Module, lr: float, steps: int) -> tuple[Optimizer, L
     )
 
 
-def optimise_lam(
-    lam: LatentActionModel, stream: Iterator[Table], lr: float, steps: int, progress: Progress
-) -> History:
+def optimise_lam(lam: LatentActionModel, stream: Iterator[Table], lr: float, steps: int, progress: Progress) -> History:
     """Train a latent action model by its own loss (LARA, Eq. 3): frames only, no actions and no policy."""
     history: History = {}
     optimizer, schedule = adamw_cosine(lam, lr, steps)
@@ -105,6 +105,7 @@ def train_policy(
     steps: int,
     batch: int,
     lr: float,
+    execute: int,
     seed: int,
 ) -> None:
     """Train the policy on a few demonstrations. A job.
@@ -112,7 +113,8 @@ def train_policy(
     Every arm has the same initial weights, data, order and noise; all that differs is the line that attaches LARA.
 
     Args:
-        folder: gets `policy.pt`, `history.json`, and with LARA `adapter/` and `lam/`.
+        folder: gets `policy.pt`, `history.json`, `action_error.json`, and with LARA `adapter/`, `lam/` and
+            `alignment.json`.
         progress: called after each step.
         data: recordings.
         lam: folder of the pre-trained latent action model.
@@ -121,6 +123,7 @@ def train_policy(
         steps: how many.
         batch: rows in each.
         lr: peak learning rate.
+        execute: how many actions of a chunk are done: those whose error is measured.
         seed: of weights, order and noise.
     """
     demos = load_table(data, "demos", distractors=distractors, seed=seed)
@@ -144,12 +147,58 @@ def train_policy(
             action_loss = float(loss.detach() - (lara.losses.total.detach() if lara else 0))
             _note(history, step=step, action_loss=action_loss, **(lara.metrics() if lara else {}))
 
+    write_json(folder / "history.json", history)
     if lara is not None:
+        write_json(folder / "alignment.json", {"alignment": alignment_loss(policy, demos, batch, seed)})
         lara.save_pretrained(folder / "adapter")
         lara.detach()
         lara.lam.save_pretrained(folder / "lam")
     torch.save(policy.state_dict(), folder / "policy.pt")
-    write_json(folder / "history.json", history)
+    held_out = load_table(data, "heldout", distractors=distractors, seed=seed)
+    write_json(folder / "action_error.json", {"action_error": action_error(policy.eval(), held_out, execute, seed)})
+
+
+def alignment_loss(policy: MiniVLA, table: Table, batch: int, seed: int) -> float:
+    """Compute the alignment loss on one fixed batch with fixed noise, on a copy: a training forward moves codes."""
+    copied = copy.deepcopy(policy).train()
+    torch.manual_seed(seed)
+    copied(next(batches(table, batch, 1, seed)))
+    return float(copied.lara.losses.align)
+
+
+def reload_adapter(
+    folder: Path, progress: Progress, *, data: list[Path], trained: Path, distractors: bool, batch: int, seed: int
+) -> None:
+    """Load a trained policy and its saved adapter afresh, and compare with what they were. A job.
+
+    Args:
+        folder: gets `reloaded.json`.
+        progress: called once.
+        data: recordings.
+        trained: what :func:`train_policy` wrote.
+        distractors: as in training.
+        batch: as in training.
+        seed: as in training.
+    """
+    demos = load_table(data, "demos", distractors=distractors, seed=seed)
+    rows = next(batches(demos, batch, 1, seed))
+    policy = load_policy(trained / "policy.pt")
+    noise = torch.randn(rows["action"].shape, generator=torch.Generator().manual_seed(seed))
+    alone = policy.get_action(rows, noise)
+    lara = load_lara(policy, trained / "adapter")
+    attached = policy.get_action(rows, noise)
+    loaded = alignment_loss(policy, demos, batch, seed)
+    before = read_json(trained / "alignment.json")["alignment"]
+    optimizer, _ = adamw_cosine(policy, 1e-4, 1)
+    report = {
+        "actions_identical": torch.equal(alone, attached),
+        "alignment_trained": before,
+        "alignment_loaded": loaded,
+        "alignment_identical": before == loaded,
+        "check": str(lara.check(rows, optimizer)),
+    }
+    write_json(folder / "reloaded.json", report)
+    progress(1)
 
 
 def _note(history: History, **values: float) -> None:

@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from .config import LaraConfig
-from .errors import AttachOrderError, LaraArgumentError, NonFiniteError, TapDetached, TapNeverFired, TokenError
+from .errors import LaraArgumentError, NonFiniteError, TapNeverFired
+from .guards import check_gradient, stop_if_not_finite, verify_attachment
 from .hostcall import HostCall, fold_loss, read_frames
 from .losses import Alignment, masked_mean, scale_gradient
 from .monitor import CollapseMonitor
 from .policies import PolicySpec
 from .schedules import Weight, weight_at
 from .tap import first_tensor
-from .tokens import ActionSteps, TokenRule, action_steps, select_token
+from .terms import align_rows, frozen_latent, latent_statistics, project, trained_latent
+from .tokens import TokenRule, action_steps, select_rows
 
 if TYPE_CHECKING:
     import os
@@ -45,30 +47,6 @@ class LaraLosses(NamedTuple):
     total: torch.Tensor
 
 
-def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_width: int) -> nn.Module:
-    """The projection head f_psi: "linear" (official release), "mlp" (paper), or the user's own module.
-
-    Raises:
-        LaraArgumentError: unknown kind, or the width of the hidden state is unknown.
-    """
-    if isinstance(kind, nn.Module):
-        return kind
-    if kind not in ("mlp", "linear"):
-        raise LaraArgumentError(
-            f"attach_lara: projector={kind!r}, but 'mlp', 'linear' or a module from the hidden width to "
-            f"{latent_width} is wanted"
-        )
-    if hidden_width is None:
-        raise LaraArgumentError(
-            "attach_lara: the blocks do not tell the width of their hidden state; "
-            f"pass projector=nn.Linear(width, {latent_width}) or another module"
-        )
-    if kind == "linear":
-        return nn.Linear(hidden_width, latent_width)
-    inner = 2 * hidden_width
-    return nn.Sequential(nn.Linear(hidden_width, inner), nn.SiLU(), nn.Linear(inner, latent_width))
-
-
 class LaraAdapter(nn.Module):
     """LARA on one policy. Made by :func:`lara_adapter.attach_lara`, never directly.
 
@@ -82,6 +60,13 @@ class LaraAdapter(nn.Module):
         spec: the row of the policy table it was attached by.
         attached: False after :meth:`detach`.
     """
+
+    lam: nn.Module
+    projector: nn.Module
+    _policy: nn.Module
+    _peft: Any
+    _step: torch.Tensor
+    _direction: torch.Tensor
 
     def __init__(
         self,
@@ -104,9 +89,9 @@ class LaraAdapter(nn.Module):
         self.spec = spec
         self._frames, self._token, self._alignment = frames, token, alignment
         self._align_weight, self._lam_weight = align_weight, lam_weight
-        # not a submodule: the policy owns the adapter
+        # not submodules: the policy owns the adapter; the PeftModel around it, if there is one, is set by attach_lara
         object.__setattr__(self, "_policy", policy)
-        object.__setattr__(self, "_peft", None)  # the PeftModel around the policy, if there is one
+        object.__setattr__(self, "_peft", None)
         signature = inspect.signature(policy.forward)
         parameters = list(signature.parameters.values())
         self._names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
@@ -119,8 +104,6 @@ class LaraAdapter(nn.Module):
         self.attached = True
         self.register_buffer("_step", torch.zeros((), dtype=torch.long))
         self.register_buffer("_direction", torch.zeros(config.latent_width))
-        self._step: torch.Tensor
-        self._direction: torch.Tensor
         self._lam_flags = {name: p.requires_grad for name, p in lam.named_parameters()}
         self._lam_was_training = lam.training
         # both weights constant 0: the adapter is idle and its parameters frozen, so that DDP does not wait for them
@@ -141,7 +124,7 @@ class LaraAdapter(nn.Module):
     @property
     def policy(self) -> nn.Module:
         """The policy it is attached to."""
-        return self._policy  # type: ignore[has-type]
+        return self._policy
 
     @property
     def losses(self) -> LaraLosses:
@@ -259,7 +242,7 @@ class LaraAdapter(nn.Module):
         """The same as :func:`lara_adapter.load_lara`."""
         from .attach import load_lara
 
-        return load_lara(policy, repo_or_dir, **kwargs)
+        return load_lara(policy, str(repo_or_dir), **kwargs)
 
     # ------------------------------------------------------------------ the tap
 
@@ -291,7 +274,8 @@ class LaraAdapter(nn.Module):
         if not (policy.training and torch.is_grad_enabled() and self._enabled) or self._idle:
             return host(*call.args, **call.kwargs)
         if not self._verified and not torch.compiler.is_compiling():
-            self._verify(policy)
+            verify_attachment(self)
+            self._verified = True
         pair = read_frames(call, self._frames, taken)
         self._captured, self._armed = None, True
         try:
@@ -306,15 +290,26 @@ class LaraAdapter(nn.Module):
                 "(register a PolicySpec with tap='norm' and final_norm=), or they were compiled and run before "
                 "attach_lara (attach first), or blocks= names the wrong list"
             )
-        vectors, valid = self._align_rows(hidden, action_steps(call.batch), pair.valid, call.first)
+        vectors, has_action = select_rows(
+            hidden,
+            action_steps(call.batch),
+            self._token,
+            pairs=len(pair.valid),
+            width=self.config.hidden_width,
+            where=self.spec.action_tokens,
+            draws=self.spec.draws,
+            batch=call.first,
+        )
+        real = pair.valid.to(vectors.device)
+        valid = real.expand(len(vectors), -1) if has_action is None else real & has_action
         if self._align_weight == 0:
             vectors = vectors.detach()  # w1 = 0: not even a zero may flow into the policy
         else:
-            self._check_gradient(policy, hidden)
-        terms = self(vectors, pair.present, pair.future, valid, pair.valid.to(vectors.device))
+            check_gradient(self, hidden)
+        terms = self(vectors, pair.present, pair.future, valid, real)
         self._remember(terms)
         if not torch.compiler.is_compiling():
-            self._stop_if_not_finite(hidden, terms)
+            stop_if_not_finite(self.step - 1, hidden, terms)
             self._monitor.observe(self._values, self.config.train_lam)
         if not self.config.add_to_loss:
             return output
@@ -341,37 +336,29 @@ class LaraAdapter(nn.Module):
             align, lam, total: scalars; per_sample: [B], mean = total; and what metrics() reports.
         """
         batch, views = present.shape[:2]
-        latent, lam_loss, report = self._latent(present.flatten(0, 1), future.flatten(0, 1), real, views)
-        device_type = vectors.device.type
-        with torch.autocast(device_type=device_type, enabled=False):
+        pairs = present.flatten(0, 1), future.flatten(0, 1)
+        with self._own_draws() if self._lam_draws and self.training else contextlib.nullcontext():
+            if self.config.train_lam:
+                flags = real.repeat_interleave(views)
+                latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid)
+            else:
+                latent, lam_loss, report = frozen_latent(self.lam, *pairs)
+        with torch.autocast(device_type=vectors.device.type, enabled=False):
             target = latent.float().unflatten(0, (batch, views)).flatten(2)  # [B, V, N * D]
+            projected = project(self.projector, vectors, target.shape[-1])
             scaled = scale_gradient(target, self.config.lam_grad_scale)
-            projected = self.projector(vectors.to(_dtype_of(self.projector)))
-            if projected.shape[-1] != target.shape[-1]:
-                raise LaraArgumentError(
-                    f"the projector gives width {projected.shape[-1]}, but the latent action has {target.shape[-1]}"
-                )
-            projected = projected.float()
-            align_rows = torch.stack(
-                [
-                    self._alignment(projected[draw], scaled[:, view], valid[draw])
-                    for draw in range(len(vectors))
-                    for view in range(views)
-                ]
-            ).unflatten(0, (len(vectors), views))
-            per_row = align_rows.mean(1)  # [r, B]
-            align = masked_mean(per_row.flatten(), valid.flatten())
+            rows = align_rows(self._alignment, projected, scaled, valid)
+            align = masked_mean(rows.flatten(), valid.flatten())
             now = self._step.clone()
             w1, w2 = weight_at(self._align_weight, now), weight_at(self._lam_weight, now)
-            total = w1 * align + w2 * lam_loss
             # one loss per sample with the same mean, for hosts that weight samples themselves
-            share = torch.where(valid, per_row, torch.zeros_like(per_row)).sum(0) * batch / valid.sum().clamp_min(1)
+            share = torch.where(valid, rows, torch.zeros_like(rows)).sum(0) * batch / valid.sum().clamp_min(1)
             per_sample = w1 * share + w2 * lam_loss
+            total = w1 * align + w2 * lam_loss
         with torch.no_grad():
             cosine = torch.cosine_similarity(projected[:, :, None], target[None], dim=-1).mean(2)
-            spread, direction = self._latent_statistics(target.detach(), real)
+            spread, direction = latent_statistics(target, real, self._direction, self._step)
             self._step.add_(1)
-        report = {name: value.detach() for name, value in report.items()}
         return {
             "align": align,
             "lam": lam_loss,
@@ -379,40 +366,12 @@ class LaraAdapter(nn.Module):
             "per_sample": per_sample,
             "align_weight": torch.as_tensor(w1),
             "lam_weight": torch.as_tensor(w2),
-            "cosine": masked_mean(cosine.flatten(), valid.flatten()).detach(),
+            "cosine": masked_mean(cosine.flatten(), valid.flatten()),
             "valid_fraction": valid.float().mean(),
             "latent_std": spread,
             "mean_direction": direction,
             **report,
         }
-
-    def _latent(
-        self, present: torch.Tensor, future: torch.Tensor, real: torch.Tensor, views: int
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """The latent action of each pair, the LAM's loss and what it reports; frozen: no graph and no loss."""
-        draws = self._own_draws() if self._lam_draws and self.training else contextlib.nullcontext()
-        if not self.config.train_lam:
-            with torch.no_grad(), draws:
-                latent = self.lam.encode(present, future).continuous.detach()
-            return latent, torch.zeros((), device=latent.device), {}
-        rows = real.repeat_interleave(views)
-        with draws:
-            if self._lam_takes_valid:
-                output = self.lam(present, future, valid=rows)
-            else:  # a LAM that knows no flags gets copies of a valid pair in place of the invalid ones
-                first = rows.to(torch.uint8).argmax()
-                index = torch.where(rows, torch.arange(len(rows), device=rows.device), first)
-                output = self.lam(present[index], future[index])
-        # without a valid pair the loss is 0, yet every parameter takes part (DDP)
-        loss = output.loss.float() * real.any()
-        report = {
-            name: value
-            for name in _LAM_REPORT
-            if isinstance(value := getattr(output, name, None), torch.Tensor) and value.numel() == 1
-        }
-        if "reconstruction_loss" in report and "copy_loss" in report:
-            report["reconstruction_over_copy"] = report["reconstruction_loss"] / report["copy_loss"].clamp_min(1e-12)
-        return output.latent.continuous, loss, report
 
     @contextlib.contextmanager
     def _own_draws(self) -> Iterator[None]:
@@ -422,110 +381,6 @@ class LaraAdapter(nn.Module):
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
             torch.manual_seed(self._draw_seed + int(self._step))
             yield
-
-    def _latent_statistics(self, latent: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Std of the latent over the batch, and |E[z/|z|]|^2 over the recent batches (LAM collapse: -> 1)."""
-        weight = valid.to(latent.dtype)[:, None]
-        count = weight.sum().clamp_min(1)
-        flat = latent.mean(1)
-        mean = (flat * weight).sum(0) / count
-        spread = (((flat - mean) ** 2 * weight).sum(0) / count).sqrt().mean()
-        unit = nn.functional.normalize(flat, dim=-1)
-        now = (unit * weight).sum(0) / count
-        rate = torch.where(valid.any(), 0.05, 0.0)
-        self._direction.mul_(1 - rate).add_(rate * now)
-        share = 1 - 0.95 ** (self._step + 1).float()
-        return spread, (self._direction / share).square().sum()
-
-    # ------------------------------------------------------------------ guards
-
-    def _align_rows(
-        self, hidden: torch.Tensor, steps: ActionSteps | None, valid: torch.Tensor, first: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token of each row as [r, B, D], and which rows count as [r, B]."""
-        batch, rows = len(valid), hidden.shape[0]
-        draws = rows // batch if rows % batch == 0 else 0
-        if draws == 0 or (draws > 1 and self.spec.draws is None):
-            raise TokenError(
-                f"the tapped hidden state has {rows} rows, but the batch has {batch} pairs of frames. If this policy "
-                "repeats each sample for several noise draws, say how: PolicySpec(draws='tile' or 'interleave')"
-            )
-        tiled = self.spec.draws != "interleave"
-        if self.config.hidden_width is not None and hidden.shape[-1] != self.config.hidden_width:
-            raise TokenError(
-                f"the tapped hidden state has width {hidden.shape[-1]}, but {self.config.hidden_width} was expected from "
-                f"{self.config.blocks!r}; pass projector= as a module from {hidden.shape[-1]} to "
-                f"{self.config.latent_width}"
-            )
-        if steps is not None and draws > 1 and len(steps.valid) == batch:
-            repeated = steps.valid.repeat(draws, 1) if tiled else steps.valid.repeat_interleave(draws, 0)
-            steps = ActionSteps(repeated)
-        vectors, has_action = select_token(hidden, steps, self._token, self.spec.action_tokens, first)
-        valid = valid.to(hidden.device)
-
-        def by_draw(tensor: torch.Tensor) -> torch.Tensor:
-            if tiled:
-                return tensor.unflatten(0, (draws, batch))
-            return tensor.unflatten(0, (batch, draws)).transpose(0, 1)
-
-        counted = valid[None].expand(draws, batch)
-        return by_draw(vectors), counted if has_action is None else counted & by_draw(has_action)
-
-    def _verify(self, policy: nn.Module) -> None:
-        """Once, at the first training forward: what was attached is still what runs."""
-        if getattr(policy, "_is_replica", False):
-            raise AttachOrderError(
-                "this policy is a replica of nn.DataParallel, whose threads share one adapter; "
-                "start one process per GPU instead: torchrun or accelerate launch"
-            )
-        frozen = sorted(self._trainable - {n for n, p in self.named_parameters() if p.requires_grad})
-        added = sorted(n for n, _ in self.named_parameters() if "lora_" in n)
-        if added or frozen:
-            what = f"put LoRA into {added[:3]}" if added else f"froze {frozen[:3]}"
-            raise AttachOrderError(
-                f"something {what} of LARA after attach_lara (get_peft_model does so to whatever is attached). "
-                "Order: policy = get_peft_model(policy, ...); lara = attach_lara(policy, ...); then the optimizer"
-            )
-        hooked = policy
-        for name in filter(None, self.config.tap.split(".")):
-            hooked = getattr(hooked, name, None)  # type: ignore[assignment]
-            hooked = getattr(hooked, "_orig_mod", hooked)
-        hooks = {**getattr(hooked, "_forward_hooks", {}), **getattr(hooked, "_forward_pre_hooks", {})}
-        if not any(getattr(hook, "__self__", None) is self for hook in hooks.values()):
-            raise AttachOrderError(
-                f"the module at {self.config.tap!r} was replaced after attach_lara, so its hook is lost; "
-                "lara.detach() and attach again"
-            )
-        self._verified = True
-
-    def _check_gradient(self, policy: nn.Module, hidden: torch.Tensor) -> None:
-        """The alignment must reach the policy."""
-        if hidden.requires_grad:
-            return
-        own = {id(p) for p in self.parameters()}
-        if any(p.requires_grad and id(p) not in own for p in policy.parameters()):
-            raise TapDetached(
-                f"the hidden state at {self.config.tap!r} does not require grad, so LARA cannot reach the policy. Either "
-                "no trainable parameter lies below that layer (unfreeze some, or tap a later layer), or reentrant "
-                "gradient checkpointing cut the graph: use_reentrant=False"
-            )
-
-    def _stop_if_not_finite(self, hidden: torch.Tensor, terms: dict[str, torch.Tensor]) -> None:
-        """One synchronisation with the device; the search for the culprit only if something is wrong."""
-        if bool(torch.isfinite(torch.stack([terms["align"].detach(), terms["lam"].detach()])).all()):
-            return
-        for name, value in (
-            ("the policy's hidden state", hidden),
-            *((f"the LAM's {n}", terms[n]) for n in _LAM_REPORT if n in terms),
-            ("the LAM's latent action (latent_std)", terms["latent_std"]),
-            ("the alignment loss", terms["align"]),
-            ("the LAM's loss", terms["lam"]),
-        ):
-            if not torch.isfinite(value.detach()).all():
-                raise NonFiniteError(
-                    f"LARA: {name} is not finite at step {self.step - 1}; stopped before it reaches a weight "
-                    f"(align {float(terms['align'].detach()):.4g}, LAM {float(terms['lam'].detach()):.4g})"
-                )
 
     def _remember(self, terms: dict[str, torch.Tensor]) -> None:
         self._losses = LaraLosses(terms["align"], terms["lam"], terms["total"])
@@ -575,12 +430,4 @@ class LaraAdapter(nn.Module):
         return f"layer={c.layer}/{c.depth}, tap={c.tap!r}, token={c.token!r}, train_lam={c.train_lam}"
 
 
-_LAM_REPORT = ("reconstruction_loss", "copy_loss", "codebook_loss", "commitment_loss", "perceptual_loss", "perplexity",
-               "codes_used")  # fmt: skip
 _RENAMED = {"align": "align_loss", "lam": "lam_loss"}
-
-
-def _dtype_of(module: nn.Module) -> torch.dtype:
-    for parameter in module.parameters():
-        return parameter.dtype
-    return torch.float32

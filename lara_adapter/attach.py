@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from . import __version__
-from .adapter import LaraAdapter, build_projector
+from .adapter import LaraAdapter
 from .config import LaraConfig
 from .errors import AdapterFormatError, AttachOrderError, LaraArgumentError
 from .losses import Alignment, resolve_alignment
 from .policies import GENERIC, PolicySpec, find_spec
+from .projector import build_projector
 from .schedules import Weight, check_weight, weight_to_json
 from .tap import resolve_tap
 from .tokens import TokenRule, check_rule
@@ -182,7 +183,9 @@ def load_lara(
             f"pass them: load_lara(policy, ..., {missing[0]}=...)"
         )
     if "lam" not in arguments:
-        raise AdapterFormatError(f"{saved.source} holds no latent action model; pass it: load_lara(policy, ..., lam=...)")
+        raise AdapterFormatError(
+            f"{saved.source} holds no latent action model; pass it: load_lara(policy, ..., lam=...)"
+        )
     adapter = attach_lara(policy, arguments.pop("lam"), arguments.pop("layer"), **arguments)
     try:
         saved.restore(adapter)

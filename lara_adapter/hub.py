@@ -51,8 +51,8 @@ def save_adapter(adapter: LaraAdapter, folder: str | os.PathLike[str]) -> None:
         save_lam = getattr(adapter.lam, "save_pretrained", None)
         if callable(save_lam):
             save_lam(fresh / LAM_FOLDER)
-        if adapter._peft is not None:  # type: ignore[has-type]
-            adapter._peft.save_pretrained(fresh / LORA_FOLDER)  # type: ignore[has-type]
+        if adapter._peft is not None:
+            adapter._peft.save_pretrained(fresh / LORA_FOLDER)
         config = adapter.config.to_dict()
         config["files"] = {WEIGHTS_FILE: _sha256(fresh / WEIGHTS_FILE)}
         write_json(fresh / CONFIG_FILE, config)
@@ -141,14 +141,14 @@ class SavedAdapter:
         folder = self.source / LORA_FOLDER
         if not folder.is_dir():
             return
-        if adapter._peft is None:  # type: ignore[has-type]
+        if adapter._peft is None:
             raise AdapterFormatError(
                 f"{self.source} holds LoRA weights of the policy; wrap it first: "
                 f"policy = PeftModel.from_pretrained(policy, '{folder}', is_trainable=True), then load_lara(policy, ...)"
             )
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(adapter._peft, read_tensors(folder / "adapter_model.safetensors"))  # type: ignore[has-type]
+        set_peft_model_state_dict(adapter._peft, read_tensors(folder / "adapter_model.safetensors"))
 
 
 def read_adapter(repo_or_dir: str | os.PathLike[str], revision: str | None = None) -> SavedAdapter:
@@ -168,7 +168,7 @@ def read_adapter(repo_or_dir: str | os.PathLike[str], revision: str | None = Non
             f"{folder / WEIGHTS_FILE} is not the file that {CONFIG_FILE} was written with (sha256 differs): "
             "the folder was changed or copied in part"
         )
-    arguments = {
+    arguments: dict[str, Any] = {
         "layer": config.layer,
         "blocks": config.blocks if config.policy_family == "generic" else None,
         "frames": config.frames,

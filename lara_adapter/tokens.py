@@ -14,7 +14,7 @@ import torch
 
 from .errors import LaraArgumentError, TokenError
 
-__all__ = ["ActionSteps", "TokenRule", "action_steps", "check_rule", "select_token"]
+__all__ = ["ActionSteps", "TokenRule", "action_steps", "check_rule", "select_rows", "select_token"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,59 @@ def select_token(
         # a fixed step may be padding in some rows: those rows do not count
         any_valid = valid.gather(1, index[:, None]).squeeze(1)
     return actions[torch.arange(rows, device=hidden.device), index], any_valid
+
+
+def select_rows(
+    hidden: torch.Tensor,
+    steps: ActionSteps | None,
+    rule: TokenRule,
+    *,
+    pairs: int,
+    width: int | None,
+    where: str,
+    draws: str | None,
+    batch: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The aligned vectors of a batch, sorted by noise draw.
+
+    Args:
+        hidden: [r * B, S, D], the tapped state of r noise draws of each sample.
+        steps: the action steps of the B samples (or of all rows), or None.
+        rule: see :func:`check_rule`.
+        pairs: B, the number of pairs of frames.
+        width: D as expected, or None if unknown.
+        where: "last" or "first".
+        draws: "tile" (row j * B + i is sample i), "interleave" (row i * r + j), or None: r must be 1.
+        batch: what a callable rule receives.
+
+    Returns:
+        [r, B, D], and [r, B] bool or None, as :func:`select_token`.
+
+    Raises:
+        TokenError: rows or width do not fit, or see :func:`select_token`.
+    """
+    rows = hidden.shape[0]
+    repeats = rows // pairs if rows % pairs == 0 else 0
+    if repeats == 0 or (repeats > 1 and draws is None):
+        raise TokenError(
+            f"the tapped hidden state has {rows} rows, but the batch has {pairs} pairs of frames. If this policy "
+            "repeats each sample for several noise draws, say how: PolicySpec(draws='tile' or 'interleave')"
+        )
+    if width is not None and hidden.shape[-1] != width:
+        raise TokenError(
+            f"the tapped hidden state has width {hidden.shape[-1]}, but {width} was expected from its block; "
+            f"pass projector= as a module from {hidden.shape[-1]} to the latent width"
+        )
+    tiled = draws != "interleave"
+    if steps is not None and repeats > 1 and len(steps.valid) == pairs:
+        valid = steps.valid.repeat(repeats, 1) if tiled else steps.valid.repeat_interleave(repeats, 0)
+        steps = ActionSteps(valid)
+    vectors, counts = select_token(hidden, steps, rule, where, batch)
+
+    def by_draw(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.unflatten(0, (repeats, pairs)) if tiled else tensor.unflatten(0, (pairs, repeats)).transpose(0, 1)
+
+    return by_draw(vectors), None if counts is None else by_draw(counts)
 
 
 def _without_steps(hidden: torch.Tensor, rule: TokenRule, where: str) -> torch.Tensor:

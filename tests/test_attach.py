@@ -97,7 +97,16 @@ def loss_of(output) -> torch.Tensor:
     return output["loss"] if hasattr(output, "keys") else output.loss
 
 
-HOSTS = [DitPolicy, UserDictPolicy, ModelOutputPolicy, ObjectPolicy, TuplePolicy, NonePolicy, PlainTuplePolicy, ElementPolicy]
+HOSTS = [
+    DitPolicy,
+    UserDictPolicy,
+    ModelOutputPolicy,
+    ObjectPolicy,
+    TuplePolicy,
+    NonePolicy,
+    PlainTuplePolicy,
+    ElementPolicy,
+]
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -489,7 +498,9 @@ def test_repeated_noise_draws_are_matched_in_the_hosts_order(monkeypatch):
     results = {}
     for order in ("tile", "interleave"):
         monkeypatch.setattr(
-            policies, "_TABLE", [PolicySpec("r", (f"{Repeating.__module__}:Repeating",), "transformer_blocks", draws=order)]
+            policies,
+            "_TABLE",
+            [PolicySpec("r", (f"{Repeating.__module__}:Repeating",), "transformer_blocks", draws=order)],
         )
         torch.manual_seed(0)
         policy = Repeating().train()
@@ -523,7 +534,9 @@ class Wrapper(nn.Module):
         self.module = module
 
 
-@pytest.mark.parametrize("name", ["DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"])
+@pytest.mark.parametrize(
+    "name", ["DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"]
+)
 def test_wrapped_policies_are_refused_with_the_right_order(name, policy, lam):
     wrapped = type(name, (Wrapper,), {})(policy)
     with pytest.raises(AttachOrderError, match=f"the policy itself is wrapped in {name}"):
@@ -597,12 +610,12 @@ def test_wrong_policies_and_lams(policy, lam):
         attach_lara({}, lam)
     with pytest.raises(LaraArgumentError, match="lam is a Linear, but a LatentActionModel"):
         attach_lara(policy, nn.Linear(2, 2))
+    widthless = OwnLam()
+    widthless.latent_width = None
     with pytest.raises(LaraArgumentError, match=r"lam\.latent_width is None"):
-        widthless = OwnLam()
-        widthless.latent_width = None
         attach_lara(policy, widthless)
+    policy.aux = lam
     with pytest.raises(LaraArgumentError, match="shares parameters with the policy"):
-        policy.aux = lam
         attach_lara(policy, lam)
 
 

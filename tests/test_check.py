@@ -24,7 +24,9 @@ def snapshot(policy):
 def same(a, b):
     assert a[0].keys() == b[0].keys()
     assert all(torch.equal(a[0][k], b[0][k]) for k in a[0])
-    assert all((a[1][k] is None) == (b[1][k] is None) and (a[1][k] is None or torch.equal(a[1][k], b[1][k])) for k in a[1])
+    assert all(
+        (a[1][k] is None) == (b[1][k] is None) and (a[1][k] is None or torch.equal(a[1][k], b[1][k])) for k in a[1]
+    )
     assert torch.equal(a[2], b[2])
     assert a[3] == b[3]
 

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from lara_adapter import AdapterFormatError
-from lara_adapter.files import load_into, read_json, read_tensors, replace_file, replace_folder, write_json, write_tensors
+from lara_adapter.files import (
+    load_into,
+    read_json,
+    read_tensors,
+    replace_file,
+    replace_folder,
+    write_json,
+    write_tensors,
+)
 
 
 def names(folder):
@@ -124,7 +132,10 @@ def test_pickle_is_never_opened(tmp_path):
     [
         ({"weight": torch.zeros(2, 3)}, r"1 tensors missing \['bias'\]"),
         ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "x": torch.zeros(1)}, r"1 unexpected \['x'\]"),
-        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, r"weight has shape \[3, 2\], but Linear wants \[2, 3\]"),
+        (
+            {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)},
+            r"weight has shape \[3, 2\], but Linear wants \[2, 3\]",
+        ),
         ({"weight": torch.zeros(2, 3).long(), "bias": torch.zeros(2)}, "weight is torch.int64"),
         ({"weight": torch.full((2, 3), float("nan")), "bias": torch.zeros(2)}, "weight holds NaN"),
     ],

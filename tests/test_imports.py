@@ -40,7 +40,9 @@ def test_every_public_name_exists_and_is_documented():
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_print_and_no_host_named_outside_the_table(path):
     tree = ast.parse(path.read_text())
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") in ("print", "eval", "exec")]
+    calls = [
+        n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") in ("print", "eval", "exec")
+    ]
     assert not calls
     imports = {
         (name.name if isinstance(node, ast.Import) else node.module or "").partition(".")[0]

@@ -31,7 +31,9 @@ def test_a_callable_cannot_be_stored():
     assert weight_to_json(lambda step: 0.1) is None
 
 
-@pytest.mark.parametrize("value", [{"schedule": "exec"}, {"schedule": "warmup"}, {"schedule": "cutoff", "weight": 1, "x": 2}])
+@pytest.mark.parametrize(
+    "value", [{"schedule": "exec"}, {"schedule": "warmup"}, {"schedule": "cutoff", "weight": 1, "x": 2}]
+)
 def test_foreign_json(value):
     with pytest.raises(AdapterFormatError, match="no weight schedule"):
         weight_from_json(value)

@@ -4,6 +4,7 @@ from torch import nn
 from toys import Block, BypassPolicy, DitPolicy, OwnLam, make_batch
 
 from lara_adapter import LaraArgumentError, PolicySpec, TapNeverFired, TapNotFound, attach_lara, register_policy
+from lara_adapter import adapter as adapter_module
 from lara_adapter import policies as policies_module
 from lara_adapter.tap import absolute_layer, find_blocks, resolve_tap
 
@@ -22,26 +23,22 @@ def test_layer_minus_three_is_all_hidden_states_minus_three(depth, monkeypatch):
     """The official release's all_hidden_states[-3], the list starting with the embeddings, bit for bit."""
     policy = DitPolicy(depth=depth).train()
     lara = attach_lara(policy, OwnLam(), layer=-3)
-    seen = []
-    monkeypatch.setattr(type(lara), "_align_rows", _spy(seen, type(lara)._align_rows))
+    seen = spy_on_the_tap(monkeypatch)
     policy(make_batch())
     assert lara.config.layer == depth - 2
     assert seen[0] is policy.hidden_states[-3]
 
 
-def _spy(seen, original):
-    def align_rows(self, hidden, *args):
-        seen.append(hidden)
-        return original(self, hidden, *args)
-
-    return align_rows
+def spy_on_the_tap(monkeypatch):
+    seen, original = [], adapter_module.select_rows
+    monkeypatch.setattr(adapter_module, "select_rows", lambda h, *a, **k: (seen.append(h), original(h, *a, **k))[1])
+    return seen
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 3, 4, 5, -1, -2, -6, "L", "L-2", "L - 5"])
 def test_every_layer_reads_its_state(layer, policy, lam, monkeypatch):
     lara = attach_lara(policy, lam, layer=layer)
-    seen = []
-    monkeypatch.setattr(type(lara), "_align_rows", _spy(seen, type(lara)._align_rows))
+    seen = spy_on_the_tap(monkeypatch)
     policy(make_batch())
     assert seen[0] is policy.hidden_states[lara.config.layer]
 
@@ -50,8 +47,7 @@ def test_every_layer_reads_its_state(layer, policy, lam, monkeypatch):
 def test_norm_tap_reads_the_residual_state_of_a_host_that_bypasses_its_layers(layer, bypass_spec, monkeypatch):
     policy = BypassPolicy(depth=4).train()
     lara = attach_lara(policy, OwnLam(), layer=layer, frames=lambda observation: observation["frames"])
-    seen = []
-    monkeypatch.setattr(type(lara), "_align_rows", _spy(seen, type(lara)._align_rows))
+    seen = spy_on_the_tap(monkeypatch)
     batch = make_batch()
     policy({"frames": batch["lara_frames"]}, batch["action"]).mean().backward()
     assert seen[0] is policy.hidden_states[layer]

@@ -1,0 +1,325 @@
+"""What a quickstart run found: results.json, report.md, the pictures, and the table in the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import quickstart_pictures as pictures
+import torch
+from quickstart_eval import wilson_interval
+from quickstart_probe import Probe, r2_interval
+
+from lara_adapter.files import read_json, replace_file, write_json
+
+ARMS = {
+    "dit_only": "DiT only (no LARA)",
+    "frozen_lam": "frozen LAM",
+    "lara_cosine": "LARA, cosine (the paper)",
+    "lara_contrastive": "LARA, contrastive",
+}
+LAMS = {
+    "before": "before: video only",
+    "control": "control: more LAM steps",
+    "lara_cosine": "LARA, cosine",
+    "lara_contrastive": "LARA, contrastive",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The folders of a finished run.
+
+    Attributes:
+        output: where results go.
+        settings: all knobs.
+        seconds: how long each job took in its own process.
+        pretrained: folder of the LAM that learnt from video.
+        trained: folder of each policy, and of the control.
+        evaluated: folder of each task's closed-loop episodes.
+        examined: folder of each LAM's measurements.
+        reloaded: folder of what came of loading the adapter back.
+    """
+
+    output: Path
+    settings: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    pretrained: Path
+    trained: Mapping[str, Path]
+    evaluated: Mapping[str, Path]
+    examined: Mapping[str, Path]
+    reloaded: Path
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Gather every number of a run.
+
+    Args:
+        run: the finished run.
+
+    Returns:
+        What results.json holds.
+    """
+    reloaded = read_json(run.reloaded / "reloaded.json")
+    policies = {}
+    for arm in (arm for arm in ARMS if arm in run.trained):
+        tasks = {}
+        for task, folder in run.evaluated.items():
+            outcomes = torch.load(folder / "success.pt", weights_only=True)[arm]
+            tasks[task] = {"solved": int(outcomes.sum()), "episodes": len(outcomes)}
+        solved, episodes = (sum(task[key] for task in tasks.values()) for key in ("solved", "episodes"))
+        total = {"solved": solved, "episodes": episodes}
+        for counts in (*tasks.values(), total):
+            counts["interval"] = list(wilson_interval(counts["solved"], counts["episodes"]))
+        error = read_json(run.trained[arm] / "action_error.json")["action_error"]
+        policies[arm] = {"tasks": tasks, "total": total, "action_error": error}
+    models = {name: read_json(folder / "measured.json") for name, folder in run.examined.items()}
+    probes = {
+        name: Probe(**torch.load(folder / "probe.pt", weights_only=True)) for name, folder in run.examined.items()
+    }
+    over_control = {
+        name: {
+            "difference": models[name]["r2"] - models["control"]["r2"],
+            "interval": list(r2_interval(probes[name], probes["control"])),
+        }
+        for name in models
+        if name not in ("before", "control")
+    }
+    machine = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
+    return {
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in run.settings.items()},
+        "machine": machine,
+        "policies": policies,
+        "latent_action_models": models,
+        "r2_over_control": over_control,
+        "adapter": reloaded,
+        "seconds": dict(run.seconds),
+    }
+
+
+def write(run: Run) -> str:
+    """Write everything a reader wants to see under the output folder.
+
+    Args:
+        run: the finished run.
+
+    Returns:
+        The tables and their reading, for the terminal.
+    """
+    results = summarise(run)
+    kept = {name: torch.load(folder / "pictures.pt", weights_only=True) for name, folder in run.examined.items()}
+    histories = {name: read_json(folder / "history.json") for name, folder in run.trained.items()}
+    histories = {name: histories[name] for name in ("control", *ARMS) if name in histories}
+    pictures.draw_curves(
+        run.output / "curves.png", read_json(run.pretrained / "history.json"), histories, {**LAMS, **ARMS}
+    )
+    pictures.draw_probe(run.output / "probe.png", results["latent_action_models"], LAMS)
+    pictures.draw_predictions(run.output / "predictions.png", kept, LAMS)
+    pictures.draw_attention(run.output / "attention.png", kept, LAMS)
+    (run.output / "rollouts").mkdir(exist_ok=True)
+    for arm in results["policies"]:
+        films, outcomes = [], []
+        for folder in run.evaluated.values():
+            film = torch.load(folder / "film.pt", weights_only=True)[arm]
+            films += film
+            outcomes += torch.load(folder / "success.pt", weights_only=True)[arm][: len(film)].tolist()
+        pictures.write_rollout(run.output / "rollouts" / f"{arm}.gif", films, outcomes, ARMS[arm])
+    shutil.copytree(run.trained["lara_contrastive"] / "adapter", run.output / "adapter", dirs_exist_ok=True)
+    write_json(run.output / "results.json", results)
+    with replace_file(run.output / "report.md") as fresh:
+        fresh.write_text(as_markdown(results), encoding="utf-8")
+    return as_text(results)
+
+
+# ---------------------------------------------------------------------- tables and words
+
+Rows = list[list[str]]
+
+
+def _policy_rows(results: Mapping[str, Any]) -> Rows:
+    tasks = list(next(iter(results["policies"].values()))["tasks"])
+    rows = [["policy", *(f"{task}" for task in tasks), "all (95 % interval)", "action error"]]
+    for arm, found in results["policies"].items():
+        cells = [f"{found['tasks'][task]['solved']}/{found['tasks'][task]['episodes']}" for task in tasks]
+        total = found["total"]
+        low, high = (round(100 * end) for end in total["interval"])
+        rate = round(100 * total["solved"] / total["episodes"])
+        rows.append([ARMS[arm], *cells, f"{rate} % ({low}-{high})", f"{found['action_error']:.4f}"])
+    return rows
+
+
+def _lam_rows(results: Mapping[str, Any]) -> Rows:
+    head = ["latent action model", "R2 of the action", "95 % interval", "recon / copy", "codes", "mean dir."]
+    rows = [[*head, "looks at squares", "at motion"]]
+    for name, found in results["latent_action_models"].items():
+        low, high = found["r2_interval"]
+        numbers = [f"{found['r2']:.2f}", f"{low:.2f} to {high:.2f}", f"{found['reconstruction_over_copy']:.2f}"]
+        numbers += [str(found["codes_used"]), f"{found['mean_direction']:.2f}"]
+        numbers += [f"x {found['attention_on_squares']:.2f}", f"x {found['attention_on_motion']:.2f}"]
+        rows.append([LAMS[name], *numbers])
+    return rows
+
+
+def _reading(results: Mapping[str, Any]) -> list[str]:
+    """Say in plain words what the numbers show and what they cannot show."""
+    settings, models = results["settings"], results["latent_action_models"]
+    words = []
+    for name, over in results["r2_over_control"].items():
+        low, high = over["interval"]
+        verdict = "more than" if low > 0 else "less than" if high < 0 else "not distinguishable from"
+        words.append(
+            f"{LAMS[name]}: the latent holds {verdict} what the control's holds of the true action: "
+            f"R2 {models['control']['r2']:.2f} -> {models[name]['r2']:.2f} ({over['difference']:+.2f}, "
+            f"95 % {low:+.2f} to {high:+.2f})."
+        )
+        if models[name]["mean_direction"] > 0.8:
+            words.append(
+                f"{LAMS[name]}: its latent has partly collapsed (mean direction {models[name]['mean_direction']:.2f}, "
+                f"{models[name]['codes_used']} codes in use): a high cosine there is no evidence of alignment."
+            )
+    total = next(iter(results["policies"].values()))["total"]["episodes"]
+    rates = [found["total"]["solved"] / total for found in results["policies"].values()]
+    rate = sum(rates) / len(rates)
+    error = 100 * (rate * (1 - rate) / total) ** 0.5
+    words.append(
+        "The probe is the result: it compares the same steps on the same data, and its interval covers which "
+        "demonstrations were held out (not other seeds). "
+        + (
+            "Squares and light in every frame give the LAM something to get wrong; without them there is little to gain."
+            if settings["distractors"]
+            else "Distractors are off in this run, so there is little to gain: the motion is all that changes."
+        )
+    )
+    words.append(
+        f"Success is a functional check: {total} episodes of one seed have a standard error of {error:.0f} points, so "
+        f"differences between policies below about {1.96 * 2**0.5 * error:.0f} points mean nothing here. "
+        f"Observed spread between the four: {100 * (max(rates) - min(rates)):.0f} points."
+    )
+    return words
+
+
+def _adapter_lines(results: Mapping[str, Any]) -> list[str]:
+    loaded = results["adapter"]
+    same = {True: "bit for bit the same", False: "NOT the same"}
+    return [
+        "Adapter saved, and loaded onto a fresh policy with load_lara:",
+        f"  actions with LARA attached and without: {same[loaded['actions_identical']]}",
+        f"  alignment loss of the trained and of the loaded adapter: {same[loaded['alignment_identical']]} "
+        f"({loaded['alignment_trained']:.6f})",
+    ]
+
+
+def _legend(results: Mapping[str, Any]) -> list[str]:
+    settings = results["settings"]
+    return [
+        f"Success: episodes solved, of {settings['episodes']} per task, same starts and sampling noise for all; 95 % "
+        "Wilson interval.",
+        f"Action error: mean squared error of the first {settings['execute']} sampled actions on held-out demonstrations.",
+        "R2 of the action: ridge regression from z_t to the mean movement of the chunk, fitted on the training "
+        f"demonstrations, tested on {settings['heldout']} held-out ones per task.",
+        f"Knowing only which task it is gives R2 {results['latent_action_models']['before']['r2_task_only']:.2f}.",
+        "Recon / copy: error of the predicted frame over that of copying I_t. Mean dir.: |E[z/|z|]|^2, near 1 is collapse.",
+        "Looks at: the M-Former's attention on distractor squares and on what moves, over evenly spread attention.",
+    ]
+
+
+def _aligned(rows: Rows) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths))
+        lines.append("  ".join([row[0].ljust(len(first)), *rest]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _wrapped(text: str, width: int = 110) -> str:
+    import textwrap
+
+    return textwrap.fill(text, width, subsequent_indent="  ", initial_indent="- ")
+
+
+def as_text(results: Mapping[str, Any]) -> str:
+    """Lay the results out for a terminal."""
+    parts = [
+        _aligned(_policy_rows(results)),
+        _aligned(_lam_rows(results)),
+        "\n".join(_wrapped(line) for line in _legend(results)),
+        "What this shows\n" + "\n".join(_wrapped(line) for line in _reading(results)),
+        "\n".join(_adapter_lines(results)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _markdown_table(rows: Rows) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join(["---"] + ["---:"] * (len(rows[0]) - 1)) + "|", *lines[1:]])
+
+
+def as_markdown(results: Mapping[str, Any]) -> str:
+    """Lay the results out as report.md, with the pictures."""
+    settings, machine = results["settings"], results["machine"]
+    knobs = "\n".join(f"    {key}: {value}" for key, value in settings.items())
+    took = "\n".join(f"| {name} | {seconds:.0f} |" for name, seconds in results["seconds"].items())
+    rollouts = "\n".join(f"![{ARMS[arm]}](rollouts/{arm}.gif)" for arm in results["policies"])
+    listed = "\n".join(f"- {line}" for line in _reading(results))
+    legend = "\n".join(f"- {line}" for line in _legend(results))
+    return f"""# LARA quickstart: what this run found
+
+Preset `{settings["preset"]}`, seed {settings["seed"]}, {machine["cores"]} CPU cores, torch {machine["torch"]}.
+w1 = {settings["align_weight"]}, w2 = {settings["lam_weight"]} (the paper: 0.01 each, over 20k to 50k steps).
+
+## What this shows
+
+{listed}
+
+## Policies
+
+{_markdown_table(_policy_rows(results))}
+
+## Latent action models
+
+{_markdown_table(_lam_rows(results))}
+
+![R2 of the action](probe.png)
+
+{legend}
+
+## Training
+
+![curves](curves.png)
+
+## What the forward dynamics model predicts
+
+![predictions](predictions.png)
+
+## Where the M-Former looks (LARA, Fig. 5)
+
+![attention](attention.png)
+
+## Rollouts
+
+The first episodes of each task; in the corner what the policy sees.
+
+{rollouts}
+
+## The adapter
+
+    {chr(10).join(_adapter_lines(results)).replace(chr(10), chr(10) + "    ")}
+
+What `lara.check(batch, optimizer)` said of it:
+
+    {results["adapter"]["check"].replace(chr(10), chr(10) + "    ")}
+
+## Settings
+
+{knobs}
+
+| job | seconds in its own process |
+|---|---:|
+{took}
+"""

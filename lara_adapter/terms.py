@@ -1,0 +1,115 @@
+"""The arithmetic of one step: latent actions, projection, alignment, statistics. Tensors in, tensors out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import LaraArgumentError
+from .losses import Alignment
+
+__all__ = ["LAM_REPORT", "align_rows", "frozen_latent", "latent_statistics", "project", "trained_latent"]
+
+LAM_REPORT = ("reconstruction_loss", "copy_loss", "codebook_loss", "commitment_loss", "perceptual_loss", "perplexity",
+              "codes_used")  # fmt: skip
+_MEMORY = 0.95  # of the running mean direction: about the last twenty batches
+
+Latent = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+
+
+def frozen_latent(lam: Any, present: torch.Tensor, future: torch.Tensor) -> Latent:
+    """The latent action of a frozen LAM (LARA, Eq. 5): no graph, no loss, nothing to report."""
+    with torch.no_grad():
+        latent = lam.encode(present, future).continuous.detach()
+    return latent, torch.zeros((), device=latent.device), {}
+
+
+def trained_latent(
+    lam: Any, present: torch.Tensor, future: torch.Tensor, real: torch.Tensor, takes_valid: bool
+) -> Latent:
+    """The latent action of a LAM that trains.
+
+    Args:
+        lam: `forward(present, future[, valid=])` gives `.loss` and `.latent.continuous`.
+        present: [B, 3, H, W] frames.
+        future: [B, 3, H, W] frames.
+        real: [B] bool; other pairs count for nothing.
+        takes_valid: whether `lam.forward` takes the flags as `valid`.
+
+    Returns:
+        The latent [B, N, D] with its graph; L_LAM (LARA, Eq. 3), float32, 0 if no pair is real, with every parameter
+        still in its graph (DDP); and the detached scalars the LAM reports.
+    """
+    if takes_valid:
+        output = lam(present, future, valid=real)
+    else:  # a LAM that knows no flags gets copies of a real pair in place of the others
+        first = real.to(torch.uint8).argmax()
+        index = torch.where(real, torch.arange(len(real), device=real.device), first)
+        output = lam(present[index], future[index])
+    loss = output.loss.float() * real.any()
+    report = {
+        name: value.detach()
+        for name in LAM_REPORT
+        if isinstance(value := getattr(output, name, None), torch.Tensor) and value.numel() == 1
+    }
+    if "reconstruction_loss" in report and "copy_loss" in report:
+        report["reconstruction_over_copy"] = report["reconstruction_loss"] / report["copy_loss"].clamp_min(1e-12)
+    return output.latent.continuous, loss, report
+
+
+def project(projector: nn.Module, vectors: torch.Tensor, latent_width: int) -> torch.Tensor:
+    """Apply the projector in its own dtype and give float32.
+
+    Raises:
+        LaraArgumentError: its output has another width than the latent action.
+    """
+    dtype = next((p.dtype for p in projector.parameters()), torch.float32)
+    projected: torch.Tensor = projector(vectors.to(dtype))
+    if projected.shape[-1] != latent_width:
+        raise LaraArgumentError(
+            f"the projector gives width {projected.shape[-1]}, but the latent action has {latent_width}"
+        )
+    return projected.float()
+
+
+def align_rows(
+    alignment: Alignment, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
+    """Alignment loss of each row [r, B], the mean over the views.
+
+    Args:
+        alignment: callable(projected [B, W], latent [B, W], valid [B]) -> [B].
+        projected: [r, B, W] float32, of r noise draws.
+        latent: [B, V, W] float32, of V views.
+        valid: [r, B] bool.
+    """
+    draws, views = len(projected), latent.shape[1]
+    losses = [alignment(projected[d], latent[:, v], valid[d]) for d in range(draws) for v in range(views)]
+    return torch.stack(losses).unflatten(0, (draws, views)).mean(1)
+
+
+def latent_statistics(
+    latent: torch.Tensor, real: torch.Tensor, direction: torch.Tensor, step: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What tells a collapsing LAM; call under no_grad.
+
+    Args:
+        latent: [B, V, W] float32.
+        real: [B] bool.
+        direction: [W] float32, running mean of z/|z|; updated in place.
+        step: 0-dim, training forwards before this one.
+
+    Returns:
+        Std over the batch, the mean over dimensions; and |E[z/|z|]|^2 over recent batches, 1 for a constant direction.
+    """
+    weight = real.to(latent.dtype)[:, None]
+    count = weight.sum().clamp_min(1)
+    flat = latent.detach().mean(1)
+    mean = (flat * weight).sum(0) / count
+    spread = (((flat - mean) ** 2 * weight).sum(0) / count).sqrt().mean()
+    now = (nn.functional.normalize(flat, dim=-1) * weight).sum(0) / count
+    rate = torch.where(real.any(), 1 - _MEMORY, 0.0)
+    direction.mul_(1 - rate).add_(rate * now)
+    return spread, (direction / (1 - _MEMORY ** (step + 1).float())).square().sum()
