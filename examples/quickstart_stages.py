@@ -66,22 +66,23 @@ class Job:
         return float(read_json(self.folder(cache) / _RECORD)["seconds"])
 
 
-def _execute(job: Job, cache: Path, reports: Any) -> None:
-    """Run one job; the body of its process."""
+def _work(todo: Any, cache: Path, reports: Any) -> None:
+    """Run jobs until none is left; the body of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a half-written folder is removed
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         import torch
 
-        torch.set_num_threads(1)  # several processes share the cores
-        begin = time.perf_counter()
-        with replace_folder(job.folder(cache)) as fresh:
-            job.function(fresh, lambda count: reports.put(("progress", count)), **job.settings)
-            write_json(fresh / _RECORD, {"name": job.name, "seconds": round(time.perf_counter() - begin, 2)})
-        reports.put(("done", job.name))
+        torch.set_num_threads(1)  # the other processes need the other cores
+        while (job := todo.get()) is not None:
+            begin = time.perf_counter()
+            with replace_folder(job.folder(cache)) as fresh:
+                job.function(fresh, lambda count: reports.put(("progress", count)), **job.settings)
+                write_json(fresh / _RECORD, {"name": job.name, "seconds": round(time.perf_counter() - begin, 2)})
+            reports.put(("done", job.name))
     except BaseException:
-        reports.put(("failed", f"{job.name}:\n{traceback.format_exc()}"))
+        reports.put(("failed", traceback.format_exc()))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -112,25 +113,23 @@ def run_jobs(title: str, jobs: Sequence[Job], cache: Path, workers: int) -> list
     total = sum(job.units for job in jobs)
     found = total - sum(job.units for job in missing)
     context = multiprocessing.get_context("spawn")
-    reports = context.Queue()
-    running: list[multiprocessing.process.BaseProcess] = []
-    waiting, unfinished = list(missing), len(missing)
-    layout = "{desc:<22} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt}  {elapsed}<{remaining}"
+    todo, reports = context.Queue(), context.Queue()
+    workers = min(workers, len(missing))
+    for job in [*missing, *[None] * workers]:
+        todo.put(job)
+    # daemons: they end with us
+    processes = [context.Process(target=_work, args=(todo, cache, reports), daemon=True) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    layout = "{desc:<20} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt}  {elapsed}<{remaining}"
     try:
-        with tqdm(total=total, initial=found, desc=title, bar_format=layout) as bar:
-            if not missing:
-                bar.set_description_str(f"{title} (kept)")
+        with tqdm(total=total, initial=found, desc=title, bar_format=layout, mininterval=0.5) as bar:
+            unfinished = len(missing)
             while unfinished:
-                running = [process for process in running if process.is_alive()]
-                while waiting and len(running) < workers:
-                    # daemon: ended with us
-                    process = context.Process(target=_execute, args=(waiting.pop(0), cache, reports), daemon=True)
-                    process.start()
-                    running.append(process)
                 try:
                     kind, value = reports.get(timeout=1.0)
                 except queue.Empty:
-                    if not waiting and not any(process.is_alive() for process in running):
+                    if not any(process.is_alive() for process in processes):
                         raise StageFailed(f"{title}: a process died without a word (out of memory?)") from None
                     continue
                 if kind == "progress":
@@ -138,12 +137,12 @@ def run_jobs(title: str, jobs: Sequence[Job], cache: Path, workers: int) -> list
                 elif kind == "done":
                     unfinished -= 1
                 else:
-                    raise StageFailed(f"{title} failed in {value}")
+                    raise StageFailed(f"{title} failed:\n{value}")
     except BaseException:
-        for process in running:
+        for process in processes:
             process.terminate()
         raise
     finally:
-        for process in running:
+        for process in processes:
             process.join(timeout=10)
     return [job.folder(cache) for job in jobs]

@@ -163,7 +163,7 @@ def alignment_loss(policy: MiniVLA, table: Table, batch: int, seed: int) -> floa
     copied = copy.deepcopy(policy).train()
     torch.manual_seed(seed)
     copied(next(batches(table, batch, 1, seed)))
-    return float(copied.lara.losses.align)
+    return float(copied.lara.losses.align.detach())
 
 
 def reload_adapter(

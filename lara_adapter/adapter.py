@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from torch import nn
 
 from .config import LaraConfig
 from .errors import LaraArgumentError, NonFiniteError, TapNeverFired
-from .guards import check_gradient, stop_if_not_finite, verify_attachment
+from .guards import check_gradient, refuse_export, refuse_unbound, stop_if_not_finite, verify_attachment
 from .hostcall import HostCall, fold_loss, read_frames
 from .losses import Alignment, masked_mean, scale_gradient
 from .monitor import CollapseMonitor
@@ -67,6 +68,7 @@ class LaraAdapter(nn.Module):
     _peft: Any
     _step: torch.Tensor
     _direction: torch.Tensor
+    _seed: torch.Tensor
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class LaraAdapter(nn.Module):
         parameters = list(signature.parameters.values())
         self._names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         self._accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._enabled, self._armed, self._verified = True, False, False
+        self._enabled, self._armed, self._verified, self._unbound = True, False, False, False
         self._captured: torch.Tensor | None = None
         self._losses: LaraLosses | None = None
         self._values: dict[str, torch.Tensor | float] = {}
@@ -104,6 +106,7 @@ class LaraAdapter(nn.Module):
         self.attached = True
         self.register_buffer("_step", torch.zeros((), dtype=torch.long))
         self.register_buffer("_direction", torch.zeros(config.latent_width))
+        self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31))  # of a LAM's own draws
         self._lam_flags = {name: p.requires_grad for name, p in lam.named_parameters()}
         self._lam_was_training = lam.training
         # both weights constant 0: the adapter is idle and its parameters frozen, so that DDP does not wait for them
@@ -113,9 +116,8 @@ class LaraAdapter(nn.Module):
         if self._idle:
             projector.requires_grad_(False)
         self._lam_takes_valid = "valid" in inspect.signature(lam.forward).parameters
-        # a LAM with dropout must not shift the policy's noise; ours has none and says so
-        self._lam_draws = bool(getattr(lam, "draws_random_numbers", not hasattr(lam, "latent_shape")))
-        self._draw_seed = torch.initial_seed() % 2**31
+        # a LAM with dropout must not shift the policy's noise; ours draws nothing and says so
+        self._lam_draws = bool(getattr(lam, "draws_random_numbers", True))
         self._trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         self.train(policy.training)
 
@@ -251,35 +253,42 @@ class LaraAdapter(nn.Module):
         checkpointing and compile, one that returns a value replaces the output."""
         if self._armed and self._captured is None:
             self._captured = first_tensor(output)
+        elif self._unbound:
+            refuse_unbound(self)
 
     def capture_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook of the norm (or block) that reads the tapped state."""
         if self._armed and self._captured is None:
             state = first_tensor(args)
             self._captured = first_tensor(kwargs) if state is None else state
+        elif self._unbound:
+            refuse_unbound(self)
 
     # ------------------------------------------------------------------ one call of the policy
 
-    def run(self, policy: nn.Module, host: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(
+        self, policy: nn.Module, own: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """What the policy's forward does while LARA is attached.
 
         Args:
             policy: the policy.
-            host: its own forward, bound.
+            own: a forward that the instance had of its own, or None: its class's.
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
         """
+        refuse_export(self)
         call = HostCall(self._names, args, kwargs)
         taken = call.take_frames(self._frames, self._accepts_any) if isinstance(self._frames, str) else None
         if not (policy.training and torch.is_grad_enabled() and self._enabled) or self._idle:
-            return host(*call.args, **call.kwargs)
+            return _call_host(policy, own, call)
         if not self._verified and not torch.compiler.is_compiling():
             verify_attachment(self)
             self._verified = True
         pair = read_frames(call, self._frames, taken)
         self._captured, self._armed = None, True
         try:
-            output = host(*call.args, **call.kwargs)
+            output = _call_host(policy, own, call)
         finally:
             self._armed = False
             hidden, self._captured = self._captured, None
@@ -337,7 +346,9 @@ class LaraAdapter(nn.Module):
         """
         batch, views = present.shape[:2]
         pairs = present.flatten(0, 1), future.flatten(0, 1)
-        with self._own_draws() if self._lam_draws and self.training else contextlib.nullcontext():
+        # a generator cannot be forked inside a compiled graph; there a LAM's draws shift the policy's noise, no more
+        forked = self._lam_draws and self.training and not torch.compiler.is_compiling()
+        with self._own_draws() if forked else contextlib.nullcontext():
             if self.config.train_lam:
                 flags = real.repeat_interleave(views)
                 latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid)
@@ -379,7 +390,7 @@ class LaraAdapter(nn.Module):
         device = self._step.device
         devices = [device] if device.type != "cpu" else []
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            torch.manual_seed(self._draw_seed + int(self._step))
+            torch.manual_seed(int(self._seed + self._step))
             yield
 
     def _remember(self, terms: dict[str, torch.Tensor]) -> None:
@@ -424,10 +435,42 @@ class LaraAdapter(nn.Module):
         state["_values"] = {name: float(value) for name, value in self._values.items()}
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Out of a pickle the policy's `forward` is its class's again (a bound method is pickled by name); the tap then
+        refuses to train until :meth:`rebind`, where LARA would silently be missing."""
+        super().__setstate__(state)
+        self._unbound = self.attached
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LaraAdapter:
+        """A copy with its own LAM, bound to the copied policy: EMA implementations zip the parameters of both."""
+        double = type(self).__new__(type(self))
+        memo[id(self)] = double
+        double.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return double
+
+    def rebind(self) -> None:
+        """Make a policy that came out of a pickle train with LARA again."""
+        from .attach import bind_forward
+
+        bind_forward(self)
+        self._unbound = False
+
+    def detached_copy(self) -> nn.Module:
+        """A deep copy of the policy without LARA: no adapter, no LAM, no hook; for export, EMA teachers, serving."""
+        from .attach import copy_without
+
+        return copy_without(self)
+
     def extra_repr(self) -> str:
         """The settings, in print(policy)."""
         c = self.config
         return f"layer={c.layer}/{c.depth}, tap={c.tap!r}, token={c.token!r}, train_lam={c.train_lam}"
+
+
+def _call_host(policy: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
+    if own is not None:
+        return own(*call.args, **call.kwargs)
+    return type(policy).forward(policy, *call.args, **call.kwargs)
 
 
 _RENAMED = {"align": "align_loss", "lam": "lam_loss"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import types
 from collections.abc import Callable
@@ -210,9 +211,7 @@ def _entry(owner: tuple[str, ...], signature: inspect.Signature) -> Callable[...
         module: Any = self
         for name in owner:
             module = getattr(module, name)
-        own = self.__dict__.get(_HOST_FORWARD)
-        host = types.MethodType(type(self).forward, self) if own is None else own
-        return getattr(module, _NAME).run(self, host, args, kwargs)
+        return getattr(module, _NAME).run(self, self.__dict__.get(_HOST_FORWARD), args, kwargs)
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     forward.__doc__ = "The policy's own forward with the LARA terms folded into its loss; see lara_adapter."
@@ -227,15 +226,36 @@ def _put_on(adapter: LaraAdapter) -> None:
         tapped.register_forward_hook(adapter.capture_output)
     else:
         tapped.register_forward_pre_hook(adapter.capture_input, with_kwargs=True)
+    if "forward" in policy.__dict__:
+        policy.__dict__[_HOST_FORWARD] = policy.__dict__["forward"]
+    bind_forward(adapter)
+
+
+def bind_forward(adapter: LaraAdapter) -> None:
+    """Bind LARA's entry as the policy's `forward`."""
+    policy = adapter.policy
     signature = inspect.signature(policy.forward)
-    own = policy.__dict__.get("forward")
-    if own is not None:
-        policy.__dict__[_HOST_FORWARD] = own
     unbound = signature.replace(
         parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
     )
-    owner = tuple(filter(None, spec.owner.split(".")))
+    owner = tuple(filter(None, adapter.spec.owner.split(".")))
     object.__setattr__(policy, "forward", types.MethodType(_entry(owner, unbound), policy))
+
+
+def copy_without(adapter: LaraAdapter) -> nn.Module:
+    """A deep copy of the adapter's policy as if LARA had never been attached; the LAM is not copied on the way."""
+    policy = adapter.policy
+    kept = {name: module for name, module in adapter._modules.items()}
+    adapter._modules.clear()
+    try:
+        double = copy.deepcopy(policy)
+    finally:
+        adapter._modules.update(kept)
+    for module in double.modules():
+        if isinstance(module, LaraAdapter):
+            take_off(module)
+            break
+    return double
 
 
 def take_off(adapter: LaraAdapter) -> None:

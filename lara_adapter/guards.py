@@ -12,7 +12,7 @@ from .terms import LAM_REPORT
 if TYPE_CHECKING:
     from .adapter import LaraAdapter
 
-__all__ = ["check_gradient", "stop_if_not_finite", "verify_attachment"]
+__all__ = ["check_gradient", "refuse_export", "refuse_unbound", "stop_if_not_finite", "verify_attachment"]
 
 
 def verify_attachment(adapter: LaraAdapter) -> None:
@@ -44,6 +44,32 @@ def verify_attachment(adapter: LaraAdapter) -> None:
     if not any(getattr(hook, "__self__", None) is adapter for hook in hooks):
         raise AttachOrderError(
             f"the module at {tap!r} was replaced after attach_lara, so its hook is lost; lara.detach() and attach again"
+        )
+
+
+def refuse_export(adapter: LaraAdapter) -> None:
+    """An exported graph must not hold LARA's entry.
+
+    Raises:
+        AttachOrderError: torch.export, torch.onnx or torch.jit is tracing the policy.
+    """
+    exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
+    if (exporting is not None and exporting()) or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        raise AttachOrderError(
+            "this policy is being exported with LARA attached; lara.detach() first, or export lara.detached_copy()"
+        )
+
+
+def refuse_unbound(adapter: LaraAdapter) -> None:
+    """A policy out of a pickle must not train without LARA unnoticed.
+
+    Raises:
+        AttachOrderError: it is training.
+    """
+    if adapter.training and torch.is_grad_enabled():
+        raise AttachOrderError(
+            "this policy came out of a pickle, which cannot hold LARA's entry into its forward; "
+            "call policy.lara.rebind() before training, or policy.lara.detach()"
         )
 
 

@@ -31,6 +31,7 @@ WEIGHTS_FILE = "lara_adapter.safetensors"
 LAM_FOLDER = "lam"
 LORA_FOLDER = "policy_lora"
 CARD_FILE = "README.md"
+_COUNTERS = ("step", "direction", "seed")  # buffers of the adapter, saved without their underscore
 
 
 def save_adapter(adapter: LaraAdapter, folder: str | os.PathLike[str]) -> None:
@@ -46,7 +47,7 @@ def save_adapter(adapter: LaraAdapter, folder: str | os.PathLike[str]) -> None:
     """
     with replace_folder(folder) as fresh:
         tensors = {f"projector.{name}": tensor for name, tensor in adapter.projector.state_dict().items()}
-        tensors |= {"step": adapter._step, "direction": adapter._direction}
+        tensors |= {name: getattr(adapter, f"_{name}") for name in _COUNTERS}
         write_tensors(fresh / WEIGHTS_FILE, tensors)
         save_lam = getattr(adapter.lam, "save_pretrained", None)
         if callable(save_lam):
@@ -119,10 +120,10 @@ class SavedAdapter:
             if saved is not None and now is not None and saved != now:
                 raise AdapterFormatError(f"{self.source} was saved with {what} {saved}, but here it is {now}")
         tensors = dict(self.tensors)
-        step, direction = tensors.pop("step", None), tensors.pop("direction", None)
-        if step is None or direction is None or step.shape != () or direction.shape != adapter._direction.shape:
+        counters = {name: tensors.pop(name, None) for name in _COUNTERS}
+        if any(t is None or t.shape != getattr(adapter, f"_{name}").shape for name, t in counters.items()):
             raise AdapterFormatError(
-                f"{self.source / WEIGHTS_FILE} lacks step or direction, or they have a wrong shape"
+                f"{self.source / WEIGHTS_FILE} lacks one of {', '.join(_COUNTERS)}, or it has a wrong shape"
             )
         prefix = "projector."
         foreign = sorted(name for name in tensors if not name.startswith(prefix))
@@ -134,8 +135,8 @@ class SavedAdapter:
             self.source / WEIGHTS_FILE,
         )
         self._restore_lora(adapter)
-        adapter._step.copy_(step)
-        adapter._direction.copy_(direction)
+        for name, tensor in counters.items():
+            getattr(adapter, f"_{name}").copy_(tensor)
 
     def _restore_lora(self, adapter: LaraAdapter) -> None:
         folder = self.source / LORA_FOLDER

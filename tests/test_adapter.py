@@ -13,7 +13,14 @@ import torch
 from torch import nn
 from toys import DitPolicy, OwnLam, make_batch
 
-from lara_adapter import LaraArgumentError, LatentActionConfig, LatentActionModel, NonFiniteError, attach_lara
+from lara_adapter import (
+    AttachOrderError,
+    LaraArgumentError,
+    LatentActionConfig,
+    LatentActionModel,
+    NonFiniteError,
+    attach_lara,
+)
 from lara_adapter.monitor import CollapseMonitor
 
 
@@ -208,16 +215,43 @@ def test_an_ema_copys_forward_does_not_write_into_the_student(policy, lara, batc
         assert torch.allclose(parameter.grad, expected[name], atol=1e-6), name
 
 
-def test_pickle(policy, lara, batch):
-    policy(batch)
+def test_out_of_a_pickle_training_is_refused_until_rebound(policy, lara, batch):
+    torch.manual_seed(2)
+    expected = policy(batch)["loss"].item()
     policy.hidden_states = []
     stream = io.BytesIO()
     torch.save(policy, stream)
     stream.seek(0)
     again = torch.load(stream, weights_only=False)
     assert again.state_dict().keys() == policy.state_dict().keys()
-    assert all(torch.equal(v, policy.state_dict()[k]) for k, v in again.state_dict().items())
+    with torch.no_grad():
+        again(batch)  # acting needs no LARA
+    with pytest.raises(AttachOrderError, match=r"came out of a pickle.*policy\.lara\.rebind\(\)"):
+        again(batch)
+    again.lara.rebind()
+    again.lara.step = 0
+    torch.manual_seed(2)
+    assert again(batch)["loss"].item() == pytest.approx(expected, rel=1e-3)  # the quantiser's statistics moved on
+    again.lara.detach()
+    assert "forward" not in again.__dict__
     pickle.loads(pickle.dumps(lara.config))
+
+
+def test_detached_copy_holds_nothing_of_lara_and_leaves_the_original_attached(policy, batch):
+    plain = copy.deepcopy(policy)
+    lara = attach_lara(policy, OwnLam())
+    policy(batch)
+    policy.hidden_states = []
+    double = lara.detached_copy()
+    assert double.state_dict().keys() == plain.state_dict().keys()
+    assert double.__dict__.keys() == plain.__dict__.keys()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in double.modules())
+    for model in (double, plain):
+        torch.manual_seed(1)
+        model(batch)["loss"].backward()
+    assert all(torch.equal(p.grad, dict(plain.named_parameters())[n].grad) for n, p in double.named_parameters())
+    assert lara.check(batch).ok
+    assert policy.lara is lara
 
 
 # ------------------------------------------------------------------ checkpoints of the policy

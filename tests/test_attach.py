@@ -264,7 +264,6 @@ def test_detach_leaves_no_trace(policy, lam, batch):
 
 def test_detach_of_a_norm_tap_and_of_a_forward_of_the_instances_own(batch):
     policy = DitPolicy().train()
-    own = torch.nn.Module.__call__  # any callable object
     policy.forward = type(policy).forward.__get__(policy)
     own = policy.__dict__["forward"]
     lara = attach_lara(policy, OwnLam(), layer=0)

@@ -174,7 +174,7 @@ def test_foreign_tensors(saved):
     tensors = read_tensors(path)
     for change, message in (
         ({**tensors, "evil": torch.zeros(1)}, r"unexpected tensors \['evil'\]"),
-        ({k: v for k, v in tensors.items() if k != "step"}, "lacks step or direction"),
+        ({k: v for k, v in tensors.items() if k != "step"}, "lacks one of step, direction, seed"),
         ({**tensors, "projector.weight": torch.zeros(3, 3)}, r"weight has shape \[3, 3\]"),
     ):
         write_tensors(path, change)
