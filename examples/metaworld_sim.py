@@ -66,12 +66,12 @@ def find_gl(*, install: bool = True) -> str:
         GLMissing: nothing works and nothing could be installed.
     """
     names = ["cgl"] if sys.platform == "darwin" else ["egl", "osmesa"]
-    if (wanted := os.environ.get("MUJOCO_GL")) and wanted not in names:
-        names.insert(0, wanted)
+    if wanted := os.environ.get("MUJOCO_GL"):
+        names = [wanted, *(name for name in names if name != wanted)]
     rounds: list[list[str]] = [[]]
     if install and shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
         # newer Debian releases have no libosmesa6, so it is asked for only if EGL still fails
-        rounds += [["libegl1", "libgl1-mesa-dri"], ["libosmesa6"]]
+        rounds += [["libegl1", "libopengl0", "libgl1-mesa-dri"], ["libosmesa6"]]
     for packages in rounds:
         if packages:
             print(f"No OpenGL library renders here; installing {' '.join(packages)} with apt-get ...")
@@ -87,7 +87,7 @@ def find_gl(*, install: bool = True) -> str:
     raise GLMissing(
         "MuJoCo cannot render on this machine: neither EGL nor OSMesa works.\n"
         "Install one of them and start again, on Debian or Ubuntu:\n"
-        "    sudo apt-get update && sudo apt-get install -y libegl1 libgl1-mesa-dri\n"
+        "    sudo apt-get update && sudo apt-get install -y libegl1 libopengl0 libgl1-mesa-dri\n"
         "    sudo apt-get install -y libosmesa6        # if EGL still does not work\n"
         "on Fedora: sudo dnf install mesa-libEGL mesa-dri-drivers"
     )

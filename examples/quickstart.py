@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside t
 
 import tyro
 from metaworld_sim import GLMissing, find_gl
-from quickstart_data import collect
+from quickstart_data import HORIZON, collect
 from quickstart_eval import closed_loop
 from quickstart_probe import examine_lam
 from quickstart_stages import Job, StageFailed, run_jobs
@@ -73,6 +73,17 @@ class Settings:
     """Actions done of each chunk of 16."""
     workers: int = 2
     """Processes at a time, one thread each."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "seed" else 1
+            if type(value) is int and value < least:
+                raise ValueError(f"--{field.name.replace('_', '-')} {value}: a number >= {least} is wanted")
+        if self.execute > HORIZON:
+            raise ValueError(f"--execute {self.execute}: a chunk has {HORIZON} actions")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"--tasks {' '.join(self.tasks)}: at least one task is wanted, and each only once")
 
     def arms(self) -> dict[str, dict[str, Any] | None]:
         """The policies to compare: what `attach_lara` gets for each, None for no LARA."""
@@ -146,23 +157,32 @@ def run(settings: Settings) -> str:
     )
     data = list(recorded.values())
 
-    from_video = {"data": data, "steps": settings.lam_steps, **training}
-    video_job = Job("lam-before", pretrain_lam, from_video, settings.lam_steps)
-    pretrained = stage("2/5 LAM from video", {"before": video_job})["before"]
+    def policy(arm: str, lam: Path | None) -> Job:
+        given = {"data": data, "lam": lam, "lara_options": arms[arm], "steps": settings.policy_steps, **training}
+        return Job(f"policy-{arm}", train_policy, {**given, "execute": settings.execute}, settings.policy_steps)
 
-    joint = {"data": data, "lam": pretrained / "lam", "steps": settings.policy_steps, **training}
     arms = settings.arms()
-    jobs = {
-        arm: Job(
-            f"policy-{arm}",
-            train_policy,
-            {**joint, "lara_options": options, "execute": settings.execute},
-            settings.policy_steps,
-        )
-        for arm, options in arms.items()
-    }
-    jobs["control"] = Job("lam-control", continue_lam, joint, settings.policy_steps)
-    trained = stage("3/5 policies", dict(reversed(jobs.items())))
+    from_video = {"data": data, "steps": settings.lam_steps, **training}
+    first = stage(
+        "2/5 LAM, baseline",
+        {
+            "before": Job("lam-before", pretrain_lam, from_video, settings.lam_steps),
+            "dit_only": policy("dit_only", None),  # needs no LAM, so it need not wait for one
+        },
+    )
+    lam = first["before"] / "lam"
+
+    further = {"data": data, "lam": lam, "steps": settings.policy_steps, **training}
+    second = stage(
+        "3/5 LARA, control",
+        {
+            "lara_cosine": policy("lara_cosine", lam),
+            "lara_contrastive": policy("lara_contrastive", lam),
+            "frozen_lam": policy("frozen_lam", lam),
+            "control": Job("lam-control", continue_lam, further, settings.policy_steps),
+        },
+    )
+    trained = {**first, **second}
 
     acting = {
         "policies": {arm: trained[arm] / "policy.pt" for arm in arms},
@@ -185,10 +205,9 @@ def run(settings: Settings) -> str:
         },
     )
 
-    lams = {"before": pretrained, **{name: trained[name] for name in ("control", "lara_cosine", "lara_contrastive")}}
     measuring = {
-        name: Job(f"probe-{name}", examine_lam, {"data": data, "lam": folder / "lam", "shown": 4, **world}, 1)
-        for name, folder in lams.items()
+        name: Job(f"probe-{name}", examine_lam, {"data": data, "lam": trained[name] / "lam", "shown": 4, **world}, 1)
+        for name in ("before", "control", "lara_cosine", "lara_contrastive")
     }
     loading = {"data": data, "trained": trained["lara_contrastive"], "batch": settings.batch, **world}
     examined = stage("5/5 probes", {**measuring, "reload": Job("reload", reload_adapter, loading, 1)})
@@ -197,7 +216,7 @@ def run(settings: Settings) -> str:
     import quickstart_report  # here, because matplotlib is not wanted in each job's process
 
     finished = quickstart_report.Run(
-        settings.output, dataclasses.asdict(settings), seconds, pretrained, trained, evaluated, examined, reloaded
+        settings.output, dataclasses.asdict(settings), seconds, trained, evaluated, examined, reloaded
     )
     return quickstart_report.write(finished)
 

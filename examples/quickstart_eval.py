@@ -10,7 +10,7 @@ import metaworld_sim
 import numpy as np
 import torch
 from metaworld_sim import FRAME_SKIP
-from mini_vla import MiniVLA
+from mini_vla import MiniVLA, MiniVLAConfig
 from numpy.typing import NDArray
 from quickstart_data import Table, gather, split_seed
 from quickstart_stages import Progress
@@ -129,7 +129,9 @@ class Run:
             if self.film is not None and (step + offset) % (2 * FRAME_SKIP) == 0:
                 picture = self.scene.render(self.env, size=FILM_SIZE)
                 seen = self.see(step + offset)
-                picture[:, -seen.shape[1] :, -seen.shape[2] :] = seen
+                height, width = seen.shape[1:]
+                picture[:, -height - 1 :, -width - 1 :] = 255  # a white edge
+                picture[:, -height:, -width:] = seen
                 self.film.append(picture)
             self.observation, self.solved = self.scene.step(action, self.env)
             if self.solved:
@@ -138,8 +140,9 @@ class Run:
 
 def load_policy(file: Path) -> MiniVLA:
     """Load a policy for acting."""
-    policy = MiniVLA()
-    policy.load_state_dict(torch.load(file, weights_only=True))
+    state = torch.load(file, weights_only=True)
+    policy = MiniVLA(MiniVLAConfig(num_tasks=len(state["backbone.task.weight"])))
+    policy.load_state_dict(state)
     return policy.eval()
 
 

@@ -15,16 +15,20 @@ from torch import Tensor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.ticker import FuncFormatter
 
 # Okabe and Ito's colours, told apart by colour-blind readers too
 COLOURS = {
-    "dit_only": "#444444",
+    "dit_only": "#BBBBBB",
     "frozen_lam": "#0072B2",
     "lara_cosine": "#E69F00",
     "lara_contrastive": "#009E73",
     "before": "#999999",
     "control": "#CC79A7",
 }
+# where curves lie upon each other, all of them stay visible
+LINES = {"dit_only": (5, "-"), "frozen_lam": (3.2, "-"), "lara_cosine": (1.8, "-"), "lara_contrastive": (1.5, "--")}
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 130}
 
 Histories = Mapping[str, Mapping[str, Sequence[float]]]
@@ -58,10 +62,13 @@ def draw_curves(
         for axis, (key, title) in zip(axes.flat, panels):
             for name, history in histories.items():
                 if key in history:
-                    axis.plot(history["step"], _smooth(history[key]), color=COLOURS[name], label=names[name], lw=1.5)
+                    width, dash = LINES.get(name, (1.5, "-"))
+                    curve = _smooth(history[key])
+                    axis.plot(history["step"], curve, dash, color=COLOURS[name], label=names[name], lw=width)
             axis.set(title=title, xlabel="training step")
             axis.set_ylim(None, None) if key == "action_loss" else axis.set_ylim(0, 1.03)
         axes[0, 0].set_yscale("log")
+        axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         last = axes[1, 1]
         steps = np.asarray(pretraining["step"]) - pretraining["step"][-1]
         last.plot(
@@ -154,8 +161,12 @@ def draw_attention(
     first = next(iter(pictures.values()))
     pairs = min(pairs, len(first["now"]))
     chosen = torch.linspace(0, len(first["now"]) - 1, pairs).long().tolist()
-    uniform = 1 / first["attention"][0].numel()
-    peak = max(float(kept["attention"][chosen].max()) for kept in pictures.values()) / uniform
+    times = {name: kept["attention"][chosen] * kept["attention"][0].numel() for name, kept in pictures.items()}
+    # nothing is drawn where a query looks no more than evenly; above, colours count doublings
+    scale = LogNorm(1, max(4.0, *(float(part.max()) for part in times.values())))
+    colours = plt.get_cmap("inferno")(np.linspace(0.25, 1, 256))
+    colours[:, 3] = np.linspace(0, 0.85, 256)
+    spotlight = ListedColormap(colours)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(pictures) + 1,
@@ -169,17 +180,15 @@ def draw_attention(
             frame = _picture(first["future" if which else "now"][pair])
             axes[0, column].set_title("$I_{t+C}$" if which else "$I_t$")
             axes[0, column].imshow(frame, interpolation="nearest")
-            grey = np.repeat(frame.mean(2, keepdims=True), 3, 2).astype(np.uint8)
-            for row, kept in enumerate(pictures.values(), 1):
+            grey = frame.mean(2)
+            for row, name in enumerate(pictures, 1):
                 height, width = frame.shape[:2]
-                axes[row, column].imshow(grey, interpolation="nearest")
+                axes[row, column].imshow(grey, cmap="gray", interpolation="nearest", vmin=-60, vmax=400)
                 heat = axes[row, column].imshow(
-                    kept["attention"][pair, which] / uniform,
+                    times[name][column // 2, which].clamp_min(1),
                     extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-                    cmap="inferno",
-                    alpha=0.6,
-                    vmin=0,
-                    vmax=peak,
+                    cmap=spotlight,
+                    norm=scale,
                     interpolation="bilinear",
                 )
         for axis in axes.flat:
@@ -188,7 +197,9 @@ def draw_attention(
         for row, name in enumerate(["the frames", *(names[key] for key in pictures)]):
             axes[row, 0].set_ylabel(name, fontsize=9)
         bar = figure.colorbar(heat, ax=axes[1:, :], shrink=0.6, pad=0.01)
-        bar.set_label("attention, 1 = evenly spread")
+        bar.set_label("attention, over evenly spread attention")
+        bar.ax.set_facecolor("#595959")  # the colours lie over a dark picture there too
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"x {value:g}"))
         figure.savefig(file)
         plt.close(figure)
 

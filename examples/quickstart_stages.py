@@ -122,8 +122,9 @@ def run_jobs(title: str, jobs: Sequence[Job], cache: Path, workers: int) -> list
     for process in processes:
         process.start()
     layout = "{desc:<20} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt}  {elapsed}<{remaining}"
+    pace = 0.5 if sys.stderr.isatty() else 5.0
     try:
-        with tqdm(total=total, initial=found, desc=title, bar_format=layout, mininterval=0.5) as bar:
+        with tqdm(total=total, initial=found, desc=title, bar_format=layout, mininterval=pace) as bar:
             unfinished = len(missing)
             while unfinished:
                 try:

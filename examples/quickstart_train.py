@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mini_vla import MiniVLA
+from mini_vla import MiniVLA, MiniVLAConfig
 from quickstart_data import Table, batches, load_table
 from quickstart_eval import action_error, load_policy
 from quickstart_stages import Progress
@@ -99,7 +99,7 @@ def train_policy(
     progress: Progress,
     *,
     data: list[Path],
-    lam: Path,
+    lam: Path | None,
     lara_options: dict[str, Any] | None,
     distractors: bool,
     steps: int,
@@ -117,7 +117,7 @@ def train_policy(
             `alignment.json`.
         progress: called after each step.
         data: recordings.
-        lam: folder of the pre-trained latent action model.
+        lam: folder of the pre-trained latent action model; None without LARA.
         lara_options: what `attach_lara` gets; None: no LARA.
         distractors: whether frames hold them.
         steps: how many.
@@ -128,7 +128,7 @@ def train_policy(
     """
     demos = load_table(data, "demos", distractors=distractors, seed=seed)
     torch.manual_seed(seed)
-    policy, lara, history = MiniVLA(), None, {}
+    policy, lara, history = MiniVLA(MiniVLAConfig(num_tasks=len(data))), None, {}
     policy.set_state_statistics(demos["state"])
 
     if lara_options is not None:

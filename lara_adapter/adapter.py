@@ -196,6 +196,15 @@ class LaraAdapter(nn.Module):
                     groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": f"lara_{name}{suffix}"})
         return groups
 
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard as units of their own (`for unit in lara.fsdp_units(): fully_shard(unit)`), before the root.
+
+        The projector, and each child of the LAM that has trainable parameters. Optional: LARA also works in the root's
+        unit.
+        """
+        parts = [self.projector, *self.lam.children()]
+        return [part for part in parts if any(p.requires_grad for p in part.parameters())]
+
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Within this context the policy runs as if LARA were not attached (on every rank or on none)."""
@@ -318,7 +327,7 @@ class LaraAdapter(nn.Module):
         terms = self(vectors, pair.present, pair.future, valid, real)
         self._remember(terms)
         if not torch.compiler.is_compiling():
-            stop_if_not_finite(self.step - 1, hidden, terms)
+            stop_if_not_finite(self, hidden, terms)
             self._monitor.observe(self._values, self.config.train_lam)
         if not self.config.add_to_loss:
             return output

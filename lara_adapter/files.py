@@ -145,6 +145,8 @@ def _neighbours(folder: Path) -> str:
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], **metadata: str) -> None:
     """Write tensors as safetensors, atomically; aliases and views are cloned, everything goes to the CPU.
 
+    Sharded tensors (DTensor) are gathered, so that all ranks must call this alike.
+
     Args:
         path: the file.
         tensors: name to tensor, any dtype, any device.
@@ -153,7 +155,8 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tens
     plain: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        tensor = tensor.detach().to("cpu").contiguous()
+        gather = getattr(tensor, "full_tensor", None)  # a DTensor of FSDP2: a collective
+        tensor = (tensor if gather is None else gather()).detach().to("cpu").contiguous()
         # safetensors refuses tensors that share storage (safetensors#98)
         storage = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if storage in seen else tensor

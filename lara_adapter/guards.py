@@ -53,6 +53,10 @@ def refuse_export(adapter: LaraAdapter) -> None:
     Raises:
         AttachOrderError: torch.export, torch.onnx or torch.jit is tracing the policy.
     """
+    if torch.compiler.is_dynamo_compiling():
+        # torch 2.7 to 2.11: is_exporting() is True in every torch.compile. A strict export is thus let through; it
+        # holds nothing of LARA either, as long as the policy is in eval mode.
+        return
     exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     if (exporting is not None and exporting()) or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         raise AttachOrderError(
@@ -90,7 +94,7 @@ def check_gradient(adapter: LaraAdapter, hidden: torch.Tensor) -> None:
         )
 
 
-def stop_if_not_finite(step: int, hidden: torch.Tensor, terms: dict[str, torch.Tensor]) -> None:
+def stop_if_not_finite(adapter: LaraAdapter, hidden: torch.Tensor, terms: dict[str, torch.Tensor]) -> None:
     """One synchronisation with the device; the search for the culprit only if something is wrong.
 
     Raises:
@@ -108,6 +112,6 @@ def stop_if_not_finite(step: int, hidden: torch.Tensor, terms: dict[str, torch.T
     ]
     culprit = next(name for name, value in suspects if not torch.isfinite(value.detach()).all())
     raise NonFiniteError(
-        f"LARA: {culprit} is not finite at step {step}; stopped before it reaches a weight "
+        f"LARA: {culprit} is not finite at step {adapter.step - 1}; stopped before it reaches a weight "
         f"(align {float(align):.4g}, LAM {float(lam):.4g})"
     )

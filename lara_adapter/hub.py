@@ -7,14 +7,17 @@ transformers takes that name for a peft adapter. safetensors only; nothing in a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed as dist
 
 from .config import LaraConfig
 from .errors import AdapterFormatError
@@ -37,6 +40,9 @@ _COUNTERS = ("step", "direction", "seed")  # buffers of the adapter, saved witho
 def save_adapter(adapter: LaraAdapter, folder: str | os.PathLike[str]) -> None:
     """Write an adapter; the folder appears or changes as a whole.
 
+    Under torch.distributed only rank 0 writes. Call it from every rank when the policy is sharded by FSDP2, where the
+    tensors are gathered by all; otherwise a call from rank 0 alone works as well.
+
     Args:
         adapter: attached or detached.
         folder: is created or replaced; files in it that are not ours stay.
@@ -45,7 +51,10 @@ def save_adapter(adapter: LaraAdapter, folder: str | os.PathLike[str]) -> None:
         AdapterFormatError: `folder` is a file.
         OSError: the disk is full or not writable; the folder is as before.
     """
-    with replace_folder(folder) as fresh:
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    if rank and not any(hasattr(tensor, "full_tensor") for tensor in adapter.state_dict().values()):
+        return
+    with replace_folder(folder) if rank == 0 else _scratch() as fresh:
         tensors = {f"projector.{name}": tensor for name, tensor in adapter.projector.state_dict().items()}
         tensors |= {name: getattr(adapter, f"_{name}") for name in _COUNTERS}
         write_tensors(fresh / WEIGHTS_FILE, tensors)
@@ -58,6 +67,13 @@ def save_adapter(adapter: LaraAdapter, folder: str | os.PathLike[str]) -> None:
         config["files"] = {WEIGHTS_FILE: _sha256(fresh / WEIGHTS_FILE)}
         write_json(fresh / CONFIG_FILE, config)
         (fresh / CARD_FILE).write_text(_card(adapter.config), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """Where the other ranks of a sharded policy write what rank 0 writes: the gathering needs all of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def push_adapter(

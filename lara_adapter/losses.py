@@ -99,7 +99,8 @@ def _gather(
     packed = F.pad(torch.cat([p, z, valid[:, None].to(p.dtype)], dim=1), (0, 0, 0, most - len(p)))
     # differentiable: its backward sums over ranks, so that after DDP's mean each parameter has the gradient of the
     # mean of all ranks' losses
-    everything = torch.cat(all_gather(packed))
+    # (the group is named: the default is whatever group existed when that module was first imported)
+    everything = torch.cat(all_gather(packed, group=dist.group.WORLD))
     width = p.shape[1]
     flags = everything[:, -1].detach() > 0.5
     return everything[:, :width], everything[:, width:-1], flags, most * dist.get_rank()

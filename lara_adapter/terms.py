@@ -65,7 +65,10 @@ def project(projector: nn.Module, vectors: torch.Tensor, latent_width: int) -> t
     Raises:
         LaraArgumentError: its output has another width than the latent action.
     """
-    dtype = next((p.dtype for p in projector.parameters()), torch.float32)
+    dtype = torch.float32
+    for parameter in projector.parameters():  # a loop and not next(): torch 2.7 cannot compile next() with a default
+        dtype = parameter.dtype
+        break
     projected: torch.Tensor = projector(vectors.to(dtype))
     if projected.shape[-1] != latent_width:
         raise LaraArgumentError(

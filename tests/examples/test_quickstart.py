@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="session")
+def gl() -> str:
+    pytest.importorskip("metaworld", reason="Meta-World is not installed (extra demo)")
+    from metaworld_sim import GLMissing, find_gl
+
+    before = os.environ.get("MUJOCO_GL")
+    try:
+        return find_gl(install=False)
+    except GLMissing as problem:
+        pytest.skip(f"no OpenGL: {str(problem).splitlines()[0]}")
+    finally:
+        os.environ.pop("MUJOCO_GL", None)
+        if before is not None:
+            os.environ["MUJOCO_GL"] = before
+
+
+def run_quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / "quickstart.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def test_flags_change_the_preset():
+    from quickstart import PRESETS, read_settings
+
+    assert read_settings([]) == PRESETS["demo"]
+    assert read_settings(["--preset", "smoke"]) == PRESETS["smoke"]
+    changed = read_settings(["--preset=smoke", "--demos", "7", "--no-distractors", "--output", "/tmp/x"])
+    assert (changed.demos, changed.distractors, changed.output) == (7, False, Path("/tmp/x"))
+    assert changed.lam_steps == PRESETS["smoke"].lam_steps
+
+
+def test_all_arms_differ_in_lara_alone():
+    from quickstart import PRESETS
+
+    arms = PRESETS["demo"].arms()
+    assert arms["dit_only"] is None
+    assert arms["frozen_lam"] == {"align_weight": 0.1, "lam_weight": 0.1, "train_lam": False}
+    assert arms["lara_cosine"]["alignment"] == "cosine"
+    assert arms["lara_contrastive"]["alignment"] == "contrastive"
+
+
+@pytest.mark.gl
+@pytest.mark.slow
+def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_path):
+    output = tmp_path / "quickstart"
+    first = run_quickstart("--preset", "smoke", "--output", str(output))
+    assert first.returncode == 0, first.stdout + first.stderr
+    for name in ("curves.png", "probe.png", "predictions.png", "attention.png", "report.md"):
+        assert (output / name).stat().st_size > 1000, name
+    arms = ("dit_only", "frozen_lam", "lara_cosine", "lara_contrastive")
+    for arm in arms:
+        assert (output / "rollouts" / f"{arm}.gif").read_bytes()[:4] == b"GIF8"
+    results = json.loads((output / "results.json").read_text())
+    assert tuple(sorted(results["policies"])) == tuple(sorted(arms))
+    assert set(results["latent_action_models"]) == {"before", "control", "lara_cosine", "lara_contrastive"}
+    assert results["adapter"]["actions_identical"]
+    assert results["adapter"]["alignment_identical"]
+    assert (output / "adapter" / "lara_config.json").is_file()
+    for name in re.findall(r"\]\(([^)]+)\)", (output / "report.md").read_text()):
+        assert (output / name).is_file(), f"report.md shows {name}"
+    assert "DiT only" in first.stdout
+    assert "Traceback" not in first.stderr
+
+    times = {path: path.stat().st_mtime_ns for path in (output / "cache").rglob("*")}
+    second = run_quickstart("--preset", "smoke", "--output", str(output))
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert {path: path.stat().st_mtime_ns for path in (output / "cache").rglob("*")} == times
+    assert json.loads((output / "results.json").read_text()) == results

@@ -1,0 +1,93 @@
+"""Run a function on two gloo ranks of this machine, and collect what each returned.
+
+The two processes are started once (importing torch takes longer than most tests) and get a fresh process group for
+every function.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import torch
+import torch.multiprocessing as mp
+from torch import distributed as dist
+
+WORLD = 2
+PATIENCE = 120  # seconds a function may take
+
+
+class RankError(Exception):
+    """A rank raised."""
+
+
+def _serve(rank: int, pipe: Any) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    while (job := pipe.recv()) is not None:
+        function, args, folder = job
+        store = dist.FileStore(f"{folder}/store", WORLD)
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=PATIENCE // 2)
+        )
+        try:
+            torch.manual_seed(0)
+            pipe.send((True, function(rank, *args)))
+        except Exception as error:  # the other rank may wait for this one: report, do not raise
+            pipe.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+        dist.destroy_process_group()
+
+
+class _Pool:
+    processes: ClassVar[list[Any]] = []
+    pipes: ClassVar[list[Any]] = []
+
+    @classmethod
+    def start(cls) -> None:
+        if cls.processes and all(process.is_alive() for process in cls.processes):
+            return
+        cls.stop()
+        context = mp.get_context("spawn")
+        for rank in range(WORLD):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            process.start()
+            cls.processes.append(process)
+            cls.pipes.append(ours)
+
+    @classmethod
+    def stop(cls) -> None:
+        for process in cls.processes:
+            process.kill()
+        cls.processes, cls.pipes = [], []
+
+
+atexit.register(_Pool.stop)
+
+
+def run_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `function(rank, *args)` returned on each rank.
+
+    Raises:
+        RankError: it raised somewhere, or took longer than two minutes.
+    """
+    _Pool.start()
+    with tempfile.TemporaryDirectory() as folder:
+        for pipe in _Pool.pipes:
+            pipe.send((function, args, folder))
+        results = []
+        for pipe in _Pool.pipes:
+            if not pipe.poll(PATIENCE):
+                _Pool.stop()
+                raise RankError(f"{function.__name__} took longer than {PATIENCE} s on a rank")
+            results.append(pipe.recv())
+    for good, value in results:
+        if not good:
+            _Pool.stop()  # a rank that failed in a collective leaves the other in an unknown state
+            raise RankError(value)
+    return [value for _, value in results]
