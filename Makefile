@@ -44,7 +44,8 @@ demo: $(DEMO)
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(TEST)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests --cov=lara_adapter --cov-report=term --cov-fail-under=90 $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) \
+	  --cov=lara_adapter --cov-report=term --cov-fail-under=90 $(ARGS)
 
 lint: $(TEST)
 	$(BIN)/ruff check .

@@ -433,7 +433,11 @@ class LaraAdapter(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """A checkpoint of the policy without LARA loads strictly: the adapter keeps its weights."""
         if not any(name.startswith(prefix) for name in state_dict):
-            logger.warning("the checkpoint has no LARA weights (%s*): projector and LAM keep theirs", prefix)
+            logger.warning(
+                "the checkpoint has no LARA weights (%s*): projector and LAM keep theirs. If this resumes a run without "
+                "LARA, its optimizer state does not fit either: start a new run from its weights",
+                prefix,
+            )
             state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -1,0 +1,230 @@
+"""Inside transformers.Trainer, at 4.51 (GR00T's) and 5.x."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from models import FixedDit
+from toys import make_batch
+
+from lara_adapter import AttachOrderError, LatentActionConfig, LatentActionModel, attach_lara
+from lara_adapter.schedules import Warmup
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from transformers import Trainer, TrainingArguments  # noqa: E402
+
+from lara_adapter.callback import LaraCallback  # noqa: E402
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, size: int = 32) -> None:
+        self.batch = make_batch(size, seed=5)
+
+    def __len__(self) -> int:
+        return len(self.batch["state"])
+
+    def __getitem__(self, index):
+        return {name: value[index] for name, value in self.batch.items()}
+
+
+class Host(FixedDit):
+    """GR00T's call: model(inputs={...}) with a dict loss."""
+
+    def forward(self, inputs):
+        return super().forward(inputs)
+
+
+class OutputHost(FixedDit):
+    def forward(self, inputs):
+        return transformers.utils.ModelOutput(loss=super().forward(inputs)["loss"])
+
+
+class TupleHost(FixedDit):
+    def forward(self, inputs):
+        return (super().forward(inputs)["loss"],)
+
+
+class KeywordHost(FixedDit):
+    def forward(self, state, action, action_mask=None):
+        return super().forward({"state": state, "action": action, "action_mask": action_mask})
+
+
+def collate(rows):
+    return {"inputs": {name: torch.stack([row[name] for row in rows]) for name in rows[0]}}
+
+
+def collate_flat(rows):
+    return collate(rows)["inputs"]
+
+
+def build(host=Host, weight=0.3, lam_weight=0.2, **arguments):
+    torch.manual_seed(0)
+    policy = host().train()
+    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=3))
+    return policy, attach_lara(policy, lam, align_weight=weight, lam_weight=lam_weight, **arguments)
+
+
+def trainer_of(policy, folder, collator=collate, **changes):
+    settings = {
+        "output_dir": str(folder), "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
+        "logging_steps": 1, "save_strategy": "no", "report_to": [], "remove_unused_columns": False, "disable_tqdm": True,
+        "use_cpu": True, "seed": 3, **changes,
+    }  # fmt: skip
+    return Trainer(
+        policy, TrainingArguments(**settings), train_dataset=Rows(), eval_dataset=Rows(8), data_collator=collator
+    )
+
+
+@pytest.mark.parametrize("host", [Host, OutputHost, TupleHost, KeywordHost])
+def test_every_kind_of_output_trains_and_logs(host, tmp_path):
+    policy, lara = build(host)
+    before = lara.projector[0].weight.clone()
+    trainer = trainer_of(policy, tmp_path, collate_flat if host is KeywordHost else collate)
+    LaraCallback.add_to(trainer, lara)
+    trainer.train()
+    assert not torch.equal(lara.projector[0].weight, before)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 4
+    assert all("lara/align_loss" in entry and "lara/codes_used" in entry for entry in logged)
+    assert lara.step == 4
+
+
+def test_eval_loss_equals_that_of_the_baseline(tmp_path):
+    policy, lara = build()
+    plain = Host().train()
+    plain.load_state_dict({k: v for k, v in policy.state_dict().items() if not k.startswith("lara.")})
+    settings = {"label_names": ["inputs"], "prediction_loss_only": True}
+    expected = trainer_of(plain, tmp_path, **settings).evaluate()["eval_loss"]
+    trainer = trainer_of(policy, tmp_path, **settings)
+    LaraCallback.add_to(trainer, lara)
+    assert trainer.evaluate()["eval_loss"] == expected
+
+
+class AcceptsAnything(FixedDit):
+    """A host with **kwargs: Trainer then leaves the division by the accumulation steps to it (P11)."""
+
+    def forward(self, inputs, **kwargs):
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("host", [Host, AcceptsAnything])
+def test_gradient_accumulation_scales_lara_like_the_main_loss(host, tmp_path):
+    """Gradients of k accumulated batches over one batch: the same ratio for LARA's parameters as for the policy's."""
+    ratios = []
+    for name in ("lara.projector.2.weight", "action_out.weight"):
+        norms = []
+        for steps in (1, 4):
+            policy, _ = build(host)
+            grabbed = {}
+
+            class Grab(transformers.TrainerCallback):
+                def on_pre_optimizer_step(self, *args, model=None, policy=policy, grabbed=grabbed, **kwargs):
+                    grabbed.update({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
+
+            trainer = trainer_of(
+                policy, tmp_path, max_steps=1, per_device_train_batch_size=8, gradient_accumulation_steps=steps,
+                max_grad_norm=0.0,
+            )  # fmt: skip
+            # the same batch again and again: accumulation must change nothing but the scale
+            trainer.train_dataset = torch.utils.data.Subset(Rows(), list(range(8)) * 4)
+            sampler = torch.utils.data.SequentialSampler(trainer.train_dataset)
+            trainer._get_train_sampler = lambda *a, sampler=sampler: sampler
+            trainer.add_callback(Grab())
+            trainer.train()
+            norms.append(grabbed[name].norm().item())
+        ratios.append(norms[1] / norms[0])
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.05)
+    if host is Host:
+        assert ratios[0] == pytest.approx(1.0, rel=0.05)
+
+
+def state_of(trainer):
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def test_resumed_at_step_k_is_bit_identical_to_no_interruption(tmp_path):
+    """Projector, LAM, codebook statistics, schedules, optimizer and random state."""
+    arguments = {"weight": Warmup(0.3, 5), "alignment": "contrastive"}
+    policy, lara = build(**arguments)
+    whole = trainer_of(policy, tmp_path / "whole", max_steps=6)
+    LaraCallback.add_to(whole, lara)
+    whole.train()
+
+    policy, lara = build(**arguments)
+    first = trainer_of(policy, tmp_path / "cut", max_steps=6, save_strategy="steps", save_steps=3)
+    LaraCallback.add_to(first, lara)
+
+    class Stop(transformers.TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+            return control
+
+    first.add_callback(Stop())
+    first.train()
+    assert first.state.global_step == 3
+    policy, lara = build(**arguments)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1)  # whatever it was: the checkpoint decides
+    second = trainer_of(policy, tmp_path / "cut", max_steps=6)
+    LaraCallback.add_to(second, lara)
+    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    expected, found = state_of(whole), state_of(second)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+
+
+def test_each_save_holds_the_adapter(tmp_path):
+    from lara_adapter import load_lara
+
+    policy, lara = build()
+    trainer = trainer_of(policy, tmp_path, save_strategy="steps", save_steps=2)
+    LaraCallback.add_to(trainer, lara)
+    trainer.train()
+    for step in (2, 4):
+        again = load_lara(Host(), tmp_path / f"checkpoint-{step}" / "lara")
+        assert again.step == step
+    assert all(torch.equal(v, lara.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+def test_resuming_a_plain_run_with_lara_says_what_is_wrong(tmp_path, caplog):
+    plain = trainer_of(Host().train(), tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    plain.train()
+    policy, lara = build()
+    trainer = trainer_of(policy, tmp_path, max_steps=4)
+    LaraCallback.add_to(trainer, lara)
+    with caplog.at_level(logging.WARNING), pytest.raises((ValueError, AttachOrderError)):
+        trainer.train(resume_from_checkpoint=True)
+    assert "has no LARA weights" in caplog.text
+    assert "optimizer state does not fit" in caplog.text
+
+
+def test_resuming_a_lara_run_without_lara_fails_in_the_optimizer_and_never_silently(tmp_path):
+    policy, lara = build()
+    trainer = trainer_of(policy, tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    LaraCallback.add_to(trainer, lara)
+    trainer.train()
+    plain = trainer_of(Host().train(), tmp_path, max_steps=4)
+    with pytest.raises(ValueError, match="parameter group"):
+        plain.train(resume_from_checkpoint=True)
+
+
+def test_the_callback_refuses_a_foreign_model(tmp_path):
+    _, lara = build()
+    other, _ = build()
+    with pytest.raises(AttachOrderError, match=r"not part of trainer\.model"):
+        LaraCallback.add_to(trainer_of(other, tmp_path), lara)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bf16(bf16, tmp_path):
+    policy, lara = build()
+    trainer = trainer_of(policy, tmp_path, bf16=bf16)
+    trainer.train()
+    assert lara.projector[0].weight.dtype == torch.float32
+    assert lara.metrics()["align_loss"] > 0
