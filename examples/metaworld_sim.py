@@ -47,7 +47,10 @@ class GLMissing(RuntimeError):
 def _gl_works(name: str) -> bool:
     """Render one image with the back end `name` in a process of its own."""
     environment = {**os.environ, "MUJOCO_GL": name}
-    probe = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, timeout=120)
+    try:
+        probe = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return False
     return probe.returncode == 0
 
 
@@ -161,7 +164,7 @@ class Episode:
 
 
 class Scene:
-    """Several environments of one Meta-World task behind one renderer. Make only one per process."""
+    """Several environments of one Meta-World task behind one renderer."""
 
     def __init__(self, task: str, num_envs: int = 1, image_size: int = 64) -> None:
         """Build the environments (0.1 s each).
@@ -178,6 +181,9 @@ class Scene:
         warnings.filterwarnings("ignore", message="Constant\\(s\\) may be too high")  # experts saturate; we clip
         self._mujoco, self._benchmark = mujoco, MT1
         self.name = f"{task}-v3"
+        if self.name not in ENV_POLICY_MAP:
+            known = ", ".join(sorted(name.removesuffix("-v3") for name in ENV_POLICY_MAP))
+            raise ValueError(f"Meta-World has no task {task!r} with a scripted expert; it has {known}")
         self.image_size = image_size
         self.expert = ENV_POLICY_MAP[self.name]()
         self._starts: dict[int, list[Any]] = {}

@@ -136,11 +136,11 @@ def run(settings: Settings) -> str:
         The tables and their reading.
     """
     cache = settings.output / "cache"
-    seconds: dict[str, float] = {}
+    took: dict[str, dict[str, float]] = {}
 
     def stage(title: str, jobs: dict[str, Job]) -> dict[str, Path]:
         folders = run_jobs(title, list(jobs.values()), cache, settings.workers)
-        seconds.update((job.name, job.seconds(cache)) for job in jobs.values())
+        took.update((job.name, job.took(cache)) for job in jobs.values())
         return dict(zip(jobs, folders))
 
     world = {"distractors": settings.distractors, "seed": settings.seed}
@@ -216,7 +216,7 @@ def run(settings: Settings) -> str:
     import quickstart_report  # here, because matplotlib is not wanted in each job's process
 
     finished = quickstart_report.Run(
-        settings.output, dataclasses.asdict(settings), seconds, trained, evaluated, examined, reloaded
+        settings.output, dataclasses.asdict(settings), took, trained, evaluated, examined, reloaded
     )
     return quickstart_report.write(finished)
 

@@ -38,7 +38,7 @@ class Run:
     Attributes:
         output: where results go.
         settings: all knobs.
-        seconds: how long each job took in its own process.
+        took: how long each job took, as `Job.took` tells.
         trained: folder of each policy, of the LAM before and of the control.
         evaluated: folder of each task's closed-loop episodes.
         examined: folder of each LAM's measurements.
@@ -47,7 +47,7 @@ class Run:
 
     output: Path
     settings: Mapping[str, Any]
-    seconds: Mapping[str, float]
+    took: Mapping[str, Mapping[str, float]]
     trained: Mapping[str, Path]
     evaluated: Mapping[str, Path]
     examined: Mapping[str, Path]
@@ -96,7 +96,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "latent_action_models": models,
         "r2_over_control": over_control,
         "adapter": reloaded,
-        "seconds": dict(run.seconds),
+        "took": dict(run.took),
     }
 
 
@@ -275,7 +275,9 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     """Lay the results out as report.md, with the pictures."""
     settings, machine = results["settings"], results["machine"]
     knobs = "\n".join(f"    {key}: {value}" for key, value in settings.items())
-    took = "\n".join(f"| {name} | {seconds:.0f} |" for name, seconds in results["seconds"].items())
+    took = "\n".join(
+        f"| {name} | {job['seconds']:.0f} | {job['cpu_seconds']:.0f} |" for name, job in results["took"].items()
+    )
     rollouts = "\n".join(f"![{ARMS[arm]}](rollouts/{arm}.gif)" for arm in results["policies"])
     listed = "\n".join(f"- {line}" for line in _reading(results))
     legend = "\n".join(f"- {line}" for line in _legend(results))
@@ -330,7 +332,9 @@ What `lara.check(batch, optimizer)` said of it:
 
 {knobs}
 
-| job | seconds in its own process |
-|---|---:|
+Jobs run two at a time, each on a core of its own if there is one; where both columns differ, the machine was shared.
+
+| job | seconds | CPU seconds |
+|---|---:|---:|
 {took}
 """

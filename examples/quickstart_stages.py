@@ -61,9 +61,9 @@ class Job:
         )
         return cache / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
-    def seconds(self, cache: Path) -> float:
-        """How long the job took when it ran."""
-        return float(read_json(self.folder(cache) / _RECORD)["seconds"])
+    def took(self, cache: Path) -> dict[str, float]:
+        """How long the job took when it ran: `seconds` by the clock, `cpu_seconds` of its own core."""
+        return read_json(self.folder(cache) / _RECORD)
 
 
 def _work(todo: Any, cache: Path, reports: Any) -> None:
@@ -76,10 +76,11 @@ def _work(todo: Any, cache: Path, reports: Any) -> None:
 
         torch.set_num_threads(1)  # the other processes need the other cores
         while (job := todo.get()) is not None:
-            begin = time.perf_counter()
+            begin, processor = time.perf_counter(), time.process_time()
             with replace_folder(job.folder(cache)) as fresh:
                 job.function(fresh, lambda count: reports.put(("progress", count)), **job.settings)
-                write_json(fresh / _RECORD, {"name": job.name, "seconds": round(time.perf_counter() - begin, 2)})
+                took = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - processor}
+                write_json(fresh / _RECORD, {key: round(value, 2) for key, value in took.items()})
             reports.put(("done", job.name))
     except BaseException:
         reports.put(("failed", traceback.format_exc()))

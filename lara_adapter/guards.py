@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["check_gradient", "refuse_export", "refuse_unbound", "stop_if_not_finite", "verify_attachment"]
 
 
+# torch 2.7 to 2.11 (probed) do not; 2.13 does
+_TELLS_EXPORT_FROM_COMPILE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+
+
 def verify_attachment(adapter: LaraAdapter) -> None:
     """Once, at the first training forward: what was attached is still what runs.
 
@@ -53,9 +57,9 @@ def refuse_export(adapter: LaraAdapter) -> None:
     Raises:
         AttachOrderError: torch.export, torch.onnx or torch.jit is tracing the policy.
     """
-    if torch.compiler.is_dynamo_compiling():
-        # torch 2.7 to 2.11: is_exporting() is True in every torch.compile. A strict export is thus let through; it
-        # holds nothing of LARA either, as long as the policy is in eval mode.
+    if torch.compiler.is_dynamo_compiling() and not _TELLS_EXPORT_FROM_COMPILE:
+        # is_exporting() is then True in every torch.compile. A strict export is let through; in eval mode, as one
+        # exports, it holds nothing of LARA either.
         return
     exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     if (exporting is not None and exporting()) or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():

@@ -66,6 +66,7 @@ class LatentActionConfig:
         perceptual_weight: weight of the LPIPS term; 0: off.
         layer_norm_eps: epsilon of every LayerNorm.
         initializer_range: standard deviation of the truncated normal that weights start from.
+        idm_position_range: that of the inverse dynamics model's positions.
 
     Raises:
         LaraArgumentError: a value has the wrong type or lies outside its range; the message names the field.
@@ -109,6 +110,7 @@ class LatentActionConfig:
     perceptual_weight: float = 1.0
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    idm_position_range: float = 0.02
 
     @classmethod
     def paper(cls, **changes: Any) -> LatentActionConfig:
@@ -140,7 +142,7 @@ class LatentActionConfig:
             "encoder_width": 64,
             "encoder_layers": 0,
             "idm_width": 96,
-            "idm_layers": 2,
+            "idm_layers": 1,
             "idm_heads": 4,
             "idm_mlp": 192,
             "difference_input": True,
@@ -150,12 +152,17 @@ class LatentActionConfig:
             "fdm_heads": 4,
             "fdm_mlp": 192,
             "fdm_patch_size": 8,
+            "fusion": "concat",
             "residual": True,
             "vq_warmup_steps": 150,
             "vq_revive_every": 50,
             "reconstruction_over_copy": True,
             "perceptual_weight": 0.0,
             "layer_norm_eps": 1e-6,
+            # Width 96 with ViT's 0.02 starts with a latent that is the same for every pair, and it takes hundreds of
+            # steps to leave that; the positions must not drown in the patches, or z cannot say where something moved.
+            "initializer_range": 0.1,
+            "idm_position_range": 0.8,
         }
         return cls(**{**tiny, **changes})
 
@@ -199,7 +206,7 @@ class LatentActionConfig:
             numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in items)
             if len(items) != (3 if kind.startswith("tuple") else 1) or not numbers:
                 raise refuse("three finite numbers" if kind.startswith("tuple") else "a finite number")
-            if min(items) < 0 or (name in ("image_std", "layer_norm_eps", "initializer_range") and min(items) == 0):
+            if min(items) < 0 or (name in ("image_std", "layer_norm_eps", "initializer_range", "idm_position_range") and min(items) == 0):
                 raise refuse("a positive number (or zero, where that switches something off)")
             if name == "vq_usage_decay" and value >= 1:
                 raise refuse("a number in [0, 1)")

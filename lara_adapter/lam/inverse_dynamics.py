@@ -46,6 +46,7 @@ class InverseDynamics(nn.Module):
             nn.Linear(width, config.fdm_width), nn.Tanh(), nn.Linear(config.fdm_width, config.latent_dim)
         )
         initialize(self, config.initializer_range)
+        nn.init.trunc_normal_(self.positions, std=config.idm_position_range)
 
     def forward(
         self, present: Tensor, future: Tensor, difference: Tensor | None = None, want_attention: bool = False

@@ -2,3 +2,19 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+import importlib.metadata
+import platform
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _versions(record_testsuite_property):
+    """The versions a result was got with, for the table in the README (benchmarks/setups_table.py)."""
+    record_testsuite_property("python", platform.python_version())
+    for name in ("torch", "transformers", "accelerate", "peft", "numpy"):
+        try:
+            record_testsuite_property(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            record_testsuite_property(name, "")
