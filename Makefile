@@ -29,13 +29,15 @@ for wanted in '(3,10)<=v<=(3,13)' '(3,10)<=v'; do \
 done; exit 1
 endef
 
-.PHONY: help demo test lint typecheck clean
+.PHONY: help demo test lint typecheck clean test-hosts-pins
+.SECONDARY:
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo       LARA from nothing in a simulator, about six minutes on two cores; results in outputs/quickstart/'
 	@echo '                ARGS="--preset smoke": under a minute, ARGS="--help": every knob'
 	@echo 'make test       all tests, with coverage'
+	@echo 'make test-hosts-pins   the core tests under the pins of GR00T N1.6 and of LeRobot, in two more environments'
 	@echo 'make lint       ruff; make typecheck: mypy'
 	@echo 'make clean      remove the virtual environment and caches (outputs/ stays)'
 	@echo 'TORCH="torch==2.7.1" chooses the torch to install, PYTHON=python3.11 the Python'
@@ -47,6 +49,27 @@ test: $(TEST)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) \
 	  --cov=lara_adapter --cov-report=term --cov-fail-under=90 $(ARGS)
 
+# The same core tests under the pins of the hosts that users install this into; each in an environment of its own.
+PINS_gr00t := 3.10 "torch==2.7.1" "transformers==4.51.3" "numpy==1.26.4" "peft==0.17.1" "accelerate==1.15.0"
+PINS_lerobot := 3.12 "torch==2.11.*" "transformers==5.5.4" "peft==0.21.*" "accelerate==1.15.0"
+PYTHON_OF = $(firstword $(shell for p in python$(1) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1).*/bin/python3; do \
+  "$$p" -c 'import venv, ensurepip' >/dev/null 2>&1 && echo "$$p"; done))
+
+test-hosts-pins: test-pins-gr00t test-pins-lerobot
+
+test-pins-%: $(VENV)-%/.installed
+	mkdir -p outputs
+	HF_HUB_OFFLINE=1 $(VENV)-$*/bin/python -m pytest tests --ignore=tests/examples --junitxml=outputs/$*-pins.xml $(ARGS)
+
+$(VENV)-%/.installed: pyproject.toml
+	@test -n '$(call PYTHON_OF,$(word 1,$(PINS_$*)))' || \
+	  { echo 'make test-pins-$*: Python $(word 1,$(PINS_$*)) is needed and was not found' >&2; exit 1; }
+	$(call PYTHON_OF,$(word 1,$(PINS_$*))) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet $(wordlist 2,99,$(PINS_$*)) \
+	  safetensors "huggingface-hub" pytest pytest-timeout "setuptools>=70.1"
+	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	@touch $@
+
 lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,7 +78,7 @@ typecheck: $(TEST)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov
 	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,8 +1,9 @@
 """Make the README's table of training setups from test results, and nothing else.
 
-    pytest tests/training_setups --junitxml=benchmarks/results/setups/NAME.xml     # in each environment
-    python benchmarks/setups_table.py            # rewrites the table in README.md
-    python benchmarks/setups_table.py --check    # fails if it is not what the results say
+    pytest tests --junitxml=outputs/NAME.xml                           # in each environment
+    python benchmarks/setups_table.py --record outputs/NAME.xml        # -> benchmarks/results/setups/NAME.json
+    python benchmarks/setups_table.py                                  # rewrites the table in README.md
+    python benchmarks/setups_table.py --check                          # fails if it is not what the results say
 
 A row is "works" or "refused" (with a clear error) if every test behind it passed, "FAILS" if one did not, and "not run"
 if none ran. `python benchmarks/setups_gpu.py` adds the rows that need GPUs, as results/setups/gpu.json.
@@ -54,11 +55,8 @@ ROWS = [
 ]  # fmt: skip
 
 
-def read(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions, and test name to "passed", "failed" or "skipped", of one environment."""
-    if path.suffix == ".json":
-        content = json.loads(path.read_text())
-        return content["versions"], content["results"]
+def record(path: Path) -> Path:
+    """Keep of a JUnit file what the table needs: versions, and each test's "passed", "failed" or "skipped"."""
     root = ET.parse(path).getroot()
     versions = {p.get("name", ""): p.get("value", "") for p in root.iter("property")}
     results = {}
@@ -66,7 +64,10 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         states = {child.tag for child in case}
         bad = states & {"failure", "error"}
         results[case.get("name", "")] = "failed" if bad else "skipped" if "skipped" in states else "passed"
-    return versions, results
+    used = {name: state for name, state in results.items() if any(re.search(p, name) for _, _, p in ROWS)}
+    target = RESULTS / f"{path.stem}.json"
+    target.write_text(json.dumps({"versions": versions, "results": used}, indent=1, sort_keys=True) + "\n")
+    return target
 
 
 def cell(results: dict[str, str], pattern: str, kind: str) -> str:
@@ -79,8 +80,10 @@ def cell(results: dict[str, str], pattern: str, kind: str) -> str:
 
 def table() -> str:
     """The table as Markdown."""
-    paths = sorted([*RESULTS.glob("*.xml"), *RESULTS.glob("*.json")])
-    environments = [(path.stem, *read(path)) for path in paths]
+    environments = []
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text())
+        environments.append((path.stem, content["versions"], content["results"]))
     head = ["setup"]
     for name, versions, _ in environments:
         listed = [f"{label} {versions[key]}" for key, label in (("python", "Python"), ("torch", "torch"),
@@ -94,6 +97,9 @@ def table() -> str:
 
 def main() -> int:
     """Rewrite the table, or check it."""
+    if "--record" in sys.argv:
+        print(record(Path(sys.argv[sys.argv.index("--record") + 1])))
+        return 0
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, rest = text.split(BEGIN)

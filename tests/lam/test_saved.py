@@ -114,7 +114,7 @@ def test_what_is_not_there(where):
 
 @pytest.mark.parametrize(
     "change",
-    [{"image_size": 0}, {"idm_heads": 5}, {"fdm_patch_size": 7}, {"vq_usage_decay": 1.0}, {"image_std": (0, 1, 1)}],
+    [{"image_size": 0}, {"idm_heads": 5}, {"fdm_patch_size": 9}, {"vq_usage_decay": 1.0}, {"image_std": (0, 1, 1)}],
 )
 def test_values_are_checked_by_name(change):
     with pytest.raises(LaraArgumentError, match=next(iter(change))):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -37,9 +38,11 @@ def _serve(rank: int, pipe: Any) -> None:
         )
         try:
             torch.manual_seed(0)
-            pipe.send((True, function(rank, *args)))
+            result = True, function(rank, *args)
         except Exception as error:  # the other rank may wait for this one: report, do not raise
-            pipe.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+            result = False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        # plain bytes: torch's own way of sending tensors shares file descriptors and can wait for ever (torch 2.7)
+        pipe.send_bytes(pickle.dumps(result))
         dist.destroy_process_group()
 
 
@@ -85,7 +88,7 @@ def run_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
             if not pipe.poll(PATIENCE):
                 _Pool.stop()
                 raise RankError(f"{function.__name__} took longer than {PATIENCE} s on a rank")
-            results.append(pipe.recv())
+            results.append(pickle.loads(pipe.recv_bytes()))
     for good, value in results:
         if not good:
             _Pool.stop()  # a rank that failed in a collective leaves the other in an unknown state

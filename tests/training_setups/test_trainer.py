@@ -15,9 +15,8 @@ from lara_adapter.schedules import Warmup
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from lara_adapter.integrations.trainer import LaraCallback  # noqa: E402
 from transformers import Trainer, TrainingArguments  # noqa: E402
-
-from lara_adapter.callback import LaraCallback  # noqa: E402
 
 
 class Rows(torch.utils.data.Dataset):

@@ -1,6 +1,6 @@
 """LARA inside transformers' Trainer: metrics in its log, the adapter's folder in each checkpoint.
 
-Importing this module imports transformers; nothing else in the package does.
+Tested with transformers 4.51 and 5.x.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from .adapter import LaraAdapter
-from .errors import AttachOrderError
+from lara_adapter import AttachOrderError, LaraAdapter
 
 __all__ = ["LaraCallback"]
 
