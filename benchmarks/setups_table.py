@@ -23,8 +23,8 @@ BEGIN, END = "<!-- setups: begin -->", "<!-- setups: end -->"
 
 # what a user would look for: (row, "works" or "refused", pattern of test names)
 ROWS = [
-    ("gradient checkpointing, non-reentrant", "works", r"test_eager\[.*non-reentrant|never_changes_what_was_captured"),
-    ("gradient checkpointing, reentrant", "works", r"test_eager\[.*-reentrant-"),
+    ("gradient checkpointing, non-reentrant", "works", r"test_eager\[.*-non-reentrant|never_changes_what_was_captured"),
+    ("gradient checkpointing, reentrant", "works", r"test_eager\[.*-(output|norm)-reentrant"),
     ("reentrant, no input requires grad", "refused", r"without_an_input_that_requires_grad"),
     ("torch.compile, fullgraph", "works", r"compiled_whole_fullgraph|compiled_with_frozen_lam|compiled_in_place"),
     ("torch.compile with checkpointing", "works", r"compiled_with_checkpointing"),

@@ -199,7 +199,9 @@ def draw_attention(
         bar = figure.colorbar(heat, ax=axes[1:, :], shrink=0.6, pad=0.01)
         bar.set_label("attention, over evenly spread attention")
         bar.ax.set_facecolor("#595959")  # the colours lie over a dark picture there too
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"x {value:g}"))
+        doublings = [2**power for power in range(8) if 2**power <= scale.vmax]
+        bar.set_ticks(doublings, labels=[f"x {value}" for value in doublings])
+        bar.minorticks_off()
         figure.savefig(file)
         plt.close(figure)
 

@@ -134,7 +134,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _neighbours(folder: Path) -> str:
     """Say what stands where a file was expected, an interrupted save first."""
-    left = sorted(str(p) for p in folder.parent.glob(f".{folder.name}.old-*"))
+    left = sorted(folder.parent.glob(f".{folder.name}.old-*"), key=lambda path: path.stat().st_mtime)
     if left:
         return f"an interrupted save left the previous content in {left[-1]}; rename it to {folder}"
     if not folder.is_dir():

@@ -26,6 +26,7 @@ FORMAT = "lara_adapter.latent_action_model"
 SCHEMA_VERSION = 1
 
 _CHOICES = {"fusion": ("add", "concat")}
+_POSITIVE = {"image_std", "layer_norm_eps", "initializer_range", "idm_position_range"}
 _MAY_BE_ZERO = {"encoder_layers", "encoder_prefix_tokens", "vq_warmup_steps", "vq_revive_every"}
 
 
@@ -206,7 +207,7 @@ class LatentActionConfig:
             numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in items)
             if len(items) != (3 if kind.startswith("tuple") else 1) or not numbers:
                 raise refuse("three finite numbers" if kind.startswith("tuple") else "a finite number")
-            if min(items) < 0 or (name in ("image_std", "layer_norm_eps", "initializer_range", "idm_position_range") and min(items) == 0):
+            if min(items) < 0 or (name in _POSITIVE and min(items) == 0):
                 raise refuse("a positive number (or zero, where that switches something off)")
             if name == "vq_usage_decay" and value >= 1:
                 raise refuse("a number in [0, 1)")

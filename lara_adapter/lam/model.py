@@ -98,6 +98,9 @@ class LatentActionModel(nn.Module):
         self.forward_dynamics = ForwardDynamics(config)
         self.perceptual = PerceptualDistance() if config.perceptual_weight > 0 else None
 
+    # said to whoever trains it beside a policy: a forward draws nothing, so no generator need be kept apart
+    draws_random_numbers = False
+
     @property
     def latent_shape(self) -> tuple[int, int]:
         """(N, D): latent tokens per pair of frames, and the width of each."""
