@@ -16,7 +16,9 @@ HOST, OURS, LAM, LOSS = "#dfe6ee", "#f6c56f", "#bfe0c2", "#f3b0a8"
 
 def box(axis, x, y, w, h, text, color, size=9.5):
     """A rounded box with centred text."""
-    axis.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.06", fc=color, ec="#444", lw=0.9))
+    axis.add_patch(
+        FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.06", fc=color, ec="#444", lw=0.9)
+    )
     axis.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
 
 
@@ -46,7 +48,9 @@ def main() -> None:
     arrow(axis, (1.65, 3.57), (2.1, 3.57))
     arrow(axis, (3.35, 3.57), (3.85, 3.57))
     arrow(axis, (8.43, 3.57), (8.85, 3.57))
-    axis.text(6.0, 4.1, "diffusion transformer on [state | noisy action chunk]", fontsize=8.5, ha="center", color="#333")
+    axis.text(
+        6.0, 4.1, "diffusion transformer on [state | noisy action chunk]", fontsize=8.5, ha="center", color="#333"
+    )
     # what is attached, below
     axis.text(0.1, 2.42, "attached by attach_lara, gone after detach", fontsize=10.5, weight="bold")
     box(axis, 0.1, 0.9, 1.55, 0.95, "frames\n$I_t$ , $I_{t+C}$", LAM)

@@ -65,7 +65,7 @@ def quantize(
         )
     # [1] or one per stage of a residual quantiser; FSQ has none
     loss = result[2].float().sum() if len(result) > 2 else z.new_zeros(())
-    size = quantizer.codebook_size
+    size = int(quantizer.codebook_size)  # type: ignore[arg-type]  # checked in keywords_of
     counted = torch.ones_like(indices, dtype=torch.float32)
     if valid is not None:
         counted = counted * valid.view(-1, *[1] * (indices.ndim - 1))

@@ -73,10 +73,11 @@ def _geometry(backbone: Any, size: int) -> dict[str, int]:
     }
 
 
-def _prepare(backbone: nn.Module) -> nn.Module:
+def _prepare(backbone: Any) -> nn.Module:
     if getattr(backbone.config, "model_type", "") == "vit_mae":
         backbone.config.mask_ratio = 0.0
-    return backbone.requires_grad_(False).eval()
+    frozen: nn.Module = backbone.requires_grad_(False).eval()
+    return frozen
 
 
 def describe_image_encoder(name: str, revision: str | None = None, image_size: int | None = None) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def describe_image_encoder(name: str, revision: str | None = None, image_size: i
         LaraArgumentError: the backbone cannot be loaded, or not be run at that size.
     """
     backbone = _prepare(_load_backbone(name, revision))
-    size = image_size or getattr(backbone.config, "image_size", 224)
+    size: Any = image_size or getattr(backbone.config, "image_size", 224)
     if not isinstance(size, int):
         size = size[0]
     return {"image_encoder": name, "image_encoder_revision": revision, **_geometry(backbone, size)}

@@ -7,7 +7,7 @@ each; it draws no random numbers and never branches on a tensor's value, so that
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -107,7 +107,7 @@ class VectorQuantizer(nn.Module):
         indices: Tensor | None = None,
         update: bool = True,
         want_terms: bool = False,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Any, ...]:
         """Quantise latents, or look up codes.
 
         Args:
@@ -123,6 +123,7 @@ class VectorQuantizer(nn.Module):
         """
         codebook = self.weight.float() + self.offset.float()
         if z is None:
+            assert indices is not None, "either z or indices"
             return (F.embedding(indices, codebook),)
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
