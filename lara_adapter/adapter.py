@@ -16,7 +16,7 @@ from .config import LaraConfig
 from .errors import LaraArgumentError, NonFiniteError, TapNeverFired
 from .guards import check_gradient, refuse_export, refuse_unbound, stop_if_not_finite, verify_attachment
 from .hostcall import HostCall, fold_loss, read_frames
-from .losses import Alignment, masked_mean, scale_gradient
+from .losses import Alignment, Contrastive, masked_mean, scale_gradient
 from .monitor import CollapseMonitor
 from .policies import PolicySpec
 from .schedules import Weight, weight_at
@@ -102,7 +102,7 @@ class LaraAdapter(nn.Module):
         self._captured: torch.Tensor | None = None
         self._losses: LaraLosses | None = None
         self._values: dict[str, torch.Tensor | float] = {}
-        self._monitor = CollapseMonitor()
+        self._monitor = CollapseMonitor(contrastive=isinstance(alignment, Contrastive))
         self.attached = True
         self.register_buffer("_step", torch.zeros((), dtype=torch.long))
         self.register_buffer("_direction", torch.zeros(config.latent_width))

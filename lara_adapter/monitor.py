@@ -12,42 +12,54 @@ __all__ = ["CollapseMonitor"]
 logger = logging.getLogger(__name__)
 
 _MEND = (
-    "The alignment is being solved by a nearly constant latent action. Mend: alignment='contrastive', a smaller "
-    "lam_grad_scale (0.3, 0.1), or a smaller align_weight beside lam_weight"
+    "The alignment may be solved by a nearly constant latent action, and then a high cosine means nothing. Mend: {}a "
+    "smaller lam_grad_scale (0.3, 0.1), or a smaller align_weight beside lam_weight"
 )
 
 
 class CollapseMonitor:
     """Looks at the metrics of every `every`-th training forward and warns once about each symptom.
 
-    Symptoms: mean direction |E[z/|z|]|^2 above `direction_limit`, or perplexity of the codes below half of what it
-    was at the first look.
+    Symptoms, each against the first look, since a healthy LAM may start with a large constant part: the mean direction
+    |E[z/|z|]|^2 is above `direction_limit` and what it leaves to 1 has halved; or the perplexity of the codes has
+    halved. The number of codes in use is no sign: a quantiser that revives dead codes keeps it high.
+
+    Attributes:
+        every: training forwards between two looks.
+        direction_limit: see above.
+        contrastive: whether the alignment is the contrastive one already.
     """
 
-    def __init__(self, every: int = 50, direction_limit: float = 0.8) -> None:
-        self.every, self.direction_limit = every, direction_limit
+    def __init__(self, every: int = 50, direction_limit: float = 0.8, contrastive: bool = False) -> None:
+        self.every, self.direction_limit, self.contrastive = every, direction_limit, contrastive
         self._calls = 0
-        self._first_perplexity: float | None = None
+        self._first: dict[str, float] = {}
         self._warned: set[str] = set()
 
     def observe(self, values: Mapping[str, torch.Tensor | float], lam_trains: bool) -> None:
         """Count one training forward; at every `every`-th, compare (this reads values from the device)."""
         self._calls += 1
-        if not lam_trains or self._calls % self.every:
+        if not lam_trains or (self._first and self._calls % self.every):
             return
-        direction = float(values.get("mean_direction", 0.0))
-        if direction > self.direction_limit:
-            self._warn("direction", f"mean direction of the latent action is {direction:.2f} (1: constant)")
-        if "perplexity" in values:
-            perplexity = float(values["perplexity"])
-            if self._first_perplexity is None:
-                self._first_perplexity = perplexity
-            elif perplexity < 0.5 * self._first_perplexity:
+        now = {name: float(values[name]) for name in ("mean_direction", "perplexity") if name in values}
+        if not self._first:
+            # a batch or two say little of a mean direction: the first look waits for some
+            self._first = now if self._calls >= min(10, self.every) else {}
+            return
+        direction, perplexity = now.get("mean_direction"), now.get("perplexity")
+        if direction is not None and direction > self.direction_limit:
+            first = self._first["mean_direction"]
+            if 1 - direction < 0.5 * (1 - first):
                 self._warn(
-                    "perplexity", f"perplexity of the codes fell from {self._first_perplexity:.1f} to {perplexity:.1f}"
+                    "direction",
+                    f"mean direction of the latent action rose from {first:.2f} to {direction:.2f} (1: constant)",
                 )
+        if perplexity is not None and perplexity < 0.5 * self._first["perplexity"]:
+            first = self._first["perplexity"]
+            self._warn("perplexity", f"perplexity of the codes fell from {first:.1f} to {perplexity:.1f}")
 
     def _warn(self, symptom: str, what: str) -> None:
         if symptom not in self._warned:
             self._warned.add(symptom)
-            logger.warning("LARA after %d training forwards: %s. %s", self._calls, what, _MEND)
+            mend = _MEND.format("" if self.contrastive else "alignment='contrastive', ")
+            logger.warning("LARA after %d training forwards: %s. %s", self._calls, what, mend)

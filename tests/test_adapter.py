@@ -292,22 +292,40 @@ def test_safetensors_save_of_an_attached_policy(policy, lara, tmp_path):
 # ------------------------------------------------------------------ collapse
 
 
+def observe(monitor, *looks):
+    for perplexity, direction in looks:
+        monitor.observe({"perplexity": torch.tensor(float(perplexity)), "mean_direction": direction}, True)
+
+
 def test_the_collapse_monitor_warns_once_about_each_symptom(caplog):
     monitor = CollapseMonitor(every=2)
     with caplog.at_level(logging.WARNING):
-        for perplexity, direction in [(60, 0.2), (60, 0.2), (58, 0.9), (50, 0.9), (25, 0.95), (20, 0.96)]:
-            monitor.observe({"perplexity": torch.tensor(float(perplexity)), "mean_direction": direction}, True)
+        observe(monitor, (60, 0.2), (60, 0.2), (58, 0.9), (50, 0.9), (25, 0.95), (20, 0.96))
     text = [r.getMessage() for r in caplog.records]
     assert len(text) == 2
-    assert "mean direction of the latent action is 0.90" in text[0]
+    assert "mean direction of the latent action rose from 0.20 to 0.90" in text[0]
     assert "perplexity of the codes fell from 60.0 to 20.0" in text[1]
     assert "alignment='contrastive'" in text[0]
+
+
+def test_a_lam_that_began_with_a_large_constant_part_is_not_suspected(caplog):
+    with caplog.at_level(logging.WARNING):
+        observe(CollapseMonitor(every=2), (100, 0.93), (100, 0.93), (90, 0.94), (90, 0.94), (80, 0.5), (80, 0.5))
+    assert not caplog.records
+
+
+def test_the_contrastive_alignment_is_not_advised_to_who_uses_it(caplog):
+    with caplog.at_level(logging.WARNING):
+        observe(CollapseMonitor(every=1, contrastive=True), (100, 0.2), (100, 0.99))
+    assert "lam_grad_scale" in caplog.text
+    assert "alignment='contrastive'" not in caplog.text
 
 
 def test_a_frozen_lam_is_not_suspected(caplog):
     monitor = CollapseMonitor(every=1)
     with caplog.at_level(logging.WARNING):
-        monitor.observe({"mean_direction": 1.0}, False)
+        for direction in (0.1, 1.0):
+            monitor.observe({"mean_direction": direction}, False)
     assert not caplog.records
 
 
