@@ -26,7 +26,7 @@ FORMAT = "lara_adapter.latent_action_model"
 SCHEMA_VERSION = 1
 
 _CHOICES = {"fusion": ("add", "concat")}
-_POSITIVE = {"image_std", "layer_norm_eps", "initializer_range", "idm_position_range"}
+_POSITIVE = {"image_std", "layer_norm_eps", "initializer_range", "idm_position_range", "fdm_position_range"}
 _MAY_BE_ZERO = {"encoder_layers", "encoder_prefix_tokens", "vq_warmup_steps", "vq_revive_every"}
 
 
@@ -68,6 +68,7 @@ class LatentActionConfig:
         layer_norm_eps: epsilon of every LayerNorm.
         initializer_range: standard deviation of the truncated normal that weights start from.
         idm_position_range: that of the inverse dynamics model's positions.
+        fdm_position_range: that of the forward dynamics model's positions.
 
     Raises:
         LaraArgumentError: a value has the wrong type or lies outside its range; the message names the field.
@@ -112,6 +113,7 @@ class LatentActionConfig:
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     idm_position_range: float = 0.02
+    fdm_position_range: float = 0.02
 
     @classmethod
     def paper(cls, **changes: Any) -> LatentActionConfig:
@@ -164,6 +166,8 @@ class LatentActionConfig:
             # steps to leave that; the positions must not drown in the patches, or z cannot say where something moved.
             "initializer_range": 0.1,
             "idm_position_range": 0.8,
+            # Nor in the decoder: it must learn "z, here", or it settles for a blur that ignores z (and z then dies).
+            "fdm_position_range": 0.5,
         }
         return cls(**{**tiny, **changes})
 

@@ -44,6 +44,7 @@ class ForwardDynamics(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.head = nn.Linear(width, 3 * patch * patch)
         initialize(self, config.initializer_range)
+        nn.init.trunc_normal_(self.positions, std=config.fdm_position_range)
         if config.residual:
             # start as the copy of the present frame: the baseline that is hard to reach otherwise
             nn.init.zeros_(self.head.weight)
