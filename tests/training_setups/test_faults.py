@@ -85,3 +85,45 @@ except Exception as error:
     assert "File too large" in done.stdout or "I/O error" in done.stdout, done.stdout + done.stderr
     assert load_lara(DitPolicy(), folder).step == 1
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+TRAINER = """
+import sys
+sys.path[:0] = {paths!r}
+import torch
+torch.set_num_threads(1)
+from test_trainer import build, trainer_of
+from lara_adapter.integrations.trainer import LaraCallback
+policy, lara = build()
+trainer = trainer_of(policy, {folder!r}, save_strategy="steps", save_steps=1, max_steps=10000, save_total_limit=3)
+LaraCallback.add_to(trainer, lara)
+print("ready", flush=True)
+trainer.train()
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_checkpoint_every_adapter_in_it_is_whole_or_absent(tmp_path):
+    """transformers writes its own files in place; the adapter beside them appears as a whole or not at all."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    whole = 0
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        code = TRAINER.format(paths=[str(HERE), str(HERE.parent), str(HERE.parents[1])], folder=str(folder))
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        while process.stdout.readline().strip() != "ready":
+            assert process.poll() is None, "the training process died"
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("checkpoint-*/lara")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.31 * attempt)
+        process.kill()
+        process.wait()
+        for saved in folder.glob("checkpoint-*/lara"):
+            step = int(saved.parent.name.split("-")[1])
+            assert load_lara(DitPolicy(), saved).step == step
+            whole += 1
+    assert whole >= 3
