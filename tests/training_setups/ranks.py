@@ -43,6 +43,9 @@ def _serve(rank: int, pipe: Any) -> None:
             result = False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         # plain bytes: torch's own way of sending tensors shares file descriptors and can wait for ever (torch 2.7)
         pipe.send_bytes(pickle.dumps(result))
+        if result[0]:
+            # a rank that closes its sockets while the other still talks can make gloo abort that process (torch 2.7)
+            dist.barrier()
         dist.destroy_process_group()
 
 
@@ -81,14 +84,18 @@ def run_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
     """
     _Pool.start()
     with tempfile.TemporaryDirectory() as folder:
-        for pipe in _Pool.pipes:
-            pipe.send((function, args, folder))
         results = []
-        for pipe in _Pool.pipes:
-            if not pipe.poll(PATIENCE):
-                _Pool.stop()
-                raise RankError(f"{function.__name__} took longer than {PATIENCE} s on a rank")
-            results.append(pickle.loads(pipe.recv_bytes()))
+        try:
+            for pipe in _Pool.pipes:
+                pipe.send((function, args, folder))
+            for pipe in _Pool.pipes:
+                if not pipe.poll(PATIENCE):
+                    raise RankError(f"{function.__name__} took longer than {PATIENCE} s on a rank")
+                results.append(pickle.loads(pipe.recv_bytes()))
+        except (EOFError, OSError, RankError) as error:
+            codes = [process.exitcode for process in _Pool.processes]
+            _Pool.stop()
+            raise RankError(f"{function.__name__}: {type(error).__name__} {error}; exit codes {codes}") from error
     for good, value in results:
         if not good:
             _Pool.stop()  # a rank that failed in a collective leaves the other in an unknown state
