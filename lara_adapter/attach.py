@@ -245,7 +245,7 @@ def bind_forward(adapter: LaraAdapter) -> None:
 def copy_without(adapter: LaraAdapter) -> nn.Module:
     """A deep copy of the adapter's policy as if LARA had never been attached; the LAM is not copied on the way."""
     policy = adapter.policy
-    kept = {name: module for name, module in adapter._modules.items()}
+    kept = dict(adapter._modules)
     adapter._modules.clear()
     try:
         double = copy.deepcopy(policy)

@@ -1,7 +1,7 @@
 """Reading and writing the files of an adapter: whole or not at all, and never any code.
 
-The one owner of three facts: how a folder is replaced atomically, how a safetensors file is checked
-before its tensors are used, and how JSON is read strictly.
+The one owner of four facts: how a folder is replaced atomically, how one is found here or on the Hub, how a
+safetensors file is checked before its tensors are used, and how JSON is read strictly.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .errors import AdapterFormatError
 
 __all__ = [
     "load_into",
+    "locate_folder",
     "read_json",
     "read_tensors",
     "replace_file",
@@ -103,6 +104,33 @@ def replace_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def locate_folder(source: str | os.PathLike[str], revision: str | None, patterns: list[str]) -> Path:
+    """A local folder as it is, or the snapshot of a Hub repository.
+
+    Args:
+        source: local folder, or Hub id "user/name".
+        revision: commit, tag or branch on the Hub; None: its main branch.
+        patterns: the files to download.
+
+    Raises:
+        AdapterFormatError: neither a folder nor a repository that can be reached.
+    """
+    folder, text = Path(source), str(source)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or text.startswith(".") or text.count("/") > 1:
+        raise AdapterFormatError(f"the folder {text} does not exist")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
+    # the Hub's errors all derive from one of these, in 0.x and in 1.x
+    except (OSError, ValueError) as error:
+        raise AdapterFormatError(
+            f"{text!r} (revision {revision!r}) is no folder here, and the Hub gave {type(error).__name__}: {error}"
+        ) from error
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 from .config import LaraConfig
 from .errors import AdapterFormatError
-from .files import load_into, read_json, read_tensors, replace_folder, write_json, write_tensors
+from .files import load_into, locate_folder, read_json, read_tensors, replace_folder, write_json, write_tensors
 from .schedules import weight_from_json
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def read_adapter(repo_or_dir: str | os.PathLike[str], revision: str | None = Non
     Raises:
         AdapterFormatError: missing, truncated, foreign or newer files; the message names the file.
     """
-    folder = fetch_folder(repo_or_dir, revision)
+    patterns = [CONFIG_FILE, WEIGHTS_FILE, f"{LAM_FOLDER}/*", f"{LORA_FOLDER}/*"]
+    folder = locate_folder(repo_or_dir, revision, patterns)
     raw = read_json(folder / CONFIG_FILE)
     files = raw.pop("files", {})
     config = LaraConfig.from_dict(raw, str(folder / CONFIG_FILE))
@@ -202,25 +203,6 @@ def read_adapter(repo_or_dir: str | os.PathLike[str], revision: str | None = Non
     if lam.is_dir():
         arguments["lam"] = lam
     return SavedAdapter(folder, config, arguments, tensors)
-
-
-def fetch_folder(repo_or_dir: str | os.PathLike[str], revision: str | None) -> Path:
-    """A local folder as it is, or the snapshot of a Hub repository (only the files of an adapter)."""
-    path = Path(repo_or_dir)
-    if path.is_dir():
-        return path
-    text = str(repo_or_dir)
-    if path.is_absolute() or text.startswith(".") or text.count("/") > 1:
-        raise AdapterFormatError(f"load_lara: the folder {text} does not exist")
-    from huggingface_hub import snapshot_download
-
-    patterns = [CONFIG_FILE, WEIGHTS_FILE, f"{LAM_FOLDER}/*", f"{LORA_FOLDER}/*"]
-    try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise AdapterFormatError(
-            f"load_lara: {text!r} is no folder here, and the Hub gave {type(error).__name__}: {error}"
-        ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..errors import AdapterFormatError, LaraArgumentError
-from ..files import replace_folder, write_json, write_tensors
+from ..files import locate_folder, replace_folder, write_json, write_tensors
 from .config import LatentActionConfig
 
 __all__ = ["CONFIG", "WEIGHTS", "locate", "read_config", "write"]
@@ -21,25 +20,8 @@ WEIGHTS = "model.safetensors"
 
 
 def locate(source: str | os.PathLike[str], revision: str | None) -> Path:
-    """Return the folder of a model, downloading it if `source` is no local folder.
-
-    Args:
-        source: local folder, or Hub id "user/name".
-        revision: commit, tag or branch on the Hub.
-
-    Raises:
-        AdapterFormatError: neither a folder nor a repository that can be reached.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    # the Hub's errors all derive from one of these, in 0.x and in 1.x
-    except (OSError, ValueError) as error:
-        raise AdapterFormatError(
-            f"{str(source)!r} (revision {revision!r}) is no local folder, and cannot be had from the Hub: {error}"
-        ) from error
+    """Return the folder of a model, downloading it if `source` is no local folder; see :func:`locate_folder`."""
+    return locate_folder(source, revision, [CONFIG, WEIGHTS])
 
 
 def read_config(folder: Path) -> LatentActionConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from toys import BypassPolicy, DitPolicy, OwnLam
+from toys import BypassPolicy, DitPolicy, OwnLam, bypass_step
 
 from lara_adapter import LatentActionConfig, LatentActionModel, PolicySpec, attach_lara, policies
 
@@ -31,16 +31,10 @@ class FixedBypass(BypassPolicy):
         for layer in self.layers:
             if self.checkpointing and self.training:
                 reentrant = self.checkpointing == "reentrant"
-                x = torch.utils.checkpoint.checkpoint(_step, layer, x, use_reentrant=reentrant)
+                x = torch.utils.checkpoint.checkpoint(bypass_step, layer, x, use_reentrant=reentrant)
             else:
-                x = _step(layer, x)
+                x = bypass_step(layer, x)
         return {"loss": ((self.action_out(self.norm(x)) - batch["action"]) ** 2).mean()}
-
-
-def _step(layer, x):
-    y = layer.input_layernorm(x)
-    x = x + layer.self_attn(y, y, y, need_weights=False)[0]
-    return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
 def register_bypass() -> None:
