@@ -1,0 +1,122 @@
+"""Checkpoints that are stock openpi's, with LARA beside them.
+
+<step>/model.safetensors   without LARA: PI0Pytorch loads it strictly, so do openpi's server and training
+<step>/lara/               the adapter
+<step>/optimizer.pt        LARA's moments among the policy's
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import safe_open
+
+from lara_adapter import AttachOrderError, LaraAdapter
+from lara_adapter.hub import LAM_FOLDER, restore_adapter
+
+__all__ = ["FOLDER", "LAM_FOLDER", "CheckpointFiles", "latest_checkpoint", "load_policy", "save_policy", "without_lara"]
+
+FOLDER = "lara"  # inside <step>/
+_PREFIX = "lara."
+
+
+@contextlib.contextmanager
+def without_lara(lara: LaraAdapter) -> Iterator[None]:
+    """Within this context the adapter is not in the policy's module tree, and so in no state_dict of it."""
+    children = lara.policy._modules
+    before = dict(children)
+    try:
+        for name, child in before.items():
+            if child is lara:
+                del children[name]
+        yield
+    finally:
+        children.clear()
+        children.update(before)  # in their old order: the optimizer's state is stored by position
+
+
+def save_policy(lara: LaraAdapter, filename: str | Path) -> None:
+    """Write `model.safetensors` of the policy as if LARA had never been attached; a plain PI0Pytorch loads it strictly.
+
+    Args:
+        lara: attached to a PI0Pytorch.
+        filename: the file.
+    """
+    with without_lara(lara):
+        safetensors.torch.save_model(lara.policy, str(filename))
+
+
+def load_policy(lara: LaraAdapter, filename: str | Path, **kwargs: Any) -> Any:
+    """Load a `model.safetensors` strictly into a policy that has LARA, whether or not the file holds LARA's weights.
+
+    Args:
+        lara: attached to a PI0Pytorch.
+        filename: the file.
+        **kwargs: of `safetensors.torch.load_model`.
+    """
+    with safe_open(str(filename), framework="pt") as file:
+        inside = any(name.startswith(_PREFIX) for name in file.keys())  # noqa: SIM118
+    with contextlib.nullcontext() if inside else without_lara(lara):
+        return safetensors.torch.load_model(lara.policy, str(filename), **kwargs)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest `<step>` folder of a run, as openpi chooses it; None if there is none."""
+    steps = [int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()]
+    return folder / str(max(steps)) if steps else None
+
+
+class CheckpointFiles:
+    """Stands in for the module `safetensors` in openpi's training script, which calls two of its functions.
+
+    openpi saves into a temporary folder that it renames: `lara/` written here belongs to the same rename.
+
+    Attributes:
+        run_folder: of the run; a file below it is a checkpoint that the run resumes from, any other is base weights.
+        lara: set when LARA has been attached.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self.run_folder = run_folder.resolve()
+        self.lara: LaraAdapter | None = None
+
+    @property
+    def torch(self) -> CheckpointFiles:
+        """As `safetensors.torch`."""
+        return self
+
+    def save_model(self, model: Any, filename: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As `safetensors.torch.save_model`, without LARA, which goes into the folder beside it."""
+        if self.lara is None or model is not self.lara.policy:
+            safetensors.torch.save_model(model, str(filename), *args, **kwargs)
+            return
+        save_policy(self.lara, filename)
+        self.lara.save_pretrained(Path(filename).parent / FOLDER)
+
+    def load_model(self, model: Any, filename: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As `safetensors.torch.load_model`; of a checkpoint of this run LARA's part too.
+
+        Raises:
+            AttachOrderError: the checkpoint was saved by a run without LARA.
+        """
+        if self.lara is None or model is not self.lara.policy:
+            return safetensors.torch.load_model(model, str(filename), *args, **kwargs)
+        result = load_policy(self.lara, filename, *args, **kwargs)
+        folder = Path(filename).resolve().parent
+        if self.run_folder in folder.parents:
+            refuse_foreign(folder)
+            restore_adapter(self.lara, folder / FOLDER)
+        return result
+
+
+def refuse_foreign(checkpoint: Path) -> None:
+    """Raise AttachOrderError if a checkpoint was saved by a run without LARA: its optimizer state does not fit."""
+    if not (checkpoint / FOLDER / "lara_config.json").is_file():
+        raise AttachOrderError(
+            f"{checkpoint} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
+            f"Start a new run from its weights: another --exp-name, --pytorch-weight-path {checkpoint}, without --resume"
+        )

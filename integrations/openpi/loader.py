@@ -1,0 +1,183 @@
+"""openpi's data loader, made by openpi, whose batches carry the pair of frames for LARA."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lara_adapter import HostNotInstalled, LaraArgumentError
+
+from .frames import FRAMES, VALID, FramePlan, KeepFrames
+from .script import TESTED, import_host
+
+__all__ = ["LaraDataLoader", "create_data_loader"]
+
+logger = logging.getLogger(__name__)
+
+BASE_IMAGE = "base_0_rgb"  # openpi's name of the main camera in the model's image dict
+
+
+class LaraDataLoader:
+    """Around openpi's data loader: the same batches as `(LaraObservation, actions)`.
+
+    Attributes:
+        loader: openpi's DataLoaderImpl; whatever is not found here is looked up there.
+        plan: the frames, with cameras and horizon as they were resolved.
+    """
+
+    def __init__(self, loader: Any, plan: FramePlan) -> None:
+        self.loader, self.plan = loader, plan
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        from openpi.models.model import Observation
+
+        from .observation import LaraObservation
+
+        for batch in self.loader._data_loader:
+            stock = Observation.from_dict({key: value for key, value in batch.items() if key not in (FRAMES, VALID)})
+            yield LaraObservation.around(stock, batch[FRAMES], batch[VALID]), batch["actions"]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+def create_data_loader(config: Any, plan: FramePlan | None = None, *, shuffle: bool = True, **kwargs: Any) -> Any:
+    """openpi's `create_data_loader(config, framework="pytorch")`, whose observations carry frames for LARA.
+
+    Args:
+        config: openpi's TrainConfig, on a LeRobot dataset.
+        plan: None: the main camera, C = the action chunk, 224 pixels.
+        shuffle: as openpi's.
+        **kwargs: openpi's others, such as `num_batches` and `skip_norm_stats`.
+
+    Returns:
+        A :class:`LaraDataLoader`.
+
+    Raises:
+        LaraArgumentError: a camera that does not exist or must be chosen, no episode longer than C, or a data set that
+            is not LeRobot's ("fake", RLDS).
+        HostNotInstalled: openpi cannot be imported, or its data loader is not the one this was written for.
+    """
+    module = import_host("openpi.training.data_loader")
+    build = _Build(module, plan or FramePlan())
+    with build.in_place():
+        loader = module.create_data_loader(config, framework="pytorch", shuffle=shuffle, **kwargs)
+    if build.resolved is None:
+        raise LaraArgumentError(
+            "openpi made no LeRobot dataset for this config (RLDS data?), and LARA takes its frames from one"
+        )
+    found = build.resolved
+    logger.info("LARA frames: %s, t and t+%d, %d x %d", list(found.cameras), found.horizon, found.size, found.size)
+    return LaraDataLoader(loader, found)
+
+
+class _Build:
+    """Two functions of openpi's data loader module, replaced while it builds one data loader."""
+
+    def __init__(self, module: Any, plan: FramePlan) -> None:
+        self.module, self.plan = module, plan
+        self.resolved: FramePlan | None = None
+        names = ("create_torch_dataset", "transform_dataset")
+        missing = [name for name in names if not callable(getattr(module, name, None))]
+        if missing:
+            raise HostNotInstalled(f"this openpi has no {missing} in openpi/training/data_loader.py; {TESTED}")
+        self.stock = {name: getattr(module, name) for name in names}
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        self.module.create_torch_dataset, self.module.transform_dataset = self.create_torch_dataset, self.transform
+        try:
+            yield
+        finally:
+            for name, function in self.stock.items():
+                setattr(self.module, name, function)
+
+    def create_torch_dataset(self, data_config: Any, action_horizon: int, *args: Any, **kwargs: Any) -> Any:
+        dataset = self.stock["create_torch_dataset"](data_config, action_horizon, *args, **kwargs)
+        lerobot = _innermost(dataset)
+        horizon = self.plan.horizon or int(action_horizon)
+        inputs = (*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs)
+        cameras = _cameras(self.plan.cameras, lerobot.meta, dataset, inputs)
+        index = lerobot.episode_data_index
+        longest = int((index["to"] - index["from"]).max())
+        if longest <= horizon:
+            raise LaraArgumentError(
+                f"horizon={horizon} steps, but the longest episode has {longest}: no pair would be valid (--lara.horizon)"
+            )
+        for camera in cameras:
+            # what LeRobot itself makes of delta_timestamps; asked for at construction openpi would have to be edited
+            lerobot.delta_indices[camera] = [0, horizon]
+            lerobot.delta_timestamps[camera] = [0.0, horizon / lerobot.fps]
+        self.resolved = dataclasses.replace(self.plan, cameras=cameras, horizon=horizon)
+        return dataset
+
+    def transform(self, dataset: Any, data_config: Any, **kwargs: Any) -> Any:
+        assert self.resolved is not None
+        inputs = (*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs)
+        keep = KeepFrames(tuple(self.resolved.cameras), self.resolved.size, inputs)
+        changed = dataclasses.replace(
+            data_config,
+            repack_transforms=dataclasses.replace(data_config.repack_transforms, inputs=[keep]),
+            data_transforms=dataclasses.replace(data_config.data_transforms, inputs=[]),
+        )
+        return self.stock["transform_dataset"](dataset, changed, **kwargs)
+
+
+def _innermost(dataset: Any) -> Any:
+    """The LeRobotDataset inside openpi's TransformedDatasets."""
+    while hasattr(dataset, "_dataset"):
+        dataset = dataset._dataset
+    if not hasattr(dataset, "meta"):
+        raise LaraArgumentError(
+            f"this config's data is a {type(dataset).__name__}, but LARA needs the frames of a LeRobot dataset; choose a "
+            "config with one (not debug, not RLDS)"
+        )
+    if not isinstance(getattr(dataset, "delta_indices", None), dict) or not hasattr(dataset, "episode_data_index"):
+        raise HostNotInstalled(f"this version of LeRobot keeps its delta timestamps elsewhere; {TESTED}")
+    return dataset
+
+
+def _cameras(wanted: Sequence[str], meta: Any, dataset: Any, inputs: Sequence[Any]) -> tuple[str, ...]:
+    known = list(meta.camera_keys)
+    if wanted:
+        missing = [name for name in wanted if name not in known]
+        if missing:
+            raise LaraArgumentError(f"cameras {missing} are not in the dataset, which has {known} (--lara.views)")
+        return tuple(wanted)
+    if len(known) == 1:
+        return tuple(known)
+    feeding = _feeding_base_image(known, dataset, inputs)
+    if len(feeding) != 1:
+        raise LaraArgumentError(f"the dataset has the cameras {known}; choose with --lara.views")
+    return tuple(feeding)
+
+
+def _feeding_base_image(known: Sequence[str], dataset: Any, inputs: Sequence[Any]) -> list[str]:
+    """The cameras that the model's main image changes with: each is inverted in turn, on its way through openpi's
+    transforms. The mapping is code (a policy's Inputs class), so it is asked, not read."""
+
+    def base_image(item: dict[str, Any]) -> Any:
+        for transform in inputs:
+            item = transform(item)
+        return np.asarray(item.get("image", {}).get(BASE_IMAGE))
+
+    item = dataset[0]
+    plain = base_image(dict(item))
+    return [
+        camera for camera in known if not np.array_equal(base_image({**item, camera: _inverted(item[camera])}), plain)
+    ]
+
+
+def _inverted(image: torch.Tensor) -> torch.Tensor:
+    return 1 - image if image.is_floating_point() else 255 - image

@@ -1,0 +1,227 @@
+"""openpi's own training loop (scripts/train_pytorch.py) with LARA.
+
+The loop is a script of openpi's repository and is in no wheel, so it is run from the checkout that openpi is installed
+from, or that is named. It offers no hook. What is replaced while it runs, and put back afterwards: `build_datasets` and
+`safetensors` among the script's globals, the model's constructor in openpi, and, for a learning rate of the LAM's own,
+`torch.optim.AdamW`. The model stays of its stock class; openpi's own check of its patched transformers runs as always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from lara_adapter import LaraAdapter, LaraArgumentError, attach_lara
+from lara_adapter.check import check_optimizer
+from lara_adapter.losses import Contrastive
+from lara_adapter.policies import PolicySpec, find_spec, register_policy
+
+from ..settings import LaraSettings, cache_features
+from .checkpoints import FOLDER, LAM_FOLDER, CheckpointFiles, latest_checkpoint, refuse_foreign
+from .frames import FramePlan, observation_frames
+from .loader import create_data_loader
+from .script import import_host, load_training_script
+
+__all__ = ["OpenpiLaraSettings", "attach", "lara_training", "run"]
+
+logger = logging.getLogger(__name__)
+
+_LAM_GROUP = "lara_lam"
+
+
+@dataclass
+class OpenpiLaraSettings(LaraSettings):
+    """LaraSettings with the paper's choice for pi0.5, and the official release's tap."""
+
+    layer: int = -1
+    """Aligned hidden state of the action expert: -1 after its last layer (the paper's best for pi0.5), -3 after L-2."""
+
+    after_norm: bool = False
+    """With layer -1: the state after the final norm, which the official release aligns, in place of the one before."""
+
+
+def attach(policy: Any, lam: Any, settings: OpenpiLaraSettings | None = None) -> LaraAdapter:
+    """`attach_lara` on a PI0Pytorch, with frames from a LaraObservation.
+
+    Args:
+        policy: PI0Pytorch, pi0 or pi0.5.
+        lam: a latent action model.
+        settings: None: the defaults. Its `lam` is not looked at.
+
+    Raises:
+        LaraArgumentError: `after_norm` with another layer than the last, or another policy.
+        LaraError: see :func:`lara_adapter.attach_lara`.
+    """
+    chosen = settings or OpenpiLaraSettings()
+    _choose_final_tap(policy, chosen.after_norm)
+    lara = attach_lara(
+        policy, lam, chosen.layer, frames=observation_frames, token=chosen.token, projector=chosen.projector,
+        alignment=Contrastive(chosen.temperature) if chosen.alignment == "contrastive" else chosen.alignment,
+        align_weight=chosen.align_weight, lam_weight=chosen.lam_weight, lam_grad_scale=chosen.lam_grad_scale,
+        train_lam=chosen.train_lam,
+    )  # fmt: skip
+    if chosen.after_norm and lara.config.layer != lara.config.depth:
+        lara.detach()
+        raise LaraArgumentError(f"after_norm=True is for the last layer, but layer={chosen.layer} (--lara.layer -1)")
+    if chosen.feature_cache:
+        cache_features(lara, chosen.feature_cache)
+    return lara
+
+
+def _choose_final_tap(policy: Any, after_norm: bool) -> None:
+    """The row of the policy table whose last tap is before or after the final norm.
+
+    After it, the state is read where the model's last projection does: it has the action tokens alone, in float32.
+    """
+    spec: PolicySpec = find_spec(policy)
+    if spec.tap != "norm" or not hasattr(policy, "action_out_proj"):
+        raise LaraArgumentError(
+            f"attach: policy is a {type(policy).__name__}, but openpi's PI0Pytorch is wanted; attach_lara takes any other"
+        )
+    norm = f"{str(spec.blocks).rpartition('.')[0]}.norm"
+    wanted = "action_out_proj" if after_norm else norm
+    if spec.final_norm != wanted:
+        register_policy(replace(spec, final_norm=wanted))
+
+
+# ---------------------------------------------------------------------- one run
+
+
+@contextlib.contextmanager
+def lara_training(
+    config: Any, settings: OpenpiLaraSettings, source: str | Path | None = None
+) -> Iterator[tuple[Any, Callable[[], LaraAdapter]]]:
+    """Within this context openpi's training script trains with LARA.
+
+    Args:
+        config: openpi's TrainConfig.
+        settings: LARA's. A run that is resumed needs no `lam`: it goes on with its own.
+        source: see :func:`.script.find_training_script`.
+
+    Yields:
+        The script as a module, whose `train_loop(config)` is to be called, and a function that returns the adapter.
+
+    Raises:
+        HostNotInstalled: no openpi, no script, or not the one this was written for.
+        AttachOrderError: the run that is to be resumed was saved without LARA.
+        LaraError: see :func:`attach` and :func:`create_data_loader`.
+    """
+    script = load_training_script(source)
+    run_folder = Path(config.checkpoint_dir)
+    if config.resume and run_folder.is_dir():
+        last = latest_checkpoint(run_folder)
+        if last is not None:
+            refuse_foreign(last)
+            settings = replace(settings, lam=settings.lam or str(last / FOLDER / LAM_FOLDER))
+    training = _Training(config, settings, script, CheckpointFiles(run_folder))
+    with training.in_place():
+        yield script, training.adapter
+
+
+def run(config: Any, settings: OpenpiLaraSettings, source: str | Path | None = None) -> LaraAdapter:
+    """openpi's `train_loop(config)` with LARA; `config.resume` resumes as in openpi.
+
+    Args:
+        config: openpi's TrainConfig.
+        settings: LARA's.
+        source: see :func:`.script.find_training_script`.
+
+    Returns:
+        The adapter, still attached to the trained model (`.policy`).
+
+    Raises:
+        LaraError: see :func:`lara_training`.
+    """
+    with lara_training(config, settings, source) as (script, adapter):
+        script.train_loop(config)
+    return adapter()
+
+
+class _Training:
+    """What replaces parts of openpi during one run, and what they hand to each other."""
+
+    def __init__(self, config: Any, settings: OpenpiLaraSettings, script: Any, files: CheckpointFiles) -> None:
+        self.config, self.settings, self.script, self.files = config, settings, script, files
+        self.models = import_host("openpi.models_pytorch.pi0_pytorch")
+        self.lam = settings.build_lam()  # before the minutes that the policy takes to load
+        self.stock_model, self.stock_adamw = self.models.PI0Pytorch, torch.optim.AdamW
+        self.checked = False
+
+    def adapter(self) -> LaraAdapter:
+        if self.files.lara is None:
+            raise LaraArgumentError("openpi's train_loop has not built its model yet, so there is no adapter")
+        return self.files.lara
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        script = self.script
+        stock = script.build_datasets, script.safetensors
+        script.build_datasets, script.safetensors = self.build_datasets, self.files
+        self.models.PI0Pytorch = self.build_model
+        if self.settings.lam_lr is not None:
+            torch.optim.AdamW = self.build_optimizer  # type: ignore[assignment, misc]
+        hooks = (
+            register_optimizer_step_pre_hook(self.before_step),
+            register_optimizer_step_post_hook(self.after_step),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            script.build_datasets, script.safetensors = stock
+            self.models.PI0Pytorch, torch.optim.AdamW = self.stock_model, self.stock_adamw  # type: ignore[misc]
+
+    def build_datasets(self, config: Any) -> tuple[Any, Any]:
+        size = self.settings.frame_size or int(getattr(getattr(self.lam, "config", None), "image_size", 224))
+        plan = FramePlan(self.settings.views, self.settings.horizon, size)
+        loader = create_data_loader(config, plan)
+        return loader, loader.data_config()
+
+    def build_model(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the class PI0Pytorch: the attached model, before it is wrapped, loaded and optimised."""
+        policy = self.stock_model(*args, **kwargs)
+        lara = attach(policy, self.lam, self.settings)
+        self.files.lara = lara
+        trainable = sum(p.numel() for p in lara.parameters() if p.requires_grad)
+        logger.info("LARA attached at %s: %s trainable parameters", lara.config.tap, f"{trainable:,}")
+        return policy
+
+    def build_optimizer(self, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        """The LAM's parameters in a group of their own, last; the loop sets one rate for all, `before_step` this one."""
+        own = {id(parameter) for parameter in self.adapter().lam.parameters()}
+        everything = list(parameters)
+        others = {"params": [p for p in everything if id(p) not in own]}
+        lams: dict[str, Any] = {"params": [p for p in everything if id(p) in own], "name": _LAM_GROUP}
+        return self.stock_adamw([others, lams], *args, **kwargs)
+
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self.files.lara is None:
+            return
+        if not self.checked:
+            check_optimizer(self.files.lara, optimizer)
+            self.checked = True
+        for group in optimizer.param_groups:
+            if group.get("name") == _LAM_GROUP:  # the loop has just written the policy's rate into it
+                group["lr"] *= self.settings.lam_lr / self.config.lr_schedule.peak_lr
+
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Log when openpi does: the adapter counts the same steps and its count is saved."""
+        lara = self.files.lara
+        main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        step = lara.step - 1 if lara is not None else 1
+        if lara is None or not main or step % self.config.log_interval:
+            return
+        values = {f"lara/{name}": value for name, value in lara.metrics().items()}
+        if not values:  # both weights 0: LARA is idle and counts no steps
+            return
+        logger.info("step=%d %s", step, " ".join(f"{name}={value:.4g}" for name, value in values.items()))
+        if self.config.wandb_enabled:
+            self.script.wandb.log(values, step=step)
