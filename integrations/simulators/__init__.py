@@ -1,0 +1,44 @@
+"""Simulators that a served policy can be evaluated in, behind one interface (`lara_adapter.evaluation.Environment`).
+
+metaworld   Meta-World 3.1.1: tested here, with `pip install metaworld==3.1.1 mujoco==3.3.0 packaging`
+libero      LIBERO, which you install: tested here against a stand-in of its interface alone
+simpler     SimplerEnv, which you install: tested here against a stand-in of its interface alone
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lara_adapter.errors import LaraArgumentError
+from lara_adapter.evaluation import Simulator
+
+__all__ = ["SIMULATORS", "open_simulator"]
+
+SIMULATORS = {
+    "metaworld": "metaworld:MetaWorld",
+    "libero": "libero:Libero",
+    "simpler": "simpler:Simpler",
+}
+
+
+def open_simulator(name: str, **settings: Any) -> Simulator:
+    """Make a simulator.
+
+    Args:
+        name: one of SIMULATORS.
+        **settings: of its class.
+
+    Raises:
+        LaraArgumentError: there is no such simulator, or it has no such setting.
+        HostNotInstalled: its package is missing.
+    """
+    if name not in SIMULATORS:
+        raise LaraArgumentError(f"simulator={name!r}, but there is {', '.join(SIMULATORS)}")
+    module, _, cls = SIMULATORS[name].partition(":")
+    made = getattr(importlib.import_module(f".{module}", __name__), cls)
+    try:
+        simulator: Simulator = made(**settings)
+    except TypeError as error:
+        raise LaraArgumentError(f"{name}: {error}") from error
+    return simulator

@@ -1,0 +1,248 @@
+"""Meta-World: a fast camera, scripted experts, and a search for OpenGL.
+
+What is done here against the simulator's traps (each was met):
+
+* A process renders with the library that `MUJOCO_GL` names at import; a failed import poisons the process. So
+  :func:`find_gl` tries in child processes, and only children that were *spawned* (never forked) render.
+* Shadows, reflections and multi-sampling cost a factor of ten on a CPU and are off.
+* The default camera is upside down; a free camera looks at the table.
+* An expert succeeds only after `set_task`: without it a part of the goal stays hidden from it.
+* All environments of a task share one `Renderer`, which lives as long as the process.
+
+Tested with metaworld 3.1.1 and mujoco 3.3.0.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lara_adapter.errors import HostNotInstalled, LaraArgumentError, LaraError
+from lara_adapter.evaluation import Observation
+
+__all__ = ["GLMissing", "MetaWorld", "MetaWorldEnvironment", "Scene", "describe", "find_gl"]
+
+INSTALL = "pip install metaworld==3.1.1 mujoco==3.3.0 packaging"
+_STARTS_PER_BENCHMARK = 50  # Meta-World draws 50 starts per seed
+_PICTURE = 256  # pixels, of videos
+
+_PROBE = """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='.5'/></worldbody></mujoco>")
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 32, 32)
+renderer.update_scene(data)
+assert renderer.render().any()
+renderer.close()
+"""
+
+
+class GLMissing(LaraError, RuntimeError):
+    """No OpenGL library works on this machine; the message says what to install."""
+
+
+def describe(task: str) -> str:
+    """The instruction a policy is given."""
+    return task.replace("-", " ")
+
+
+def _gl_works(name: str) -> bool:
+    """Render one image with the back end `name` in a process of its own."""
+    environment = {**os.environ, "MUJOCO_GL": name}
+    try:
+        probe = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return False
+    return probe.returncode == 0
+
+
+def find_gl() -> str:
+    """Find an OpenGL back end that renders, and set `MUJOCO_GL` to it for this process and those started later.
+
+    Tries what `MUJOCO_GL` says, then EGL, then OSMesa. MuJoCo must not have been imported here.
+
+    Returns:
+        The name of the back end: "egl", "osmesa", or "cgl" on macOS.
+
+    Raises:
+        GLMissing: nothing works.
+    """
+    names = ["cgl"] if sys.platform == "darwin" else ["egl", "osmesa"]
+    if wanted := os.environ.get("MUJOCO_GL"):
+        names = [wanted, *(name for name in names if name != wanted)]
+    for name in names:
+        if _gl_works(name):
+            os.environ["MUJOCO_GL"] = name
+            return name
+    raise GLMissing(
+        "MuJoCo cannot render on this machine: neither EGL nor OSMesa works.\n"
+        "Install one of them and start again, on Debian or Ubuntu:\n"
+        "    sudo apt-get update && sudo apt-get install -y libegl1 libopengl0 libgl1-mesa-dri\n"
+        "    sudo apt-get install -y libosmesa6        # if EGL still does not work\n"
+        "on Fedora: sudo dnf install mesa-libEGL mesa-dri-drivers"
+    )
+
+
+class Scene:
+    """Several environments of one Meta-World task behind one renderer."""
+
+    def __init__(self, task: str, num_envs: int = 1, image_size: int = 64) -> None:
+        """Build the environments (0.1 s each).
+
+        Args:
+            task: a Meta-World task, without the version: "drawer-open".
+            num_envs: how many.
+            image_size: side of the frames in pixels.
+        """
+        import mujoco
+        from metaworld import MT1
+        from metaworld.policies import ENV_POLICY_MAP
+
+        warnings.filterwarnings("ignore", message="Constant\\(s\\) may be too high")  # experts saturate; we clip
+        self._mujoco, self._benchmark = mujoco, MT1
+        self.name = f"{task}-v3"
+        if self.name not in ENV_POLICY_MAP:
+            known = ", ".join(sorted(name.removesuffix("-v3") for name in ENV_POLICY_MAP))
+            raise ValueError(f"Meta-World has no task {task!r} with a scripted expert; it has {known}")
+        self.image_size = image_size
+        self.expert = ENV_POLICY_MAP[self.name]()
+        self._starts: dict[int, list[Any]] = {}
+        environment = MT1(self.name, seed=0).train_classes[self.name]
+        self.envs = [environment() for _ in range(num_envs)]
+        for env in self.envs:
+            env.model.vis.quality.offsamples = 0
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+        # close enough for 64 pixels, high enough that the hand stays in view
+        self._camera.lookat[:] = (0.0, 0.64, 0.17)
+        self._camera.distance, self._camera.azimuth, self._camera.elevation = 1.15, 135, -30
+        self._renderers: dict[int, Any] = {}
+
+    def reset(self, split: int, index: int, env: int = 0) -> NDArray[np.float64]:
+        """Put an environment at a start position.
+
+        Args:
+            split: which set of starts (demonstrations, held-out, ...); sets share no start.
+            index: which start of the set; any number.
+            env: which environment.
+
+        Returns:
+            The simulator's full observation, for the expert; a policy gets :meth:`state` and :meth:`render`.
+        """
+        seed = 1000 * split + index // _STARTS_PER_BENCHMARK
+        if seed not in self._starts:
+            self._starts[seed] = self._benchmark(self.name, seed=seed).train_tasks
+        self.envs[env].set_task(self._starts[seed][index % _STARTS_PER_BENCHMARK])
+        return self.envs[env].reset()[0]
+
+    def step(self, action: NDArray[np.float32], env: int = 0) -> tuple[NDArray[np.float64], bool]:
+        """Do one step; returns the full observation and whether the task is solved."""
+        observation, _, _, _, info = self.envs[env].step(action)
+        return observation, bool(info["success"])
+
+    @staticmethod
+    def state(observation: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Take what a robot knows of itself from the full observation: [4] hand x, y, z, gripper opening."""
+        return observation[:4].astype(np.float32)
+
+    def render(self, env: int = 0, size: int | None = None) -> NDArray[np.uint8]:
+        """Return what the camera sees: [3, size, size] uint8, in the size that policies get if none is given."""
+        size = size or self.image_size
+        if size not in self._renderers:
+            self._renderers[size] = self._mujoco.Renderer(self.envs[0].model, size, size)
+            # before the GL library itself goes, else it complains at exit
+            atexit.register(self._renderers[size].close)
+        renderer = self._renderers[size]
+        renderer.update_scene(self.envs[env].data, self._camera)
+        flags = self._mujoco.mjtRndFlag  # update_scene sets them again, so they are cleared each time
+        renderer.scene.flags[flags.mjRND_SHADOW] = 0
+        renderer.scene.flags[flags.mjRND_REFLECTION] = 0
+        return renderer.render().transpose(2, 0, 1).copy()
+
+
+class MetaWorld:
+    """The tasks of Meta-World, for :class:`lara_adapter.evaluation.Rollouts`.
+
+    A policy is offered the view "front", the states "state" (hand x, y, z in metres, gripper opening) and "full" (all
+    that the simulator knows, 39 numbers, for scripted experts), and the task's name as instruction. Its actions are
+    those of the robot: [4] in [-1, 1], hand movement and gripper; what is outside is clipped.
+    """
+
+    name = "metaworld"
+
+    def __init__(self, image_size: int = 64, split: int = 10_000) -> None:
+        """Look for Meta-World and OpenGL.
+
+        Args:
+            image_size: side of the view in pixels.
+            split: which set of starts; sets share none, and the examples of this library record from low ones.
+
+        Raises:
+            HostNotInstalled: Meta-World is missing.
+            GLMissing: nothing can be rendered on this machine.
+            LaraArgumentError: a number is out of range.
+        """
+        if image_size < 16 or not 0 <= split < 1_000_000:
+            raise LaraArgumentError(
+                f"metaworld: image_size={image_size} must be at least 16, and split={split} in 0..999999"
+            )
+        if importlib.util.find_spec("metaworld") is None:
+            raise HostNotInstalled(f"Meta-World is not installed here: {INSTALL}")
+        if "mujoco" not in sys.modules:
+            find_gl()
+        self.settings: dict[str, Any] = {"image_size": image_size, "split": split}
+
+    def tasks(self) -> list[str]:
+        """All tasks with a scripted expert, without their version."""
+        from metaworld.policies import ENV_POLICY_MAP
+
+        return sorted(name.removesuffix("-v3") for name in ENV_POLICY_MAP)
+
+    def open(self, task: str) -> MetaWorldEnvironment:
+        """Build a task."""
+        return MetaWorldEnvironment(task, self.settings["image_size"], self.settings["split"])
+
+
+class MetaWorldEnvironment:
+    """One task of Meta-World."""
+
+    action_width, max_steps, fps = 4, 500, 80.0
+
+    def __init__(self, task: str, image_size: int, split: int) -> None:
+        self._scene, self._split, self._instruction = Scene(task, image_size=image_size), split, describe(task)
+        self._full: NDArray[np.float64] = np.zeros(39)
+
+    def reset(self, seed: int) -> None:
+        """Begin at the start that the seed numbers."""
+        self._full = self._scene.reset(self._split, seed)
+
+    def observe(self, views: Sequence[str] | None = None) -> Observation:
+        """Look; without the view "front" nothing is rendered."""
+        seen = views is None or "front" in views
+        return Observation(
+            views={"front": self._scene.render().transpose(1, 2, 0)} if seen else {},
+            states={"state": self._scene.state(self._full), "full": self._full.astype(np.float32)},
+            instruction=self._instruction,
+        )
+
+    def step(self, action: NDArray[np.float32]) -> bool:
+        """Do an action [4], clipped to [-1, 1]."""
+        self._full, solved = self._scene.step(np.clip(action, -1, 1).astype(np.float32))
+        return solved
+
+    def picture(self) -> NDArray[np.uint8]:
+        """The scene in a larger picture: [256, 256, 3]."""
+        return self._scene.render(size=_PICTURE).transpose(1, 2, 0)
+
+    def close(self) -> None:
+        """Nothing: the renderer must live to the end of the process."""

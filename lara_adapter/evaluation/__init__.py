@@ -1,0 +1,11 @@
+"""Closed-loop evaluation: a served policy acts in a simulator, episode by episode, and is counted.
+
+The simulators are in `lara_adapter.integrations.simulators`; the command is `lara eval`.
+"""
+
+from .chunking import ChunkExecutor
+from .environment import Environment, Observation, Simulator
+from .report import wilson_interval
+from .rollout import Rollouts
+
+__all__ = ["ChunkExecutor", "Environment", "Observation", "Rollouts", "Simulator", "wilson_interval"]

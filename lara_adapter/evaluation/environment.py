@@ -1,0 +1,167 @@
+"""What a simulator must offer to be evaluated in, and how its observations become a request."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LaraArgumentError, ServingError
+from ..serving import ModalityConfig
+
+__all__ = ["Environment", "Layout", "Observation", "Simulator"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """One time step.
+
+    Attributes:
+        views: camera -> uint8 [H, W, 3].
+        states: name -> float32 [D].
+        instruction: what the policy is told.
+    """
+
+    views: Mapping[str, NDArray[np.uint8]]
+    states: Mapping[str, NDArray[np.float32]]
+    instruction: str
+
+
+class Environment(Protocol):
+    """One task of a simulator.
+
+    Attributes:
+        action_width: numbers in an action.
+        max_steps: after so many steps an episode that is not solved has failed.
+        fps: steps a second, for videos.
+    """
+
+    action_width: int
+    max_steps: int
+    fps: float
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode; the same seed is the same start."""
+
+    def observe(self, views: Sequence[str] | None = None) -> Observation:
+        """Look. `views`: the cameras that are wanted; None: all."""
+
+    def step(self, action: NDArray[np.float32]) -> bool:
+        """Do an action [action_width]; whether the task is now solved."""
+
+    def picture(self) -> NDArray[np.uint8]:
+        """The scene for people to look at: [H, W, 3]."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+class Simulator(Protocol):
+    """A set of tasks.
+
+    Attributes:
+        name: "metaworld".
+        settings: what it was made with; recorded in the report.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+    def tasks(self) -> list[str]:
+        """All tasks that can be opened."""
+
+    def open(self, task: str) -> Environment:
+        """Build a task's environment."""
+
+
+class Layout:
+    """Arranges observations as the policy wants them, in GR00T's layout with a batch of one."""
+
+    def __init__(
+        self, config: Mapping[str, ModalityConfig], offered: Observation, rename: Mapping[str, str] | None = None
+    ) -> None:
+        """Match what the policy wants with what the simulator offers.
+
+        Args:
+            config: of `get_modality_config`; empty: the policy gets everything under the simulator's names.
+            offered: any observation of the simulator.
+            rename: name at the policy -> name at the simulator, where they differ.
+
+        Raises:
+            LaraArgumentError: the policy wants something that the simulator does not offer.
+        """
+        rename = dict(rename or {})
+        self.views = self._match("video", config, offered.views, rename)
+        self.states = self._match("state", config, offered.states, rename)
+        if rename:
+            raise LaraArgumentError(f"rename: the policy wants nothing named {sorted(rename)}")
+        self.language = config["language"].modality_keys[0] if "language" in config else "task"
+        self.actions = list(config["action"].modality_keys) if "action" in config else None
+        self.deltas = {kind: list(config[kind].delta_indices) if kind in config else [0] for kind in ("video", "state")}
+        if max(map(max, self.deltas.values())) > 0:
+            raise LaraArgumentError(f"the policy wants observations of the future: {self.deltas}")
+        self.history = 1 - min(map(min, self.deltas.values()))  # observations to keep
+
+    @staticmethod
+    def _match(
+        kind: str, config: Mapping[str, ModalityConfig], offered: Mapping[str, Any], rename: dict[str, str]
+    ) -> dict[str, str]:
+        wanted = config[kind].modality_keys if kind in config else list(offered)
+        names = {name: rename.pop(name, name) for name in wanted}
+        missing = sorted(name for name in names.values() if name not in offered)
+        if missing:
+            raise LaraArgumentError(
+                f"the policy wants the {kind} entries {wanted}, but the simulator has no {missing}; it has "
+                f"{sorted(offered)}. Say which is which with --rename POLICY=SIMULATOR"
+            )
+        return names
+
+    def request(self, past: Sequence[Observation]) -> dict[str, Any]:
+        """Arrange the last observations, the present one last; before the first step the first one stands."""
+
+        def at(delta: int) -> Observation:
+            return past[max(0, len(past) - 1 + delta)]
+
+        return {
+            "video": {
+                name: np.stack([at(delta).views[own] for delta in self.deltas["video"]])[None]
+                for name, own in self.views.items()
+            },
+            "state": {
+                name: np.stack([at(delta).states[own] for delta in self.deltas["state"]])[None].astype(np.float32)
+                for name, own in self.states.items()
+            },
+            "language": {self.language: [[past[-1].instruction]]},
+        }
+
+    def chunk(self, action: Any, width: int) -> NDArray[np.float32]:
+        """The policy's answer as one array.
+
+        Args:
+            action: {key: [1, H, D]}, [1, H, A] or [H, A].
+            width: of an action in the simulator.
+
+        Returns:
+            [H, width].
+
+        Raises:
+            ServingError: it has another form or width.
+        """
+        if isinstance(action, Mapping):
+            names = self.actions or list(action)
+            if set(names) - set(action):
+                raise ServingError(f"the policy's action has {sorted(action)}, but {names} is wanted")
+            try:
+                array = np.concatenate([np.asarray(action[name], np.float32) for name in names], axis=-1)
+            except ValueError as error:
+                raise ServingError(f"the parts {names} of the policy's action do not fit together: {error}") from error
+        else:
+            array = np.asarray(action, np.float32)
+        if array.ndim == 3 and len(array) == 1:
+            array = array[0]
+        if array.ndim != 2 or len(array) == 0 or array.shape[1] != width:
+            raise ServingError(f"the policy's action has shape {list(array.shape)}, but [1, H, {width}] is wanted")
+        return array

@@ -1,0 +1,111 @@
+"""Finished episodes on disk, one file each, and the report made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import LaraArgumentError
+from ..files import read_json, write_json
+
+__all__ = ["EpisodeStore", "format_report", "make_report", "wilson_interval"]
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Compute Wilson's score interval of a success rate, which stays honest near 0 and 1.
+
+    Args:
+        successes: how many.
+        trials: of how many, > 0.
+        z: normal quantile; 1.96 for 95 %.
+
+    Returns:
+        Lower and upper end, in [0, 1].
+    """
+    rate, spread = successes / trials, z * z / trials
+    centre = (rate + spread / 2) / (1 + spread)
+    half = z * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class EpisodeStore:
+    """A folder with settings.json, episodes/<task>-<seed>.json, videos/ and report.json."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Open or create it.
+
+        Raises:
+            LaraArgumentError: the folder was made with other settings: its episodes must not be mixed with these.
+        """
+        self.folder, self.settings = folder, dict(settings)
+        file = folder / "settings.json"
+        if not file.is_file():
+            write_json(file, self.settings)
+            return
+        before = read_json(file)
+        changed = sorted(key for key in {*before, *self.settings} if before.get(key) != self.settings.get(key))
+        if changed:
+            said = "; ".join(f"{key}: {before.get(key)!r} then, {self.settings.get(key)!r} now" for key in changed)
+            raise LaraArgumentError(f"{folder} holds episodes of other settings ({said}); choose another output folder")
+
+    def _file(self, task: str, seed: int) -> Path:
+        return self.folder / "episodes" / f"{task}-{seed}.json"
+
+    def finished(self, task: str, seed: int) -> dict[str, Any] | None:
+        """What an episode gave, or None if it has not been run to its end."""
+        file = self._file(task, seed)
+        return read_json(file) if file.is_file() else None
+
+    def keep(self, task: str, seed: int, result: Mapping[str, Any]) -> None:
+        """Write down a finished episode, whole or not at all."""
+        write_json(self._file(task, seed), result)
+
+    def video(self, task: str, seed: int) -> Path:
+        """Where an episode's video goes."""
+        return self.folder / "videos" / f"{task}-{seed}.mp4"
+
+
+def make_report(settings: Mapping[str, Any], episodes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Count.
+
+    Args:
+        settings: of the run.
+        episodes: of each task: `success`, `steps`, `seed`, ...
+
+    Returns:
+        `settings`; `tasks`: successes, episodes, rate, 95 % interval (Wilson), mean steps of the solved ones, and every
+        episode; `all`: the same over all tasks.
+    """
+    tasks = {task: {**_count(rows), "runs": [dict(row) for row in rows]} for task, rows in episodes.items()}
+    return {
+        "settings": dict(settings),
+        "tasks": tasks,
+        "all": _count([row for rows in episodes.values() for row in rows]),
+    }
+
+
+def _count(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    solved = [row["steps"] for row in rows if row["success"]]
+    return {
+        "successes": len(solved),
+        "episodes": len(rows),
+        "rate": len(solved) / len(rows),
+        "interval_95": list(wilson_interval(len(solved), len(rows))),
+        "mean_steps_when_solved": sum(solved) / len(solved) if solved else None,
+    }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The report as a table."""
+    rows = {**report["tasks"], "all": report["all"]} if len(report["tasks"]) > 1 else report["tasks"]
+    width = max(4, *map(len, rows))
+    lines = [f"{'task':<{width}}  success  95 % interval  mean steps when solved"]
+    lines.append("-" * len(lines[0]))
+    for name, row in rows.items():
+        low, high = (100 * end for end in row["interval_95"])
+        steps = "-" if row["mean_steps_when_solved"] is None else f"{row['mean_steps_when_solved']:.0f}"
+        count, interval = f"{row['successes']}/{row['episodes']}", f"{low:.0f} - {high:.0f} %"
+        lines.append(f"{name:<{width}}  {count:>7}  {interval:>13}  {steps:>22}")
+    return "\n".join(lines)

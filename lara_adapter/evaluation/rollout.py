@@ -1,0 +1,166 @@
+"""Episodes of a served policy in a simulator."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import LaraArgumentError
+from ..files import write_json
+from ..serving import PolicyClient
+from .chunking import ChunkExecutor
+from .environment import Environment, Layout, Observation, Simulator
+from .film import Film
+from .report import EpisodeStore, make_report
+
+__all__ = ["Rollouts"]
+
+logger = logging.getLogger(__name__)
+
+
+class Rollouts:
+    """Evaluates the policy behind a client.
+
+    Every episode that ends is written down at once; a second run with the same folder and settings runs only what is
+    missing, also after the server or this process was killed.
+    """
+
+    def __init__(
+        self,
+        client: PolicyClient,
+        simulator: Simulator,
+        output: Path,
+        *,
+        execute: int | None = None,
+        ensemble: float | None = None,
+        rename: Mapping[str, str] | None = None,
+        max_steps: int | None = None,
+    ) -> None:
+        """Ask the server what it serves, and open the folder.
+
+        Args:
+            client: connected to the server.
+            simulator: where to act.
+            output: folder of episodes, videos and report.
+            execute: actions of a chunk that are done before the next is asked for; None: all.
+            ensemble: m of ACT's temporal ensemble; None: none. See :class:`ChunkExecutor`.
+            rename: name at the policy -> name at the simulator, of views and states.
+            max_steps: of an episode; None: the simulator's.
+
+        Raises:
+            LaraArgumentError: an argument is out of range, or the folder holds episodes of other settings.
+            ServingError: the server does not answer.
+        """
+        if max_steps is not None and max_steps < 1:
+            raise LaraArgumentError(f"max_steps={max_steps} must be at least 1")
+        self.client, self.simulator = client, simulator
+        self.executor = ChunkExecutor(execute, ensemble)
+        self.rename, self.max_steps = dict(rename or {}), max_steps
+        self.config = client.get_modality_config()
+        described = client.describe()
+        # GR00T's own server, which does not describe itself, takes options and ignores them
+        self.sends_seed = bool(described.get("options", True))
+        self.settings: dict[str, Any] = {
+            "policy": described.get("policy", "not told by the server"),
+            "server": described.get("server", "not told by the server"),
+            "sampling_seed": "sent with every request" if self.sends_seed else "the server's own",
+            "simulator": simulator.name,
+            "simulator_settings": simulator.settings,
+            "execute": self.executor.execute,
+            "ensemble": ensemble,
+            "rename": self.rename,
+            "max_steps": max_steps,
+        }
+        self.store = EpisodeStore(output, self.settings)
+
+    def run(
+        self, tasks: Sequence[str], seeds: Sequence[int], *, videos: int = 0, progress: Any = None
+    ) -> dict[str, Any]:
+        """Run what has not been run.
+
+        Args:
+            tasks: of the simulator.
+            seeds: one episode of each task for each; the same seed is the same start and the same sampling noise.
+            videos: so many episodes of each task are filmed, from the first on.
+            progress: called with (task, seed, result) after each episode, also of one that had been run before.
+
+        Returns:
+            The report; it is written to report.json too.
+
+        Raises:
+            LaraArgumentError: an unknown task, or the policy wants what the simulator does not offer.
+            ServingError: the server failed or went away; what was finished is kept.
+        """
+        unknown = sorted(set(tasks) - set(self.simulator.tasks()))
+        if unknown or not tasks or not seeds:
+            raise LaraArgumentError(
+                f"tasks: {unknown or 'none'}, with {len(seeds)} seeds; {self.simulator.name} has {self.simulator.tasks()}"
+            )
+        episodes: dict[str, list[dict[str, Any]]] = {}
+        for task in tasks:
+            environment: Environment | None = None
+            episodes[task] = []
+            try:
+                for number, seed in enumerate(seeds):
+                    result = self.store.finished(task, seed)
+                    if result is None:
+                        environment = environment or self.simulator.open(task)
+                        film = Film(self.store.video(task, seed), environment.fps) if number < videos else None
+                        result = self._episode(environment, seed, film)
+                        self.store.keep(task, seed, result)
+                    episodes[task].append(result)
+                    if progress is not None:
+                        progress(task, seed, result)
+            finally:
+                if environment is not None:
+                    environment.close()
+        report = make_report(self.settings, episodes)
+        write_json(self.store.folder / "report.json", report)
+        return report
+
+    def _episode(self, environment: Environment, seed: int, film: Film | None) -> dict[str, Any]:
+        begin = time.perf_counter()
+        environment.reset(seed)
+        self.client.reset({"seed": seed} if self.sends_seed else None)
+        self.executor.reset()
+        layout = Layout(self.config, environment.observe(), self.rename)
+        views = sorted(set(layout.views.values()))
+        past: list[Observation] = []
+        limit = environment.max_steps if self.max_steps is None else min(self.max_steps, environment.max_steps)
+        step, solved, asked, waited = 0, False, 0, 0.0
+        while step < limit and not solved:
+            wants = self.executor.wants_chunk
+            if wants or layout.history > 1:  # rendering costs most: look only where it is needed
+                past = [*past, environment.observe(views)][-layout.history :]
+            if wants:
+                since = time.perf_counter()
+                options = {"seed": sampling_seed(seed, step)} if self.sends_seed else None
+                action, _ = self.client.get_action(layout.request(past), options)
+                waited += time.perf_counter() - since
+                asked += 1
+                self.executor.add(layout.chunk(action, environment.action_width))
+            if film is not None:
+                film.add(environment.picture)
+            solved = environment.step(self.executor.next())
+            step += 1
+        if film is not None:
+            film.add(environment.picture, last=True)
+            film.write()
+        return {
+            "seed": seed,
+            "success": solved,
+            "steps": step,
+            "requests": asked,
+            "milliseconds_per_request": round(1000 * waited / max(1, asked), 2),
+            "seconds": round(time.perf_counter() - begin, 2),
+        }
+
+
+def sampling_seed(seed: int, step: int) -> int:
+    """The seed of the policy's noise at a step of an episode: another at each, and of 63 bits."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1

@@ -1,0 +1,248 @@
+"""Act through a socket: a client whose time-outs end, and which is good for the next call after every failure."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Any
+
+from ..errors import LaraArgumentError, ServingError, ServingTimeout
+from .protocol import MAX_MESSAGE_BYTES, ModalityConfig, address_of, pack, require, unpack
+
+__all__ = ["PolicyClient"]
+
+
+class PolicyClient:
+    """Talks to a :class:`PolicyServer`, or to the server of GR00T N1.6.
+
+    It connects when it is first used, and again after a time-out or a lost connection; a call that failed is not
+    repeated, since the robot has moved meanwhile. Threads may share a client: their calls wait for each other.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 5555,
+        *,
+        timeout_ms: int = 15_000,
+        api_token: str | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        """Prepare; nothing is sent.
+
+        Args:
+            host: of the server.
+            port: of the server.
+            timeout_ms: how long a call waits for its answer, connecting included.
+            api_token: what the server asks for.
+            max_message_bytes: larger messages are neither sent nor taken.
+
+        Raises:
+            LaraArgumentError: a number is out of range.
+            HostNotInstalled: pyzmq or msgpack is missing.
+        """
+        if timeout_ms <= 0 or not 0 < port <= 65535:
+            raise LaraArgumentError(f"timeout_ms={timeout_ms} must be above 0, and port={port} in 1..65535")
+        self.address, self.timeout_ms = f"tcp://{host}:{port}", timeout_ms
+        self._token, self._limit = api_token, max_message_bytes
+        self._name, self._connections = uuid.uuid4().hex, 0  # by the name the server knows this client again
+        self._zmq, _ = require()
+        self._context = self._zmq.Context()
+        self._socket: Any = None
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------ endpoints
+
+    def get_action(self, observation: Any, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Ask for an action.
+
+        Args:
+            observation: what the policy takes; GR00T's layout is `{"video": {view: uint8 [B, T, H, W, 3]}, "state":
+                {key: float32 [B, T, D]}, "language": {key: [[str]] * B}}`.
+            options: what the policy takes besides.
+
+        Returns:
+            The action, in GR00T's layout `{key: float32 [B, H, D]}`, and what the policy says about it.
+
+        Raises:
+            ServingTimeout: no answer in time.
+            ServingError: the server answered with an error or went away.
+        """
+        answer = self.call_endpoint("get_action", {"observation": observation, "options": options})
+        if not (isinstance(answer, list) and len(answer) == 2):
+            raise ServingError(f"{self.address} answered get_action with a {type(answer).__name__}, not [action, info]")
+        return answer[0], answer[1]
+
+    def reset(self, options: dict[str, Any] | None = None) -> Any:
+        """Tell the policy that an episode begins."""
+        return self.call_endpoint("reset", {"options": options})
+
+    def get_modality_config(self) -> dict[str, ModalityConfig]:
+        """Ask what the policy wants and gives; empty if it does not say."""
+        answer: dict[str, ModalityConfig] = self.call_endpoint("get_modality_config")
+        return answer
+
+    def describe(self) -> dict[str, Any]:
+        """Ask what is served; empty from GR00T's own server, which does not know the question."""
+        try:
+            answer: dict[str, Any] = self.call_endpoint("describe")
+        except ServingTimeout:
+            raise
+        except ServingError as error:
+            if "Unknown endpoint" in str(error):
+                return {}
+            raise
+        return answer
+
+    def ping(self) -> bool:
+        """Whether the server answers."""
+        try:
+            self.call_endpoint("ping")
+        except ServingError:
+            return False
+        return True
+
+    def wait_until_ready(self, seconds: float = 60.0) -> None:
+        """Wait for a server that is still loading its policy.
+
+        Raises:
+            ServingTimeout: it does not answer within that time.
+            ServingError: it answers, and refuses (a wrong token).
+        """
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                left = end - time.monotonic()
+                self.call_endpoint("ping", timeout_ms=max(1, min(1000, int(1000 * left))))
+                return
+            except ServingError as error:
+                if "answered" in str(error):
+                    raise
+                if time.monotonic() >= end:
+                    raise ServingTimeout(f"no server answers at {self.address} within {seconds:g} s") from error
+
+    def kill_server(self) -> None:
+        """Stop the server, if it allows that."""
+        self.call_endpoint("kill")
+
+    # ------------------------------------------------------------------ one call
+
+    def call_endpoint(
+        self,
+        endpoint: str,
+        data: dict[str, Any] | None = None,
+        requires_input: bool = True,
+        *,
+        timeout_ms: int | None = None,
+    ) -> Any:
+        """Call any endpoint.
+
+        Args:
+            endpoint: its name.
+            data: its arguments, where it has some.
+            requires_input: False: no arguments are sent, as in GR00T's client.
+            timeout_ms: for this call; None: the client's.
+
+        Returns:
+            What the endpoint returned.
+
+        Raises:
+            ServingTimeout: no answer in time.
+            ServingError: the message is too large or cannot be sent, or the server answered with an error or went away.
+        """
+        request: dict[str, Any] = {"endpoint": endpoint}
+        if requires_input and data is not None:
+            request["data"] = data
+        if self._token is not None:
+            request["api_token"] = self._token
+        message = pack(request)
+        if len(message) > self._limit:
+            raise ServingError(
+                f"{endpoint}: the message has {len(message)} bytes, above max_message_bytes={self._limit}; send smaller "
+                "images, or raise the limit here and at the server"
+            )
+        with self._lock:
+            answer = unpack(self._exchange(endpoint, message, timeout_ms or self.timeout_ms))
+        if isinstance(answer, dict) and "error" in answer:
+            raise ServingError(f"{self.address} answered {endpoint} with an error: {answer['error']}")
+        return answer
+
+    def _exchange(self, endpoint: str, message: bytes, timeout_ms: int) -> bytes:
+        zmq = self._zmq
+        if self._context is None:
+            raise ServingError("this client is closed")
+        try:
+            if self._socket is not None and self._monitor.poll(0):  # lost since the last call, which was answered
+                self._disconnect()
+            if self._socket is None:
+                self._connect()
+            self._socket.send(message)
+            end = time.monotonic() + timeout_ms / 1000
+            while (left := end - time.monotonic()) > 0:
+                ready = dict(self._poller.poll(max(1, int(1000 * left))))
+                if self._socket in ready:
+                    frames: list[bytes] = self._socket.recv_multipart()
+                    return frames[0]
+                if self._monitor in ready and self._was_cut():
+                    raise ServingError(
+                        f"{self.address} closed the connection before it answered {endpoint}: it stopped, or refuses "
+                        f"messages of {len(message)} bytes"
+                    )
+        except zmq.ZMQError as error:
+            self._disconnect()
+            raise ServingError(f"{endpoint} at {self.address}: {error}") from error
+        except BaseException:  # ours and an interrupt: in each case the socket still waits for an answer
+            self._disconnect()
+            raise
+        self._disconnect()
+        raise ServingTimeout(
+            f"{self.address} gave no answer to {endpoint} within {timeout_ms} ms: it is not running, not "
+            "reachable, or busy longer than that (raise timeout_ms)"
+        )
+
+    def _connect(self) -> None:
+        zmq = self._zmq
+        self._socket = socket = self._context.socket(zmq.REQ)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._limit)
+        self._connections += 1
+        socket.setsockopt(zmq.IDENTITY, address_of(self._name, self._connections))
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)  # a peer that vanished without a goodbye is a lost connection
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        socket.connect(self.address)
+
+    def _was_cut(self) -> bool:
+        from zmq.utils.monitor import recv_monitor_message
+
+        recv_monitor_message(self._monitor)
+        return not self._socket.poll(0)  # the answer may have come just before
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            socket, self._socket = self._socket, None
+            socket.disable_monitor()
+            self._monitor.close(0)
+            socket.close(0)
+
+    def close(self) -> None:
+        """Close the connection; the client cannot be used again."""
+        with self._lock:
+            self._disconnect()
+            if self._context is not None:
+                context, self._context = self._context, None
+                context.term()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

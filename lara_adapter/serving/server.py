@@ -1,0 +1,284 @@
+"""A policy behind a ZMQ socket: one thread, one request at a time, and nothing that a client sends can end it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hmac
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import LaraArgumentError, ServingError
+from .protocol import MAX_MESSAGE_BYTES, client_name, pack, require, unpack
+
+__all__ = ["PolicyServer"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_MS = 100  # how soon stop() is noticed
+_MOST_WAITING = 256  # clients; the requests of more stay with libzmq, so that a flood neither starves nor fills us
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclasses.dataclass
+class _Endpoint:
+    function: Callable[..., Any]
+    requires_input: bool
+
+    @functools.cached_property
+    def signature(self) -> inspect.Signature:
+        """Taken once, not at each request."""
+        return inspect.signature(self.function)
+
+
+class PolicyServer:
+    """Answers the requests of :class:`PolicyClient` and of GR00T N1.6's own client.
+
+    Endpoints: `get_action(observation, options)`, `reset(options)`, `get_modality_config`, `ping`, `describe`, and
+    `kill` where it is allowed; `register_endpoint` adds others. Requests are answered one after the other, in the
+    order they came; of a client of ours that has given up and asks again, only the newest is worked on. Whatever goes
+    wrong with a request is its answer, `{"error": ...}`, and the server goes on.
+
+    The policy needs `get_action(observation)`, or `get_action(observation, options)`; it returns the action or
+    (action, info). The action is a mapping of arrays, an array or a tensor; NaN and infinity in it are an error, never
+    sent to a robot. `reset()`, `reset(options)` and `get_modality_config()` are called if it has them. Clients share
+    the policy: one that keeps an episode's state serves one client well, several not.
+
+    Who reaches the port can use the policy, so it is bound to this machine unless `host` says otherwise. Messages,
+    the token among them, are not encrypted: over a network that others use, go through ssh or a VPN.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        host: str = "127.0.0.1",
+        port: int = 5555,
+        *,
+        api_token: str | None = None,
+        allow_kill: bool = False,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        description: str | None = None,
+    ) -> None:
+        """Bind the socket; nothing is answered before :meth:`run`.
+
+        Args:
+            policy: what acts.
+            host: address to listen on; "0.0.0.0" or "*": every network of the machine.
+            port: TCP port; 0: any free one, then :attr:`port` tells which.
+            api_token: what every request must carry, if given; compared in constant time.
+            allow_kill: whether a client may stop the server.
+            max_message_bytes: libzmq drops the connection of who sends more.
+            description: what `describe` calls the policy; None: its class.
+
+        Raises:
+            LaraArgumentError: the policy has no `get_action`, or an argument is out of range.
+            ServingError: the port cannot be bound.
+            HostNotInstalled: pyzmq or msgpack is missing.
+        """
+        if not callable(getattr(policy, "get_action", None)):
+            raise LaraArgumentError(f"policy: a {type(policy).__name__} has no get_action(observation)")
+        if not 0 <= port <= 65535 or max_message_bytes < 1024:
+            raise LaraArgumentError(
+                f"port={port} is not in 0..65535, or max_message_bytes={max_message_bytes} is below 1024"
+            )
+        if api_token is not None and not (isinstance(api_token, str) and api_token):
+            raise LaraArgumentError("api_token: a string of at least one character is wanted, or None")
+        self.policy, self.description = policy, description or type(policy).__name__
+        self._takes_options = _takes(policy.get_action, "options")
+        self._token = None if api_token is None else api_token.encode()
+        self._stopped = threading.Event()
+        self._endpoints: dict[str, _Endpoint] = {}
+        self.register_endpoint("get_action", self._get_action)
+        self.register_endpoint("reset", self._reset)
+        self.register_endpoint("get_modality_config", getattr(policy, "get_modality_config", dict), False)
+        self.register_endpoint("ping", lambda: {"status": "ok", "message": "Server is running"}, False)
+        self.register_endpoint("describe", self._describe, False)
+        if allow_kill:
+            self.register_endpoint("kill", self.stop, False)
+        self._zmq, _ = require()
+        self._bind(host, port, max_message_bytes)
+        if host not in _LOCAL and api_token is None:
+            logger.warning(
+                "the policy can be reached from other machines (host=%r), and no api_token is asked for", host
+            )
+
+    def _bind(self, host: str, port: int, max_message_bytes: int) -> None:
+        zmq = self._zmq
+        self._context = zmq.Context()
+        self._socket = socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+        socket.setsockopt(zmq.RCVHWM, 4)  # of one connection; a client has one request under way
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to who has left is an error here, not a silence
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # what died without a goodbye is forgotten
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
+        try:
+            socket.bind(f"tcp://{host}:{port or '*'}")
+        except zmq.ZMQError as error:
+            self.close()
+            raise ServingError(f"tcp://{host}:{port} cannot be listened on: {error}") from error
+        endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.host, self.port = host, int(endpoint.rpartition(":")[2])
+
+    def register_endpoint(self, name: str, function: Callable[..., Any], requires_input: bool = True) -> None:
+        """Answer requests for `name` by `function(**data)`, or by `function()` where it requires no input."""
+        self._endpoints[name] = _Endpoint(function, requires_input)
+
+    # ------------------------------------------------------------------ life
+
+    def run(self) -> None:
+        """Answer until :meth:`stop` (from any thread or a signal handler) or, if allowed, a client's `kill`."""
+        zmq, waiting, busy = self._zmq, dict[bytes, list[bytes]](), 0.0
+        logger.info("serving %s on tcp://%s:%d", self.description, self.host, self.port)
+        try:
+            while not self._stopped.is_set():
+                self._take_in(waiting, patient=busy > 0.05)
+                if not waiting:
+                    continue
+                begin = time.monotonic()
+                *envelope, message = waiting.pop(next(iter(waiting)))
+                try:
+                    self._socket.send_multipart([*envelope, self._answer(message)], flags=zmq.DONTWAIT)
+                except zmq.ZMQError as error:  # it left, or does not read
+                    logger.info("an answer found no client: %s", error)
+                busy = time.monotonic() - begin
+        finally:
+            self.close()
+
+    def _take_in(self, waiting: dict[bytes, list[bytes]], patient: bool) -> None:
+        """Read what has come. A second request under one name comes from a client that gave the first one up.
+
+        Where requests piled up during a long answer it looks once more for what libzmq still has in hand, so that the
+        newer request of a client is among it.
+        """
+        zmq = self._zmq
+        patient = patient and bool(self._socket.poll(0))
+        if not waiting and not self._socket.poll(_POLL_MS):
+            return
+        while len(waiting) < _MOST_WAITING:
+            try:
+                address, *frames = self._socket.recv_multipart(flags=zmq.DONTWAIT)
+            except zmq.Again:
+                if patient and self._socket.poll(1):
+                    continue
+                return
+            # [request id of a correlating REQ,] empty, message: anything else has not come from a REQ socket
+            if len(frames) not in (2, 3) or frames[-2]:
+                logger.warning("dropped %d frames that no REQ socket sends", len(frames))
+                continue
+            name = client_name(address)
+            waiting.pop(name, None)
+            waiting[name] = [address, *frames]
+
+    def stop(self) -> dict[str, str]:
+        """Make :meth:`run` return after the request it is at."""
+        self._stopped.set()
+        return {"status": "ok", "message": "Server stops"}
+
+    def close(self) -> None:
+        """Release the port. :meth:`run` does it when it returns."""
+        self._stopped.set()
+        self._socket.close(linger=1000)  # time for the last answer
+        self._context.term()
+
+    def __enter__(self) -> PolicyServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ one request
+
+    def _answer(self, message: bytes) -> bytes:
+        """The reply to a message, whatever it holds."""
+        try:
+            return pack(self._call(message))
+        except ServingError as error:
+            logger.warning("refused: %s", error)
+            text = str(error)
+        except Exception as error:  # the policy's own; it has the traceback, the client one line
+            logger.exception("the policy failed")
+            text = f"{type(error).__name__}: {error}"
+        return pack({"error": text[:2000].encode(errors="replace").decode()})
+
+    def _call(self, message: bytes) -> Any:
+        request = unpack(message)
+        if not isinstance(request, dict):
+            raise ServingError(f"a request is a map with the key endpoint, but a {type(request).__name__} came")
+        self._check_token(request.get("api_token"))
+        name = request.get("endpoint", "get_action")
+        endpoint = self._endpoints.get(name) if isinstance(name, str) else None
+        if endpoint is None:
+            known = ", ".join(sorted(self._endpoints))
+            raise ServingError(f"Unknown endpoint: {str(name)[:100]!r}; there is {known}")
+        if not endpoint.requires_input:
+            return endpoint.function()
+        data = request.get("data")
+        if data is None:
+            data = {}
+        if not isinstance(data, dict):
+            raise ServingError(f"{name}: data is a map of arguments, but a {type(data).__name__} came")
+        try:
+            endpoint.signature.bind(**data)
+        except TypeError as error:
+            raise ServingError(f"{name}: {error}; got {sorted(map(str, data))[:10]}") from None
+        return endpoint.function(**data)
+
+    def _check_token(self, given: Any) -> None:
+        if self._token is None:
+            return
+        offered = given.encode(errors="replace") if isinstance(given, str) else b""
+        if not hmac.compare_digest(offered, self._token):
+            raise ServingError("Unauthorized: Invalid API token")
+
+    def _get_action(self, observation: Any, options: dict[str, Any] | None = None) -> list[Any]:
+        if options is not None and not self._takes_options:
+            raise ServingError(f"{self.description}.get_action takes no options, but {sorted(options)} came")
+        result = self.policy.get_action(observation, **({"options": options} if self._takes_options else {}))
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+            action, info = result
+        else:
+            action, info = result, {}
+        _check_finite(action, "action")
+        return [action, info]
+
+    def _reset(self, options: dict[str, Any] | None = None) -> Any:
+        reset = getattr(self.policy, "reset", None)
+        if reset is None:
+            return {}
+        result = reset(options=options) if _takes(reset, "options") else reset()
+        return {} if result is None else result
+
+    def _describe(self) -> dict[str, Any]:
+        from .. import __version__
+
+        return {"server": f"lara-adapter {__version__}", "policy": self.description, "options": self._takes_options}
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Refuse NaN and infinity wherever they stand in an action."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_finite(entry, f"{where}[{key!r}]")
+        return
+    if hasattr(value, "detach") and hasattr(value, "numpy"):
+        value = value.detach().cpu().float().numpy()
+    array = np.asarray(value)
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        raise ServingError(
+            f"the policy's {where} is not finite in {int((~np.isfinite(array)).sum())} of {array.size} places"
+        )
