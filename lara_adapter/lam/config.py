@@ -18,12 +18,13 @@ from typing import Any
 from ..errors import AdapterFormatError, LaraArgumentError
 from ..files import read_json, write_json
 
-__all__ = ["FORMAT", "SCHEMA_VERSION", "LatentActionConfig"]
+__all__ = ["FORMAT", "ORIGIN", "SCHEMA_VERSION", "LatentActionConfig"]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "lara_adapter.latent_action_model"
 SCHEMA_VERSION = 1
+ORIGIN = "origin"  # key of config.json beside the settings: the repository and commit that a model was trained on from
 
 _CHOICES = {"fusion": ("add", "concat")}
 _POSITIVE = {"image_std", "layer_norm_eps", "initializer_range", "idm_position_range", "fdm_position_range"}
@@ -37,7 +38,7 @@ class LatentActionConfig:
     Attributes:
         image_size: side in pixels of the square frames that are reconstructed; other frames are resized to it.
         image_encoder: Hub id or local folder of a frozen vision backbone, or None for the small trainable encoder.
-        image_encoder_revision: commit, tag or branch of `image_encoder` on the Hub.
+        image_encoder_revision: commit, tag or branch of `image_encoder` on the Hub; in a built model it is the commit.
         image_mean: per-channel mean that the encoder's input is normalised with, in [0, 1].
         image_std: per-channel standard deviation, > 0.
         encoder_image_size: side in pixels of the encoder's input; None: `image_size`.
@@ -263,7 +264,7 @@ class LatentActionConfig:
                 f"{source} has schema_version {version}, newer than {SCHEMA_VERSION}; upgrade lara-adapter to read it"
             )
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(str(key) for key in content if key not in known | {"format", "schema_version"})
+        unknown = sorted(str(key) for key in content if key not in known | {"format", "schema_version", ORIGIN})
         if unknown:
             logger.warning("%s: unknown keys ignored: %s", source, ", ".join(unknown))
         return cls(**{key: value for key, value in content.items() if key in known})

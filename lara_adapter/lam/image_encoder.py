@@ -6,14 +6,19 @@ patches in reading order (left to right, top to bottom).
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import LaraArgumentError
+from ..errors import AdapterFormatError, HubError, LaraArgumentError
+from ..files import locate_folder, read_json
+from ..remote import find_conversion
 from .config import LatentActionConfig
+from .feature_cache import FeatureCache
 from .outside import OutsideTree
 from .pixels import resize
 from .transformer import TransformerLayer, as_parameter, initialize
@@ -22,24 +27,49 @@ __all__ = ["FrozenImageEncoder", "PatchEncoder", "build_image_encoder", "describ
 
 
 def _load_backbone(name: str, revision: str | None) -> nn.Module:
-    """Load the vision tower of a Hub id or folder: safetensors only, no remote code, float32."""
+    """Load the vision tower of a Hub id or folder: safetensors only, no remote code, float32.
+
+    `config` of what is returned tells `_name_or_path` and, where it came from the Hub, `_commit_hash`.
+    """
     try:
-        from transformers import AutoModel
+        from transformers import CONFIG_MAPPING, AutoModel
     except ImportError as error:
         raise LaraArgumentError(
             f"image_encoder={name!r} needs transformers (pip install 'lara-adapter[lam]'), which cannot be imported: "
             f"{error}"
         ) from error
     try:
+        # The configuration comes first, as plain data: a repository that brings code of its own is refused before
+        # transformers asks at the terminal whether to run it, and the weights are then those of the same commit.
+        folder = locate_folder(name, revision, ["config.json"], "image encoder")
+        content = read_json(folder / "config.json")
+        if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+            raise LaraArgumentError(
+                f"image_encoder={name!r}: its model type {content.get('model_type')!r} is code in that repository, and "
+                "such code is never run; wanted is a vision backbone that the installed transformers has"
+            )
+        commit = None if Path(name).is_dir() else folder.name
         # A pickle can run code on loading, and torch < 2.6 not even weights_only prevents that (CVE-2025-32434).
-        model = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        try:
+            model = AutoModel.from_pretrained(name, revision=commit, use_safetensors=True)
+        except OSError:
+            commit = None if commit is None or revision not in (None, "main") else find_conversion(name)
+            if commit is None:
+                raise
+            model = AutoModel.from_pretrained(name, revision=commit, use_safetensors=True)
+    except HubError as error:
+        raise HubError(f"image_encoder={name!r}: {error}") from error
+    except LaraArgumentError:
+        raise
+    except (AdapterFormatError, OSError, ValueError) as error:
         raise LaraArgumentError(
             f"image_encoder={name!r} (revision {revision!r}) cannot be loaded: {error}. Wanted is a Hub id or a local "
             "folder of a vision backbone with safetensors weights; convert pickled weights with save_pretrained"
         ) from error
     # CLIP and SigLIP checkpoints hold a text tower too
-    return getattr(model, "vision_model", model).float()
+    tower = getattr(model, "vision_model", model).float()
+    tower.config._name_or_path, tower.config._commit_hash = name, commit
+    return tower
 
 
 def _run(backbone: Any, images: Tensor) -> Tensor:
@@ -89,17 +119,30 @@ def describe_image_encoder(name: str, revision: str | None = None, image_size: i
         image_size: side in pixels of its input; None: what the backbone's own configuration says.
 
     Returns:
-        image_encoder, image_encoder_revision and the four encoder_* fields of its geometry. `image_mean` and
-        `image_std` are not in a backbone's weights: the default is ImageNet's; CLIP and SigLIP have their own.
+        image_encoder, image_encoder_revision (the commit, where it is on the Hub) and the four encoder_* fields of its
+            geometry. `image_mean` and `image_std` are not in a backbone's weights: the default is ImageNet's; CLIP and
+            SigLIP have their own.
 
     Raises:
         LaraArgumentError: the backbone cannot be loaded, or not be run at that size.
+        HubError: it cannot be fetched.
     """
     backbone = _prepare(_load_backbone(name, revision))
     size: Any = image_size or getattr(backbone.config, "image_size", 224)
     if not isinstance(size, int):
         size = size[0]
-    return {"image_encoder": name, "image_encoder_revision": revision, **_geometry(backbone, size)}
+    commit = getattr(backbone.config, "_commit_hash", None)
+    return {"image_encoder": name, "image_encoder_revision": commit or revision, **_geometry(backbone, size)}
+
+
+def pinned(config: LatentActionConfig, encoder: nn.Module) -> LatentActionConfig:
+    """`config` with the commit that a frozen encoder from the Hub was loaded at."""
+    loaded = getattr(getattr(encoder, "network", None), "config", None)
+    commit = getattr(loaded, "_commit_hash", None)
+    # a backbone that was handed over may be another one than the configuration names
+    if commit is None or getattr(loaded, "_name_or_path", None) != config.image_encoder:
+        return config
+    return dataclasses.replace(config, image_encoder_revision=commit)
 
 
 class FrozenImageEncoder(OutsideTree):
@@ -117,6 +160,7 @@ class FrozenImageEncoder(OutsideTree):
     def __init__(self, backbone: nn.Module, config: LatentActionConfig) -> None:
         super().__init__(_prepare(backbone))
         self.config = config
+        self.cache: FeatureCache | None = None
         found = _geometry(backbone, config.encoder_size)
         stated = {"encoder_image_size": config.encoder_size, **{k: getattr(config, k) for k in list(found)[1:]}}
         if found != stated:
@@ -134,6 +178,13 @@ class FrozenImageEncoder(OutsideTree):
         Returns:
             Tokens [B, P, E] without graph.
         """
+        # a look-up cannot be part of a compiled graph
+        if self.cache is None or torch.compiler.is_compiling():
+            return self.compute(images)
+        return self.cache.encode(self, images)
+
+    def compute(self, images: Tensor) -> Tensor:
+        """What :meth:`forward` gives, without looking into the cache."""
         with torch.no_grad():
             return _run(self.network, (resize(images.float(), self.config.encoder_size) - self.mean) / self.std)
 
@@ -189,6 +240,7 @@ def build_image_encoder(config: LatentActionConfig, backbone: nn.Module | None =
 
     Raises:
         LaraArgumentError: the backbone cannot be loaded or does not fit.
+        HubError: it cannot be fetched.
     """
     if backbone is not None:
         return FrozenImageEncoder(backbone, config)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import LaraArgumentError
-from ..files import load_into, read_tensors
+from ..errors import AdapterFormatError, LaraArgumentError
+from ..files import gathered, load_into, read_tensors
+from ..origins import Origin
+from ..remote import check_target
 from . import checkpoint, foreign
 from .config import LatentActionConfig
+from .feature_cache import FeatureCache
 from .forward_dynamics import ForwardDynamics
 from .health import LatentHealth, measure_health
-from .image_encoder import build_image_encoder
+from .image_encoder import FrozenImageEncoder, PatchEncoder, build_image_encoder, pinned
 from .inverse_dynamics import InverseDynamics
 from .perceptual import PerceptualDistance
 from .pixels import prepare_pair
 from .quantizer import QuantizerTerms, VectorQuantizer
 
-__all__ = ["LatentAction", "LatentActionModel", "LatentActionOutput"]
+__all__ = ["LatentAction", "LatentActionModel", "LatentActionOutput", "count_parameters"]
 
 # Mean squared error of copying the present frame below which a batch counts as still; a moving arm gives 1e-2.
 _STILL = 1e-4
@@ -84,14 +89,17 @@ class LatentActionModel(nn.Module):
 
     Raises:
         LaraArgumentError: the image encoder cannot be loaded or does not fit, or the quantiser is not usable.
+        HubError: the image encoder cannot be fetched.
     """
 
     def __init__(
         self, config: LatentActionConfig, quantizer: nn.Module | None = None, backbone: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.config = config
         self.image_encoder = build_image_encoder(config, backbone)
+        # where the encoder came from the Hub, the commit that was loaded and no longer a branch, which moves
+        self.config = config = pinned(config, self.image_encoder)
+        self.origin: Origin | None = None  # repository and commit that the weights were loaded from
         self.inverse_dynamics = InverseDynamics(config)
         self.quantizer: nn.Module = VectorQuantizer.from_config(config) if quantizer is None else quantizer
         self._keywords = foreign.keywords_of(self.quantizer)
@@ -207,6 +215,39 @@ class LatentActionModel(nn.Module):
         present, future = prepare_pair(frame_t, frame_future, None, self.config.image_size)
         return self._infer(present, future, want_attention=True)[1]
 
+    def cache_features(
+        self,
+        folder: str | os.PathLike[str] | None,
+        *,
+        dtype: torch.dtype | None = None,
+        max_gb: float | None = None,
+    ) -> FeatureCache | None:
+        """Keep the frozen image encoder's features on disk, so that a frame that was seen before is not encoded again.
+
+        For training on a bounded set of frames without augmentation (LARA on demonstrations), not for large-scale video.
+        Processes may share a folder. Inside torch.compile it is passed over.
+
+        Args:
+            folder: created if needed; what an earlier run left there with the same encoder is used. None: stop.
+            dtype: store in another precision, for instance torch.bfloat16 for half of float32's space; None: as the encoder
+                gives them.
+            max_gb: add at most so many 10^9 bytes; None: no bound.
+
+        Returns:
+            The cache, with its counts of hits and misses; None after `folder=None`.
+
+        Raises:
+            LaraArgumentError: the image encoder is the small one that trains.
+        """
+        if not isinstance(self.image_encoder, FrozenImageEncoder):
+            raise LaraArgumentError(
+                "cache_features: this LAM has no frozen image encoder (image_encoder=None), and the features of one that "
+                "trains change with every step"
+            )
+        bound = None if max_gb is None else int(max_gb * 1e9)
+        self.image_encoder.cache = None if folder is None else FeatureCache(folder, dtype, bound)
+        return self.image_encoder.cache
+
     def health(self, pairs: Iterable[Sequence[Tensor]]) -> LatentHealth:
         """Reconstruction against the copy, use of the codes and signs of collapse; see :func:`measure_health`."""
         return measure_health(self, pairs)
@@ -218,9 +259,48 @@ class LatentActionModel(nn.Module):
 
         Args:
             folder: created or replaced.
-            state_dict: the gathered state where this process holds only a shard (FSDP, ZeRO-3).
+            state_dict: the gathered state where this process holds only a shard (FSDP1). FSDP2's and ZeRO-3's shards
+                are gathered here: call it from every rank.
         """
-        checkpoint.write(folder, self.config, self.state_dict() if state_dict is None else state_dict)
+        with gathered(self):
+            state = self.state_dict() if state_dict is None else state_dict
+            checkpoint.write(folder, self.config, state, self.origin)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload latent action model",
+        token: str | None = None,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes, in one commit, and a README.md where there is none.
+
+        After a failure it is there whole or not at all; call it again, and files that were uploaded are not sent twice.
+        Call it from one process.
+
+        Args:
+            repo_id: "user/name"; created if it does not exist.
+            private: visibility of a repository that is created; None: what its owner's default is.
+            revision: branch to commit to, created from main if it does not exist; None: the main branch.
+            commit_message: of the one commit.
+            token: access token; None: the one huggingface_hub finds.
+
+        Returns:
+            URL of the commit, which ends in its hash: what :meth:`from_pretrained` takes as `revision`.
+
+        Raises:
+            LaraArgumentError: `repo_id` is no id, or `revision` is a commit.
+            HubError: the Hub cannot be reached, or does not accept the upload; the message says why.
+        """
+        check_target(repo_id, revision)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "lam"
+            self.save_pretrained(folder)
+            return checkpoint.push(
+                folder, repo_id, self.config, private=private, revision=revision, message=commit_message, token=token
+            )
 
     @classmethod
     def from_pretrained(
@@ -241,15 +321,18 @@ class LatentActionModel(nn.Module):
 
         Raises:
             AdapterFormatError: missing, truncated, foreign or newer files, wrong names or shapes, NaN.
+            HubError: the repository cannot be reached, found or read.
             LaraArgumentError: the image encoder cannot be loaded or does not fit.
         """
         folder = checkpoint.locate(source, revision)
         config = checkpoint.read_config(folder)
         tensors = read_tensors(folder / checkpoint.WEIGHTS)
+        _check_size(config, tensors, folder)
         # the random start is overwritten: the caller's random numbers are not to notice
         with torch.random.fork_rng(devices=[]):
             model = cls(config, quantizer=quantizer, backbone=backbone)
         load_into(model, tensors, folder / checkpoint.WEIGHTS)
+        model.origin = checkpoint.read_origin(folder)
         return model.eval()
 
     def _infer(self, present: Tensor, future: Tensor, want_attention: bool = False) -> tuple[Tensor, Tensor]:
@@ -276,3 +359,34 @@ def _mean(per_sample: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return per_sample.mean()
     return (per_sample * valid).sum() / valid.sum().clamp(min=1)
+
+
+def count_parameters(config: LatentActionConfig) -> int:
+    """Parameters in the module tree of a :class:`LatentActionModel`, all trainable, without building it.
+
+    Nothing is allocated or downloaded; a frozen image encoder and the perceptual network are outside the tree.
+
+    Args:
+        config: the settings.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        parts = [InverseDynamics(config), VectorQuantizer.from_config(config), ForwardDynamics(config)]
+        if config.image_encoder is None:
+            parts.append(PatchEncoder(config))
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
+def _check_size(config: LatentActionConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a configuration of far more parameters than its file holds, before anything of that size is allocated.
+
+    Raises:
+        AdapterFormatError: so it is.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    layers = config.idm_layers + config.fdm_layers + (config.encoder_layers if config.image_encoder is None else 0)
+    # the slack is for a quantiser of the user's own; its codebook may be smaller than ours
+    if layers > len(tensors) or count_parameters(config) > 2 * held + 2**22:
+        raise AdapterFormatError(
+            f"{folder / checkpoint.CONFIG} describes a model of another size: {checkpoint.WEIGHTS} holds {held} numbers in "
+            f"{len(tensors)} tensors"
+        )

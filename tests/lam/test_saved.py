@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_model import frames, small
 
-from lara_adapter import AdapterFormatError, LaraArgumentError, LatentActionConfig, LatentActionModel
+from lara_adapter import AdapterFormatError, HubError, LaraArgumentError, LatentActionConfig, LatentActionModel
 from lara_adapter.files import read_tensors, write_tensors
 
 
@@ -106,9 +106,17 @@ def test_a_folder_of_pickles_is_refused(saved):
         LatentActionModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("where", ["/nowhere/lam", "./nowhere", "nobody/nothing"])
-def test_what_is_not_there(where):
-    with pytest.raises(AdapterFormatError):
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        ("/nowhere/lam", AdapterFormatError, "does not exist"),
+        ("./nowhere", AdapterFormatError, "does not exist"),
+        ("no where", AdapterFormatError, "no Hub id"),
+        ("nobody/nothing", HubError, "may not be asked"),
+    ],
+)
+def test_what_is_not_there(where, error, message):
+    with pytest.raises(error, match=message):
         LatentActionModel.from_pretrained(where)
 
 

@@ -1,0 +1,20 @@
+"""Video and robot datasets on disk: reading frames, and drawing pairs from them in a repeatable order.
+
+Imports torch and numpy only; `av` (video and pictures) and `pyarrow` (LeRobot's format) are looked for when they are used.
+"""
+
+from .index import IndexSettings, VideoIndex, build_index, require_pairs
+from .pairs import PairBatch, PairStream
+from .sources import Segment, Source, find_sources
+
+__all__ = [
+    "IndexSettings",
+    "PairBatch",
+    "PairStream",
+    "Segment",
+    "Source",
+    "VideoIndex",
+    "build_index",
+    "find_sources",
+    "require_pairs",
+]

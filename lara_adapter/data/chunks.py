@@ -1,0 +1,76 @@
+"""How a clip is cut: chunks, which are decoded in one go, and chains of pairs that share frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .index import Clip
+
+__all__ = ["Chunk", "chains_of", "chunks_of", "frames_of", "starts_of"]
+
+_CHUNK = 64  # present frames of a chunk at least, ...
+_LONGEST = 256  # ... and at most, where key frames are far apart
+
+
+class Chunk(NamedTuple):
+    """Presents first <= t < stop of a clip that are trained on."""
+
+    clip: int
+    first: int
+    stop: int
+    pairs: int
+    frames: int
+
+
+def chains_of(starts: np.ndarray, future: np.ndarray, longest: int) -> list[list[int]]:
+    """Order pairs into chains in which the future of each is the present of the next.
+
+    Args:
+        starts: [n] int, rising: the presents.
+        future: [T] int, the future of every frame.
+        longest: pairs of a chain at most, >= 1.
+
+    Returns:
+        Lists of presents; each present is in exactly one.
+    """
+    left = dict.fromkeys(starts.tolist())
+    chains = []
+    for start in starts.tolist():
+        if start not in left:
+            continue
+        chain: list[int] = []
+        while start in left and len(chain) < longest:
+            del left[start]
+            chain.append(start)
+            start = int(future[start])
+        chains.append(chain)
+    return chains
+
+
+def starts_of(clip: Clip, chunk: Chunk) -> np.ndarray:
+    """Numbers of the presents of a chunk that are trained on."""
+    return chunk.first + np.flatnonzero(clip.train[chunk.first : chunk.stop])
+
+
+def frames_of(clip: Clip, chunk: Chunk) -> np.ndarray:
+    """Numbers of the frames that the pairs of a chunk are made of."""
+    starts = starts_of(clip, chunk)
+    return np.union1d(starts, clip.future[starts])
+
+
+def chunks_of(number: int, clip: Clip) -> Iterator[Chunk]:
+    """Cut a clip into chunks: within an episode, at key frames where there are enough of them."""
+    for begin, end in zip(clip.parts[:-1].tolist(), clip.parts[1:].tolist()):
+        first = begin
+        while first < end:
+            later = clip.keys[np.searchsorted(clip.keys, first + _CHUNK) :][:1].tolist()
+            stop = min(*later, first + _LONGEST, end) if later else min(first + _LONGEST, end)
+            if end - stop < _CHUNK // 2 and end - first <= _LONGEST:
+                stop = end  # no crumbs
+            chunk = Chunk(number, first, stop, int(clip.train[first:stop].sum()), 0)
+            if chunk.pairs:
+                yield chunk._replace(frames=len(frames_of(clip, chunk)))
+            first = stop

@@ -1,0 +1,281 @@
+"""Features of a frozen image encoder, kept on disk: in joint training the frames of a few demonstrations are seen hundreds
+of times, and the encoder is most of what a latent action model costs.
+
+A frame is known by a hash of its pixels, so that any dataset and any order will do, and the future frame of one pair is
+found again as the present frame of another. Features are stored as the encoder gave them.
+
+    FOLDER/<encoder>-<precision>/cache.json          what the features are of
+    FOLDER/<encoder>-<precision>/<writer>.features   rows of P x E numbers, read through a memory map
+    FOLDER/<encoder>-<precision>/<writer>.index      a record for each row: 128-bit key, CRC-32 of the row
+
+Every process writes files of its own and reads those that were there when it started, so that ranks and runs can share
+a folder. A row is written before its record, so that a killed process leaves whole records only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import struct
+import uuid
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import AdapterFormatError
+from ..files import read_json, write_json
+
+if TYPE_CHECKING:
+    from .image_encoder import FrozenImageEncoder
+
+__all__ = ["FeatureCache"]
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = 1
+_RECORD = struct.Struct("<QQI")  # key, CRC-32
+_GROW = 256  # rows by which a features file grows: a memory map has a fixed length
+Key = tuple[int, int]
+
+
+class FeatureCache:
+    """Looks up and keeps the tokens of a frozen image encoder. Made by :meth:`LatentActionModel.cache_features`.
+
+    Copies (deepcopy) share one cache; out of a pickle it opens its files again.
+
+    Attributes:
+        folder: the folder given.
+        dtype: of what is stored; None: as the encoder gives it, so that losses do not change.
+        max_bytes: stop writing beyond so many bytes of this process's own; None: no bound.
+        hits: frames found.
+        misses: frames encoded.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None, max_bytes: int | None = None
+    ) -> None:
+        self.folder, self.dtype, self.max_bytes = Path(folder), dtype, max_bytes
+        self.hits = self.misses = 0
+        self._stores: dict[str, _Store] = {}
+        self._fingerprint: str | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FeatureCache:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stores": {}}
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of features that this process has added."""
+        return sum(store.written for store in self._stores.values())
+
+    def encode(self, encoder: FrozenImageEncoder, images: Tensor) -> Tensor:
+        """Tokens of images, from the cache where it has them.
+
+        Args:
+            encoder: what computes the others.
+            images: [B, 3, H, W] float32.
+
+        Returns:
+            Tokens [B, P, E], as `encoder.compute(images)` would give them, but for rounding where that depends on which
+            images share a batch.
+
+        Raises:
+            AdapterFormatError: a stored row is damaged (its checksum is wrong), or the folder is of another schema.
+        """
+        keys = _keys(images)
+        store = self._store(encoder, images)
+        missing = list(dict.fromkeys(key for key in keys if key not in store))
+        self.hits += len(keys) - len(missing)
+        self.misses += len(missing)
+        if len(missing) == len(keys):  # nothing known, nothing twice: the whole batch, as without a cache
+            tokens = encoder.compute(images)
+            store.add(keys, tokens, self.max_bytes)
+            return tokens
+        fresh: dict[Key, Tensor] = {}
+        if missing:
+            first = [keys.index(key) for key in missing]
+            computed = encoder.compute(images[first])
+            store.add(missing, computed, self.max_bytes)
+            fresh = dict(zip(missing, computed.unbind()))
+        known = [key for key in dict.fromkeys(keys) if key not in fresh]
+        rows = store.read(known).to(images.device) if known else images.new_empty(0)
+        found = {**fresh, **dict(zip(known, rows.unbind()))}
+        return torch.stack([found[key].to(store.gives) for key in keys])
+
+    def _store(self, encoder: FrozenImageEncoder, images: Tensor) -> _Store:
+        kind = images.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        precision = str(torch.get_autocast_dtype(kind) if autocast else torch.float32).removeprefix("torch.")
+        if precision not in self._stores:
+            if self._fingerprint is None:
+                self._fingerprint = _fingerprint(encoder)
+            dtype = "" if self.dtype is None else "-" + str(self.dtype).removeprefix("torch.")
+            name = f"{self._fingerprint[:16]}-{precision}{dtype}"
+            self._stores[precision] = _Store(self.folder / name, self._fingerprint, self.dtype)
+        return self._stores[precision]
+
+
+class _Store:
+    """The features of one encoder in one precision."""
+
+    def __init__(self, folder: Path, fingerprint: str, dtype: torch.dtype | None) -> None:
+        self.folder, self.fingerprint, self.dtype = folder, fingerprint, dtype
+        self.where: dict[Key, tuple[int, int]] = {}  # key -> which file, which row
+        self.maps: list[np.memmap | None] = []
+        self.checks: dict[Key, int] = {}  # of rows not looked at yet
+        self.written = 0
+        self.shape: tuple[int, ...] | None = None
+        self.gives = torch.float32
+        self.full = False
+        self._writer: _Writer | None = None
+        if (folder / "cache.json").is_file():
+            self._open()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.where
+
+    def _open(self) -> None:
+        about = read_json(self.folder / "cache.json")
+        if about.get("schema_version") != _SCHEMA or about.get("encoder") != self.fingerprint:
+            raise AdapterFormatError(
+                f"{self.folder / 'cache.json'} is of another schema or image encoder; remove the folder, it is made again"
+            )
+        self.shape, self.dtype = tuple(about["shape"]), getattr(torch, about["stored"])
+        self.gives = getattr(torch, about["dtype"])
+        for index in sorted(self.folder.glob("*.index")):
+            features = index.with_suffix(".features")
+            records = index.read_bytes()
+            rows = min(len(records) // _RECORD.size, features.stat().st_size // self._row_bytes())
+            if not rows:
+                continue
+            self.maps.append(np.memmap(features, np.uint8, "r", shape=(rows, self._row_bytes())))
+            for row, (high, low, check) in enumerate(_RECORD.iter_unpack(records[: rows * _RECORD.size])):
+                self.where[high, low] = len(self.maps) - 1, row
+                self.checks[high, low] = check
+        logger.info("feature cache %s: %d frames known", self.folder, len(self.where))
+
+    def _row_bytes(self) -> int:
+        assert self.shape is not None
+        assert self.dtype is not None
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def add(self, keys: list[Key], tokens: Tensor, max_bytes: int | None) -> None:
+        """Keep rows; a full disk ends the keeping and not the training."""
+        if self.full:
+            return
+        if self.shape is None:
+            self.shape, self.gives = tuple(tokens.shape[1:]), tokens.dtype
+            self.dtype = self.dtype or tokens.dtype
+        rows = tokens.detach().to("cpu", self.dtype).contiguous().flatten(1).view(torch.uint8).numpy()
+        try:
+            for key, row in zip(keys, rows):
+                if key in self.where:
+                    continue
+                if max_bytes is not None and self.written + row.nbytes > max_bytes:
+                    self._stop(f"its bound of {max_bytes / 1e9:.1f} GB is reached")
+                    return
+                if self._writer is None:
+                    self._begin()
+                assert self._writer is not None
+                self.maps[self._writer.number] = None  # mapped again, longer, when it is read
+                self.where[key] = self._writer.number, self._writer.add(key, row.tobytes())
+                self.written += row.nbytes
+        except OSError as error:
+            self._stop(str(error))
+
+    def _begin(self) -> None:
+        assert self.dtype is not None
+        assert self.shape is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "cache.json").exists():
+            about = {
+                "schema_version": _SCHEMA, "encoder": self.fingerprint, "shape": list(self.shape),
+                "stored": str(self.dtype).removeprefix("torch."), "dtype": str(self.gives).removeprefix("torch."),
+            }  # fmt: skip
+            write_json(self.folder / "cache.json", about)
+        self.maps.append(None)
+        self._writer = _Writer(self.folder / uuid.uuid4().hex, len(self.maps) - 1, self._row_bytes())
+
+    def _stop(self, why: str) -> None:
+        self.full = True
+        logger.warning("feature cache %s: no more frames are kept (%s); training goes on", self.folder, why)
+
+    def read(self, keys: list[Key]) -> Tensor:
+        """Rows [n, P, E] of known keys, on the CPU."""
+        assert self.dtype is not None
+        assert self.shape is not None
+        rows = np.empty((len(keys), self._row_bytes()), np.uint8)
+        for i, key in enumerate(keys):
+            file, row = self.where[key]
+            if self.maps[file] is None:
+                assert self._writer is not None
+                self.maps[file] = self._writer.map()
+            rows[i] = self.maps[file][row]  # type: ignore[index]
+            check = self.checks.pop(key, None)  # once for each row that another process wrote
+            if check is not None and zlib.crc32(rows[i].tobytes()) != check:
+                raise AdapterFormatError(
+                    f"{self.folder}: a stored row is damaged (its checksum is wrong); remove the folder, it is made again"
+                )
+        return torch.from_numpy(rows).view(self.dtype).unflatten(1, self.shape)
+
+
+class _Writer:
+    """The files of one process."""
+
+    def __init__(self, stem: Path, number: int, row_bytes: int) -> None:
+        self.number, self.row_bytes, self.rows, self.room = number, row_bytes, 0, 0
+        self.path = stem.with_suffix(".features")
+        self.features, self.index = self.path.open("w+b"), stem.with_suffix(".index").open("wb")
+
+    def add(self, key: Key, row: bytes) -> int:
+        """Append; returns the row's number."""
+        if self.rows == self.room:
+            self.room += _GROW
+            self.features.truncate(self.room * self.row_bytes)
+        self.features.seek(self.rows * self.row_bytes)
+        self.features.write(row)
+        self.features.flush()
+        self.index.write(_RECORD.pack(*key, zlib.crc32(row)))
+        self.index.flush()
+        self.rows += 1
+        return self.rows - 1
+
+    def map(self) -> np.memmap:
+        """What is written so far."""
+        return np.memmap(self.path, np.uint8, "r", shape=(self.rows, self.row_bytes))
+
+
+# ---------------------------------------------------------------------- keys
+
+_MIXERS: dict[tuple[int, str], Tensor] = {}
+
+
+def _keys(images: Tensor) -> list[Key]:
+    """A 128-bit key of each image [B, ...] float32, of its exact bits and order; one synchronisation with the device."""
+    bits = images.detach().float().contiguous().flatten(1).view(torch.int32).to(torch.int64)
+    where = bits.shape[1], str(images.device)
+    if where not in _MIXERS:
+        # two random linear hashes modulo 2^64; a generator of its own, so that no noise of the policy's shifts
+        generator = torch.Generator().manual_seed(0x1A2A)
+        mixer = torch.randint(-(2**63), 2**63 - 1, (2, bits.shape[1]), generator=generator)
+        _MIXERS[where] = (mixer | 1).to(images.device)
+    mixed = torch.stack([(bits * mixer).sum(1) for mixer in _MIXERS[where]], dim=1)
+    return [(high % 2**64, low % 2**64) for high, low in mixed.tolist()]
+
+
+def _fingerprint(encoder: FrozenImageEncoder) -> str:
+    """Of the backbone's weights and of how images are brought to it: a name and a revision could be of other weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.network.state_dict().items()):  # type: ignore[union-attr]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    config = encoder.config
+    digest.update(repr((config.encoder_size, config.image_mean, config.image_std)).encode())
+    return digest.hexdigest()

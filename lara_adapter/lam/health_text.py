@@ -1,0 +1,163 @@
+"""The verdicts of a health report, and the report in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .health_probe import ProbeResult
+
+if TYPE_CHECKING:
+    from .health_report import GapHealth, HealthReport, Thresholds
+
+__all__ = ["describe", "judge"]
+
+_COLLAPSE = (
+    "collapse: {}. In pre-training: normalize_latent, vq_warmup_steps, vq_revive_every; in joint training: "
+    "alignment='contrastive', or a smaller lam_grad_scale"
+)
+
+
+def judge(
+    gaps: Sequence[GapHealth],
+    judged: int,
+    probes: Mapping[str, ProbeResult],
+    no_probe: str,
+    codebook_size: int,
+    limits: Thresholds,
+) -> list[tuple[str, str, str]]:
+    """The findings about one gap: (name, "ok" | "fail" | "note", text)."""
+    here = next(gap for gap in gaps if gap.gap == judged)
+    found = here.measured
+    assert found is not None
+    verdicts: list[tuple[str, bool, str, str]] = []  # name, whether ok, value against threshold, advice
+    copies = not found.ratio <= limits.ratio  # NaN too
+    better = [
+        gap.gap for gap in gaps if gap.measured and gap.measured.ratio <= limits.ratio and gap.still <= limits.still
+    ]
+    advice = "the reconstruction is no better than copying: "
+    if better:
+        advice += f"at a frame gap of {_nearest(better, judged)} it is; "
+    advice += "train longer, on data like these, with this gap"
+    if here.still > limits.still:
+        advice = "the reconstruction is no better than copying, for next to nothing moves: see the frame gap"
+    verdicts.append(
+        ("reconstruction", not copies, f"{_number(found.ratio)} of copying, at most {limits.ratio:g}", advice)
+    )
+    least = max(2.0, limits.perplexity_share * codebook_size)
+    verdicts += [
+        (
+            "codes",
+            found.perplexity >= least,
+            f"perplexity {found.perplexity:.1f} of {codebook_size} codes ({found.codes_used} used), at least {least:.1f}",
+            _COLLAPSE.format("a handful of codes stands for everything"),
+        ),
+        (
+            "latent",
+            found.latent_std >= limits.latent_std,
+            f"standard deviation {found.latent_std:.3g}, at least {limits.latent_std:g}",
+            _COLLAPSE.format("the latent is the same for every pair"),
+        ),
+        (
+            "direction",
+            found.mean_direction <= limits.mean_direction,
+            f"mean direction {found.mean_direction:.2f} (1: constant), at most {limits.mean_direction:g}",
+            _COLLAPSE.format("the latent points the same way whatever happens"),
+        ),
+    ]
+    moving = [gap.gap for gap in gaps if gap.measured and gap.still <= limits.still and gap.gap > judged]
+    verdicts.append(
+        (
+            "frame gap",
+            here.still <= limits.still,
+            f"{here.still:.0%} of pairs next to still, at most {limits.still:.0%}",
+            f"frame gap {judged} is too small for these data, or they are mostly still: "
+            + (f"{moving[0]} moves enough" if moving else "no gap measured moves enough; cut the still stretches"),
+        )
+    )
+    verdicts.append(
+        (
+            "partners",
+            here.lost <= limits.lost,
+            f"{here.lost:.0%} of frames have none {judged} frames later, at most {limits.lost:.0%}",
+            f"frame gap {judged} is too large for clips this short: take a smaller one",
+        )
+    )
+    findings = [
+        (name, "ok" if good else "fail", value if good else f"{value}. {advice}")
+        for name, good, value, advice in verdicts
+    ]
+    small = [gap.gap for gap in gaps if gap.gap < judged and gap.measured and gap.still > limits.still]
+    if small:
+        findings.append(
+            ("smaller gaps", "note", f"frame gaps up to {small[-1]} are too small: most pairs next to still")
+        )
+    large = [gap.gap for gap in gaps if gap.gap > judged and _too_large(gap, limits)]
+    if large and not copies:
+        text = f"frame gaps from {large[0]} on are too large for this model: no better than copying there"
+        findings.append(("larger gaps", "note", text))
+    findings.append(_judge_probe(probes, no_probe, limits))
+    return findings
+
+
+def describe(report: HealthReport) -> str:
+    """The report in words."""
+    lam = report.lam
+    shape = " x ".join(map(str, lam["latent_shape"]))
+    where = f", {report.camera}" if report.camera else ""
+    skipped = f" ({report.skipped} damaged ones left out)" if report.skipped else ""
+    lines = [
+        f"LAM    {lam['source']} ({lam['revision'] or 'weights ' + lam['weights_sha256'][:12]}), latent {shape}, "
+        f"{lam['codebook_size']} codes",
+        f"data   {report.data}{where}: {report.clips} clips{skipped}, {report.fps:g} frames per second",
+        "",
+        "frame gap        pairs  recon / copy  copy error  codes  perplexity  latent std  mean dir.  still  no partner",
+    ]
+    for gap in report.gaps:
+        name = f"{gap.gap} ({gap.gap / report.fps:.2f} s)" + (" *" if gap.gap == report.judged else "")
+        found = gap.measured
+        if found is None:
+            lines.append(f"{name:<16} no clip is long enough")
+            continue
+        lines.append(
+            f"{name:<16} {found.pairs:>5}  {_number(found.ratio):>12}  {found.copy_loss:>10.2g}  {found.codes_used:>5}  "
+            f"{found.perplexity:>10.1f}  {found.latent_std:>10.2g}  {found.mean_direction:>9.2f}  {gap.still:>5.0%}  "
+            f"{gap.lost:>10.0%}"
+        )
+    how = "as asked" if report.chosen else "where it reconstructs best against copying; --gap names another"
+    lines += [f"* judged, {how}", ""]
+    lines += [
+        f"{finding.state.upper() if finding.state == 'fail' else finding.state:<5}{finding.name:<15} {finding.text}"
+        for finding in report.findings
+    ]
+    lines += ["", "healthy" if report.ok else "NOT healthy"]
+    return "\n".join(lines)
+
+
+def _judge_probe(probes: Mapping[str, ProbeResult], no_probe: str, limits: Thresholds) -> tuple[str, str, str]:
+    if not probes:
+        return "probe", "note", f"not made: {no_probe}"
+    values = ", ".join(f"{name} {probe.r2:.2f}" for name, probe in probes.items())
+    first = next(iter(probes.values()))
+    size = f"{first.rows} pairs, {first.episodes} episodes, {first.folds} folds"
+    text = f"R2 from z to the actions of the gap: {values} ({size})"
+    if max(probe.r2 for probe in probes.values()) >= limits.probe:
+        return "probe", "ok", text
+    return (
+        "probe",
+        "note",
+        f"{text}. The latent says nothing of the actions linearly: joint training (attach_lara) grounds it",
+    )
+
+
+def _too_large(gap: GapHealth, limits: Thresholds) -> bool:
+    return gap.measured is not None and gap.still <= limits.still and gap.measured.ratio > limits.ratio
+
+
+def _nearest(gaps: list[int], gap: int) -> int:
+    return min(gaps, key=lambda other: abs(math.log(other / gap)))
+
+
+def _number(value: float) -> str:
+    return "none moves" if math.isnan(value) else f"{value:.2f}"

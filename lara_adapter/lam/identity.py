@@ -1,0 +1,48 @@
+"""Which latent action model made something: enough to find the same weights again, and no path of this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..files import sha256
+from . import checkpoint
+from .config import LatentActionConfig
+from .model import LatentActionModel
+
+__all__ = ["open_model"]
+
+
+def open_model(source: str | os.PathLike[str], revision: str | None = None) -> tuple[LatentActionModel, dict[str, Any]]:
+    """Load a latent action model, and say which one it is.
+
+    Args:
+        source: local folder, or Hub id.
+        revision: commit, tag or branch on the Hub.
+
+    Returns:
+        The model in eval mode on the CPU, and JSON-able facts: `source` (Hub id, or the folder's name), `revision` (the
+        Hub's commit, None for a folder), `weights_sha256`, `config_sha256`, `image_encoder` and `image_encoder_revision`,
+        `image_size`, `latent_shape` [N, D], `codebook_size`.
+
+    Raises:
+        AdapterFormatError: as :meth:`LatentActionModel.from_pretrained`.
+        LaraArgumentError: likewise.
+    """
+    folder = checkpoint.locate(source, revision)
+    model = LatentActionModel.from_pretrained(folder)
+    config: LatentActionConfig = model.config
+    local = Path(source).is_dir()
+    return model, {
+        "source": folder.resolve().name if local else str(source),
+        # the Hub's cache keeps each commit in snapshots/<commit>
+        "revision": folder.name if folder.parent.name == "snapshots" else None,
+        "weights_sha256": sha256(folder / checkpoint.WEIGHTS),
+        "config_sha256": sha256(folder / checkpoint.CONFIG),
+        "image_encoder": config.image_encoder,
+        "image_encoder_revision": config.image_encoder_revision,
+        "image_size": config.image_size,
+        "latent_shape": list(model.latent_shape),
+        "codebook_size": int(model.quantizer.codebook_size),  # type: ignore[arg-type]
+    }

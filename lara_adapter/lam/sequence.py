@@ -1,0 +1,150 @@
+"""Latent actions of every frame of an episode: each frame is encoded once, as future of one pair and present of another."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import LaraArgumentError
+from .model import LatentActionModel
+from .pixels import resize
+
+__all__ = ["SequenceLatents", "check_settings", "choose_device", "encode_sequence", "frames_of_gap"]
+
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+class SequenceLatents(NamedTuple):
+    """Latent actions of T frames, on the CPU.
+
+    indices: [T, N] int64.
+    latent: [T, N, D] float32, continuous.
+    valid: [T] bool; False where the future frame would lie past the end: the last frame then stood in for it.
+    """
+
+    indices: Tensor
+    latent: Tensor
+    valid: Tensor
+
+
+def frames_of_gap(gap: str | int, fps: float) -> int:
+    """The distance C between the frames of a pair.
+
+    Args:
+        gap: frames ("16", 16), or seconds ("0.5s").
+        fps: frames per second.
+
+    Raises:
+        LaraArgumentError: no number above zero, or less than one frame.
+    """
+    text = str(gap).strip()
+    try:
+        frames = round(float(text[:-1]) * fps) if text.endswith("s") else int(text)
+    except (ValueError, OverflowError):
+        frames = None
+    if frames is None or frames < 1:
+        raise LaraArgumentError(
+            f'gap={gap!r} at {fps:g} frames per second, but at least one frame ("16") or so many seconds ("0.5s") is wanted'
+        )
+    return frames
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of that name; "auto": the GPU if there is one.
+
+    Raises:
+        LaraArgumentError: torch has none of that name here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    # an AssertionError says that torch was built without CUDA
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LaraArgumentError(f"device={device!r} cannot be used here: {error}") from error
+    return chosen
+
+
+def check_settings(gap: int, batch_size: int, dtype: str) -> None:
+    """Refuse what :func:`encode_sequence` would refuse, before anything is done.
+
+    Raises:
+        LaraArgumentError: a number below one, or another dtype.
+    """
+    if gap < 1 or batch_size < 1:
+        raise LaraArgumentError(f"gap={gap}, batch_size={batch_size}, but at least 1 is wanted")
+    if dtype not in _DTYPES:
+        raise LaraArgumentError(f"dtype={dtype!r}, but one of {', '.join(_DTYPES)} is wanted")
+
+
+@torch.inference_mode()
+def encode_sequence(
+    model: LatentActionModel, frames: Iterable[np.ndarray], gap: int, *, batch_size: int = 64, dtype: str = "float32"
+) -> SequenceLatents:
+    """What `model.encode` gives for every pair (t, t + gap) of consecutive frames, at one encoding per frame.
+
+    At most `gap` + `batch_size` encoded frames are held.
+
+    Args:
+        model: in eval mode, where it is to run; its difference images are encoded too if it reads them.
+        frames: of one episode in order, [H, W, 3] uint8, all of one size; resized to the model's.
+        gap: C, in frames.
+        batch_size: frames at once.
+        dtype: "float32", or "bfloat16" (autocast).
+
+    Raises:
+        LaraArgumentError: a number below one, or another dtype.
+    """
+    check_settings(gap, batch_size, dtype)
+    device = next(model.parameters()).device
+    reduced = _DTYPES[dtype]
+    autocast = torch.autocast(device.type, reduced) if reduced is not None else contextlib.nullcontext()
+    images = tokens = None
+    parts: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    with autocast:
+        for batch in _batches(frames, batch_size):
+            fresh = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2)
+            fresh = resize(fresh.float() / 255, model.config.image_size)
+            encoded = model.image_encoder(fresh)
+            images = fresh if images is None else torch.cat([images, fresh])
+            tokens = encoded if tokens is None else torch.cat([tokens, encoded])
+            count += len(batch)
+            ready = max(0, len(tokens) - gap)
+            if ready:
+                parts += _infer(model, images[:ready], images[gap:], tokens[:ready], tokens[gap:], batch_size)
+                images, tokens = images[ready:], tokens[ready:]
+        if images is not None and tokens is not None:  # no future within the episode: the last frame
+            last = images[-1:].expand_as(images), tokens[-1:].expand_as(tokens)
+            parts += _infer(model, images, last[0], tokens, last[1], batch_size)
+    width = model.latent_shape
+    return SequenceLatents(
+        torch.cat([part[0] for part in parts]) if parts else torch.zeros(0, width[0], dtype=torch.int64),
+        torch.cat([part[1] for part in parts]) if parts else torch.zeros(0, *width),
+        torch.arange(count) + gap < count,
+    )
+
+
+def _batches(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    iterator = iter(frames)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _infer(
+    model: LatentActionModel, present: Tensor, future: Tensor, seen: Tensor, expected: Tensor, size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices [b, N] and latents [b, N, D] of pairs of frames and of their tokens, `size` at once."""
+    for now, later, *encoded in zip(*(part.split(size) for part in (present, future, seen, expected))):
+        if model.config.difference_input:
+            encoded.append(model.image_encoder((later - now + 1) / 2))
+        latent = model.inverse_dynamics(*encoded)[0]
+        action = model._quantize(latent, None, update=False)[0]
+        yield action.indices.cpu(), action.continuous.float().cpu()

@@ -1,0 +1,125 @@
+"""The index: faults are reported, what was seen is not looked at again, episodes are held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av")
+
+from videos import numbered, square, write_audio, write_video
+
+import lara_adapter.data.seen as seen_module
+from lara_adapter import LaraArgumentError
+from lara_adapter.data import IndexSettings, build_index, find_sources, require_pairs
+from lara_adapter.data.cuts import Gap
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """Names of the files that are decoded to be indexed."""
+    names = []
+    real = seen_module.scan_source
+    monkeypatch.setattr(seen_module, "scan_source", lambda s, gap: (names.append(s.path.name), real(s, gap))[1])
+    return names
+
+
+def test_damaged_files_are_left_out_and_reported(tmp_path, caplog):
+    folder = tmp_path / "videos"
+    write_video(folder / "good.mp4", numbered(20))
+    write_audio(folder / "song.mp4")
+    (folder / "empty.mkv").write_bytes(b"")
+    (folder / "text.webm").write_text("no video")
+    write_video(folder / "short.avi", numbered(4))
+    cut_off = write_video(folder / "unfinished.mp4", numbered(30)).read_bytes()
+    (folder / "unfinished.mp4").write_bytes(cut_off[: len(cut_off) // 2])  # the table at the end is missing
+    found = build_index(find_sources([folder]), IndexSettings(held_out=0.0), tmp_path / "index")
+    assert [clip.source.path.name for clip in found.clips] == ["good.mp4"]
+    assert found.report["sources"] == 6
+    assert found.report["usable"] == 1
+    assert found.report["pairs"] == 15
+    said = {fault["file"].rpartition("/")[2]: fault["what"] for fault in found.report["faults"]}
+    assert said.keys() == {"song.mp4", "empty.mkv", "text.webm", "short.avi", "unfinished.mp4"}
+    assert "no video" in said["song.mp4"]
+    assert "no pair of frames in 4 frames" in said["short.avi"]
+    assert "5 of 6 sources are damaged or give no pair" in caplog.text
+
+
+def test_nothing_usable_is_one_clear_error(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    for folder, said in ((tmp_path, r"among 1 sources .*a\.mp4"), (tmp_path / "none", "nothing was found")):
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(LaraArgumentError, match=f"no usable video .*{said}"):
+            require_pairs(build_index(find_sources([folder]), IndexSettings(), tmp_path / "index").report)
+
+
+def test_what_was_seen_is_not_looked_at_again(tmp_path, looked_at):
+    folder = tmp_path / "videos"
+    for name in "abc":
+        write_video(folder / f"{name}.mp4", numbered(20))
+    (folder / "d.mp4").write_bytes(b"")
+
+    def build(**settings):
+        looked_at.clear()
+        return build_index(find_sources([folder]), IndexSettings(**settings), tmp_path / "index")
+
+    first = build()
+    assert sorted(looked_at) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    again = build()
+    assert looked_at == []
+    assert again.report | {"indexed_frames_per_second": 0} == first.report | {"indexed_frames_per_second": 0}
+    assert build(still_keep=1.0, cut_threshold=0.0).report["frames"] == 60  # thresholds apply to what was seen
+    assert looked_at == []
+    write_video(folder / "b.mp4", numbered(31))
+    assert build().report["frames"] == 71
+    assert looked_at == ["b.mp4"]
+    for path in (tmp_path / "index").iterdir():
+        path.write_bytes(path.read_bytes()[:40])  # killed by a full disk
+    build()
+    assert len(looked_at) == 4
+    build(gap=Gap(7))
+    assert len(looked_at) == 4
+
+
+def test_each_process_looks_at_its_share(tmp_path, looked_at):
+    for name in "abcde":
+        write_video(tmp_path / "v" / f"{name}.mp4", numbered(12))
+    sources = find_sources([tmp_path / "v"])
+    shares = []
+
+    def others():  # what happens in the other process meanwhile
+        shares.append(sorted(looked_at))
+        looked_at.clear()
+        build_index(sources, IndexSettings(), tmp_path / "index", rank=1, ranks=2)
+        looked_at.clear()
+
+    build_index(sources, IndexSettings(), tmp_path / "index", rank=0, ranks=2, wait=others)
+    assert shares == [["a.mp4", "c.mp4", "e.mp4"]]
+    assert looked_at == []
+
+
+def test_what_is_held_out_stays_so_when_videos_are_added_or_moved(tmp_path):
+    for number in range(30):
+        write_video(tmp_path / "v" / "x" / f"{number}.mp4", numbered(8))
+    settings = IndexSettings(gap=Gap(2), held_out=0.2, still_threshold=0.0)
+
+    def held():
+        clips = build_index(find_sources([tmp_path / "v"]), settings, tmp_path / "index").clips
+        assert not any(clip.train.any() and clip.held_out.any() for clip in clips)
+        return {clip.source.path.name for clip in clips if clip.held_out.any()}
+
+    before = held()
+    assert 1 <= len(before) <= 14
+    write_video(tmp_path / "v" / "x" / "new.mp4", numbered(8))
+    assert held() - {"new.mp4"} == before
+    (tmp_path / "v" / "x").rename(tmp_path / "y")
+    (tmp_path / "v" / "deeper").mkdir()
+    (tmp_path / "y").rename(tmp_path / "v" / "deeper" / "x")
+    assert held() - {"new.mp4"} == before
+
+
+def test_of_a_single_video_the_end_is_held_out(tmp_path):
+    write_video(tmp_path / "a.mp4", square(100))
+    (clip,) = build_index(find_sources([tmp_path]), IndexSettings(held_out=0.1), tmp_path / "index").clips
+    assert np.flatnonzero(clip.train).max() == 84  # whose future is the last frame before the border
+    assert np.flatnonzero(clip.held_out).tolist() == list(range(90, 95))

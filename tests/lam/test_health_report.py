@@ -1,0 +1,246 @@
+"""`lara health`: a healthy LAM, and each illness recognised, with the advice that belongs to it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av")
+pytest.importorskip("pyarrow")
+
+import disk_datasets as disk
+from test_model import small, trained_tiny
+
+from lara_adapter import DatasetError, LaraArgumentError, LatentActionConfig, LatentActionModel, cli
+from lara_adapter.lam.health_probe import cross_validated_r2
+from lara_adapter.lam.health_report import Thresholds, examine
+
+SIDE = 64
+pytestmark = pytest.mark.slow  # a model is trained, once
+
+
+def walk(episode: int, length: int, pixels: int, hold: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The square that `trained_tiny` knows, ten pixels further every `hold` frames; the actions say where to."""
+    random = np.random.default_rng(episode)
+    frames = np.full((length, pixels, pixels, 3), 60, np.uint8)
+    actions = np.zeros((length, 2), np.float32)
+    x, y = random.integers(16, 36, 2)
+    for time in range(length):
+        frames[time, y : y + 14, x : x + 14, 0] = 230
+        if (time + 1) % hold:
+            continue
+        steps = [
+            (dx, dy) for dx, dy in ((10, 0), (-10, 0), (0, 10), (0, -10)) if 6 <= x + dx <= 46 and 6 <= y + dy <= 46
+        ]
+        actions[time] = steps[random.integers(len(steps))]
+        x, y = x + int(actions[time, 0]), y + int(actions[time, 1])
+    return frames, actions
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return disk.make_v3(
+        tmp_path_factory.mktemp("data") / "walk", lengths=(24,) * 10, per_file=5, pixels=SIDE, shoot=walk
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folder of a healthy model, of one whose latent is constant, and of one that only copies the frame."""
+    folder = tmp_path_factory.mktemp("models")
+    trained_tiny().save_pretrained(folder / "healthy")
+    constant = LatentActionModel(trained_tiny().config)
+    constant.load_state_dict(trained_tiny().state_dict())
+    with torch.no_grad():
+        constant.inverse_dynamics.down[2].weight.zero_()
+        constant.inverse_dynamics.down[2].bias.copy_(torch.linspace(-1, 1, 32))
+    constant.save_pretrained(folder / "constant")
+    LatentActionModel(LatentActionConfig.tiny()).save_pretrained(
+        folder / "copies"
+    )  # its residual decoder starts at zero
+    return folder
+
+
+def states(report) -> dict[str, str]:
+    return {finding.name: finding.state for finding in report.findings}
+
+
+def text_of(report, name: str) -> str:
+    return next(finding.text for finding in report.findings if finding.name == name)
+
+
+# ---------------------------------------------------------------------- verdicts
+
+
+def test_a_healthy_model_is_healthy(models, data):
+    report = examine(models / "healthy", data, gap=1, pairs=120)
+    assert report.ok, str(report)
+    assert set(states(report).values()) <= {"ok", "note"}
+    assert [gap.gap for gap in report.gaps] == [1, 2, 4]
+    first = report.gaps[0]
+    assert first.measured.pairs >= 110
+    assert first.measured.ratio < 0.9
+    assert (first.still, first.lost) == (0, pytest.approx(1 / 24))
+    # z tells where the square went: the only action of a gap of one frame
+    assert report.probes["mean"].r2 > 0.5
+    assert report.probes["mean"].episodes == 10
+    assert "healthy" in str(report)
+    assert "NOT" not in str(report)
+
+
+def test_the_measures_are_those_of_the_frames_themselves(models, data):
+    """All pairs asked for: the numbers are the model's own health over every pair of the dataset."""
+    report = examine(models / "healthy", data, gap=2, gaps=[2], pairs=10 * 22, batch_size=7)
+    frames = [torch.from_numpy(walk(number, 24, SIDE)[0]).permute(0, 3, 1, 2) for number in range(10)]
+    pairs = [(clip[:-2], clip[2:]) for clip in frames]
+    expected = trained_tiny().health(pairs)
+    found = report.gaps[0].measured
+    assert found.pairs == expected.pairs == 220
+    for name in ("reconstruction_loss", "copy_loss", "ratio", "perplexity", "latent_std", "mean_direction"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=0.02), name
+
+
+def test_a_constant_latent_is_called_a_collapse(models, data):
+    report = examine(models / "constant", data, gap=1, pairs=60)
+    assert not report.ok
+    found = states(report)
+    assert found["codes"] == found["latent"] == found["direction"] == "fail"
+    for name in ("codes", "latent", "direction"):
+        assert "collapse: " in text_of(report, name)
+    assert "alignment='contrastive'" in text_of(report, "direction")
+    assert found["frame gap"] == "ok"
+    assert "NOT healthy" in str(report)
+
+
+def test_a_model_that_copies_the_frame_is_told_so(models, data):
+    report = examine(models / "copies", data, gap=1, pairs=60)
+    assert states(report)["reconstruction"] == "fail"
+    assert "no better than copying: train longer" in text_of(report, "reconstruction")
+    assert report.gaps[0].measured.ratio == pytest.approx(1, abs=1e-3)
+
+
+def test_a_gap_at_which_nothing_moves_is_too_small_and_a_better_one_is_named(models, tmp_path):
+    slow = disk.make_v3(
+        tmp_path / "slow", lengths=(40,) * 4, pixels=SIDE, shoot=lambda *arguments: walk(*arguments, hold=4)
+    )
+    report = examine(models / "healthy", slow, gap=1, gaps=[2, 4], pairs=120)
+    assert states(report)["frame gap"] == "fail"
+    assert report.gaps[0].still == pytest.approx(0.75, abs=0.08)
+    assert "frame gap 1 is too small" in text_of(report, "frame gap")
+    assert "4 moves enough" in text_of(report, "frame gap")
+    better = examine(models / "healthy", slow, gaps=[1, 2, 4], pairs=120)
+    assert (better.judged, better.chosen) == (4, False)
+    assert better.ok, str(better)
+    assert "frame gaps up to 2 are too small" in text_of(better, "smaller gaps")
+    assert "smaller gaps" not in states(report)
+
+
+def test_a_gap_longer_than_most_clips_is_too_large(models, data):
+    report = examine(models / "healthy", data, gap=14, pairs=60)
+    assert states(report)["partners"] == "fail"
+    assert "frame gap 14 is too large" in text_of(report, "partners")
+
+
+def test_larger_gaps_at_which_the_model_fails_are_noted(models, data):
+    ratios = [gap.measured.ratio for gap in examine(models / "healthy", data, gap=1, gaps=[8], pairs=120).gaps]
+    assert ratios[1] > ratios[0] + 0.02
+    for limit, noted in ((sum(ratios) / 2, True), (ratios[1] + 0.01, False)):
+        report = examine(models / "healthy", data, gap=1, gaps=[8], pairs=120, thresholds=Thresholds(ratio=limit))
+        assert ("larger gaps" in states(report)) is noted
+        assert report.ok
+
+
+def test_thresholds_have_one_owner(models, data):
+    report = examine(
+        models / "healthy", data, gap=1, pairs=60, thresholds=Thresholds(mean_direction=0.0, perplexity_share=1)
+    )
+    assert (states(report)["direction"], states(report)["codes"]) == ("fail", "fail")
+    assert states(report)["reconstruction"] == "ok"
+
+
+def test_a_folder_of_videos_will_do_and_a_damaged_one_is_left_out(models, tmp_path, caplog):
+    for number in range(3):
+        disk.write_video(tmp_path / f"part/{number}.mp4", walk(number, 20, SIDE)[0])
+    (tmp_path / "part/torn.mp4").write_bytes(b"no video")
+    report = examine(models / "healthy", tmp_path, gap="0.1s", pairs=40)
+    assert (report.judged, report.clips, report.camera) == (1, 3, None)
+    assert states(report)["probe"] == "note"
+    assert "no column 'action'" in text_of(report, "probe")
+    assert "torn.mp4" in caplog.text
+    alone = examine(models / "healthy", tmp_path / "part/1.mp4", gap=1, pairs=40)
+    assert alone.clips == 1
+
+
+# ---------------------------------------------------------------------- the probe
+
+
+def test_the_probe_finds_what_is_there_and_only_that():
+    g = torch.Generator().manual_seed(0)
+    latent, episode = torch.randn(400, 12, generator=g), torch.arange(400) // 40
+    target = latent[:, :3] @ torch.randn(3, 2, generator=g)
+    noise = torch.randn(400, 2, generator=g) * target.std(0)
+    assert cross_validated_r2(latent, target, episode).r2 > 0.999
+    assert cross_validated_r2(latent, target + noise, episode).r2 == pytest.approx(0.5, abs=0.1)
+    assert abs(cross_validated_r2(latent, noise, episode).r2) < 0.1
+    still = torch.cat([target, torch.ones(400, 1)], 1)
+    assert cross_validated_r2(latent, still, episode).r2 > 0.999  # a number that never changes does not count
+
+
+def test_the_probe_is_not_fooled_by_what_tells_the_episodes_apart():
+    g = torch.Generator().manual_seed(0)
+    episode = torch.arange(400) // 40
+    latent = torch.nn.functional.one_hot(episode, 10).float()
+    assert cross_validated_r2(latent, torch.randn(10, 2, generator=g)[episode], episode).r2 < 0.05
+
+
+def test_the_probe_needs_episodes_and_something_to_predict():
+    with pytest.raises(LaraArgumentError, match="at least 3 episodes, but there are 2"):
+        cross_validated_r2(torch.randn(20, 3), torch.randn(20, 2), torch.arange(20) // 10)
+    with pytest.raises(LaraArgumentError, match="never change"):
+        cross_validated_r2(torch.randn(30, 3), torch.ones(30, 2), torch.arange(30) // 10)
+
+
+# ---------------------------------------------------------------------- refusals and the command
+
+
+def test_refusals(models, data, tmp_path):
+    with pytest.raises(DatasetError, match=r"neither meta/info\.json .* nor a video"):
+        examine(models / "healthy", tmp_path)
+    with pytest.raises(DatasetError, match=r"no clip is longer than the frame gap of 30; the longest has 24 frames"):
+        examine(models / "healthy", data, gap=30)
+    with pytest.raises(LaraArgumentError, match="pairs=1"):
+        examine(models / "healthy", data, pairs=1)
+    with pytest.raises(LaraArgumentError, match="camera='side'"):
+        examine(models / "healthy", data, camera="side")
+
+
+def test_the_command_and_its_exit_status(models, data, capsys, tmp_path):
+    pytest.importorskip("tyro")
+    small().save_pretrained(tmp_path / "untrained")
+    assert cli.main(["health", str(models / "healthy"), str(data), "--gap", "1", "--pairs", "60"]) == 0
+    out = capsys.readouterr().out
+    assert "1 (0.10 s) *" in out
+    assert out.rstrip().endswith("healthy")
+    assert cli.main(["health", str(models / "constant"), str(data), "--gaps", "1", "2", "--pairs", "60", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is False
+    assert [gap["gap"] for gap in said["gaps"]] == [1, 2]
+    assert said["gaps"][0]["measured"]["latent_std"] < 1e-3
+    assert {finding["name"] for finding in said["findings"] if finding["state"] == "fail"} >= {"latent", "direction"}
+    assert cli.main(["health", str(models / "healthy"), str(tmp_path / "none")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_json_holds_no_nan(models, tmp_path):
+    still = np.full((12, SIDE, SIDE, 3), 90, np.uint8)
+    disk.write_video(tmp_path / "still.mp4", still)
+    report = examine(models / "healthy", tmp_path, gaps=[1, 2], pairs=10)
+    assert math.isnan(report.gaps[0].measured.ratio)
+    assert not report.ok
+    said = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert said["gaps"][0]["measured"]["ratio"] is None
+    assert "no gap measured moves enough" in text_of(report, "frame gap")
