@@ -1,0 +1,232 @@
+"""Post-train NVIDIA Isaac GR00T N1.6 on a robot's demonstrations together with a latent action model (LARA).
+
+The flags are those of GR00T's own gr00t/experiment/launch_finetune.py, and --lara.* and --lora.*:
+
+    accelerate launch --num_processes 1 examples/gr00t_posttrain.py --base-model-path nvidia/GR00T-N1.6-3B \
+        --dataset-path DEMONSTRATIONS --embodiment-tag NEW_EMBODIMENT --modality-config-path my_modality.py \
+        --lara.lam my-lam --output-dir outputs/posttrained
+
+    python examples/gr00t_posttrain.py --smoke          # the whole path on a tiny model, on a CPU, without downloads
+
+It resumes from the last checkpoint in the output folder. Afterwards <output-dir>/policy holds the policy alone, for
+GR00T's server and Gr00tPolicy, which need no lara_adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+if WORLD_SIZE == 1:
+    # transformers' Trainer would spread one process over all visible GPUs by nn.DataParallel, which LARA refuses
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from lara_adapter.integrations.gr00t import INSTALL, LaraSettings, LoraSettings, export_policy, run  # noqa: E402
+
+from lara_adapter import LaraArgumentError, LaraError  # noqa: E402
+
+try:
+    from gr00t.configs.finetune_config import FinetuneConfig
+except ModuleNotFoundError as missing:
+    if missing.name != "gr00t":
+        raise
+    print(INSTALL, file=sys.stderr)
+    sys.exit(2)
+
+
+@dataclass
+class PosttrainConfig(FinetuneConfig):
+    """GR00T's fine-tuning flags and LARA's."""
+
+    lara: LaraSettings = field(default_factory=LaraSettings)
+    """Latent action representation alignment."""
+
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """LoRA on the diffusion transformer."""
+
+    video_backend: str = "torchcodec"
+    """How GR00T decodes videos: torchcodec, decord, ffmpeg or opencv."""
+
+    use_ddp: bool = False
+    """Several GPUs: plain DDP instead of DeepSpeed."""
+
+    deepspeed_stage: int = 2
+    """Several GPUs: ZeRO stage, 2 or 3."""
+
+    logging_steps: int = 10
+    """Steps between log lines."""
+
+    seed: int = 42
+    """Of the data order, the noise and LARA's projector."""
+
+    export: bool = True
+    """Write the policy without LARA to <output-dir>/policy at the end."""
+
+    smoke: bool = False
+    """Run the whole path on a tiny model and tiny demonstrations made on the spot."""
+
+
+def gr00t_config(chosen: Any) -> Any:
+    """GR00T's Config for our flags, by the same assignments as its launch_finetune.py."""
+    import torch
+    from gr00t.configs.base_config import get_default_config
+    from gr00t.experiment.launch_finetune import load_modality_config
+
+    if chosen.num_gpus not in (1, WORLD_SIZE):
+        raise LaraArgumentError(
+            f"--num-gpus {chosen.num_gpus}, but {WORLD_SIZE} process(es) run: start one for each GPU, with "
+            f"accelerate launch --num_processes {chosen.num_gpus} or torchrun --nproc_per_node {chosen.num_gpus}"
+        )
+    if chosen.modality_config_path is not None:
+        load_modality_config(chosen.modality_config_path)
+    tag = chosen.embodiment_tag.value
+    dataset = {"dataset_paths": [chosen.dataset_path], "mix_ratio": 1.0, "embodiment_tag": tag}
+    config = get_default_config().load_dict({"data": {"download_cache": False, "datasets": [dataset]}})
+    config.load_config_path = None
+
+    model, training, data = config.model, config.training, config.data
+    for name in ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model", "state_dropout_prob",
+                 "random_rotation_angle", "color_jitter_params"):  # fmt: skip
+        setattr(model, name, getattr(chosen, name))
+    model.load_bf16, model.reproject_vision, model.eagle_collator = True, False, True
+    model.model_name = "nvidia/Eagle-Block2A-2B-v2"
+    model.backbone_trainable_params_fp32, model.use_relative_action = True, True
+
+    for name in ("global_batch_size", "dataloader_num_workers", "learning_rate", "gradient_accumulation_steps",
+                 "output_dir", "save_steps", "save_total_limit", "use_wandb", "max_steps", "weight_decay",
+                 "warmup_ratio", "use_ddp", "deepspeed_stage", "logging_steps"):  # fmt: skip
+        setattr(training, name, getattr(chosen, name))
+    training.start_from_checkpoint, training.optim = chosen.base_model_path, "adamw_torch"
+    training.num_gpus = WORLD_SIZE
+    training.wandb_project = "posttrain-gr00t-n1d6-lara"
+    # GR00T always trains in bf16 with tf32; without a GPU neither can be asked for
+    training.bf16 = training.tf32 = torch.cuda.is_available()
+    training.fp16 = False
+    if not torch.cuda.is_available():
+        training.use_ddp = True  # GR00T's DeepSpeed settings are for GPUs
+
+    data.shard_size, data.episode_sampling_rate = chosen.shard_size, chosen.episode_sampling_rate
+    data.num_shards_per_epoch, data.video_backend, data.seed = (
+        chosen.num_shards_per_epoch, chosen.video_backend, chosen.seed,
+    )  # fmt: skip
+    return config
+
+
+def smoke_arguments(folder: Path) -> list[str]:
+    """Make a tiny base model, demonstrations and LAM, and name them as a user would; what the user says comes after."""
+    import importlib.util
+
+    import gr00t_tiny
+
+    if WORLD_SIZE > 1 and int(os.environ["RANK"]) > 0:
+        while not (folder / "ready").exists():  # rank 0 makes them
+            time.sleep(0.2)
+    elif not (folder / "ready").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        gr00t_tiny.write_demonstrations(folder / "demonstrations")
+        modality = gr00t_tiny.write_modality_config(folder / "tiny_modality.py")
+        gr00t_tiny.import_file(modality)
+        gr00t_tiny.write_base_model(folder / "base-model")
+        gr00t_tiny.write_lam(folder / "lam")
+        (folder / "ready").touch()
+    backends = [name for name in ("torchcodec", "decord") if importlib.util.find_spec(name)]
+    return [
+        "--base-model-path", str(folder / "base-model"), "--dataset-path", str(folder / "demonstrations"),
+        "--embodiment-tag", "NEW_EMBODIMENT", "--modality-config-path", str(folder / "tiny_modality.py"),
+        "--lara.lam", str(folder / "lam"), "--lara.align-weight", "0.3", "--lara.lam-weight", "1.0",
+        "--output-dir", str(folder / "run"), "--max-steps", "20", "--save-steps", "10", "--logging-steps", "2",
+        "--global-batch-size", str(4 * WORLD_SIZE), "--dataloader-num-workers", "0", "--learning-rate", "1e-3",
+        "--shard-size", "32", "--num-shards-per-epoch", "50", "--video-backend", (*backends, "opencv")[0],
+    ]  # fmt: skip
+
+
+def act_once(policy_folder: Path, tag: Any) -> dict[str, Any]:
+    """What GR00T's server does with the exported policy: load it, look, act. Returns arrays [1, T, D]."""
+    import numpy as np
+    from gr00t.policy.gr00t_policy import Gr00tPolicy
+
+    policy = Gr00tPolicy(embodiment_tag=tag, model_path=str(policy_folder), device="cpu")
+    modality = policy.get_modality_config()
+    look = {
+        "video": {name: np.zeros((1, 1, 64, 64, 3), np.uint8) for name in modality["video"].modality_keys},
+        "state": {name: np.zeros((1, 1, 2), np.float32) for name in modality["state"].modality_keys},
+        "language": {modality["language"].modality_keys[0]: [["move the square"]]},
+    }
+    actions, _ = policy.get_action(look)
+    return dict(actions)
+
+
+def main(arguments: list[str]) -> int:
+    """Run; returns the exit status, 2 for what the user can mend."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    import tyro
+
+    with contextlib.ExitStack() as stack:
+        if "--smoke" in arguments:
+            import gr00t_tiny
+
+            stack.enter_context(gr00t_tiny.tiny_backbone())
+            folder = Path(os.environ.get("LARA_SMOKE_DIR", "outputs/gr00t_smoke"))
+            arguments = smoke_arguments(folder) + arguments
+        chosen = tyro.cli(PosttrainConfig, args=arguments, description=__doc__)
+        try:
+            if WORLD_SIZE > 1:
+                _join_ranks()
+            config = gr00t_config(chosen)
+            lara = run(config, chosen.lara, chosen.lora if chosen.lora.rank else None)
+            _leave_ranks()
+            if int(os.environ.get("RANK", "0")) == 0:
+                report(chosen, lara.metrics())
+        except LaraError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+def report(chosen: Any, metrics: dict[str, float]) -> None:
+    """Write the policy without LARA, and say what came out."""
+    lines = ["", "Last LARA metrics: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())]
+    output = Path(chosen.output_dir)
+    if chosen.export:
+        target = export_policy(_last_checkpoint(output), output / "policy", base_model=chosen.base_model_path)
+        lines.append(f"Policy without LARA: {target}")
+        if chosen.smoke:
+            shapes = {name: list(value.shape) for name, value in act_once(target, chosen.embodiment_tag).items()}
+            lines.append(f"Gr00tPolicy acts on it: {shapes}")
+    print("\n".join(lines))
+
+
+def _last_checkpoint(output: Path) -> Path:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return Path(get_last_checkpoint(str(output)) or output)
+
+
+def _join_ranks() -> None:
+    """GR00T's run joins by nccl unless that is done already; without GPUs it is gloo."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.distributed.init_process_group("gloo")
+
+
+def _leave_ranks() -> None:
+    """Training is over: what comes now is done by one rank, which must not wait for the others."""
+    import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # from_pretrained would partition over ranks what it loads
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

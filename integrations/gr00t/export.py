@@ -1,0 +1,110 @@
+"""From a training checkpoint to a folder that stock GR00T loads, on a machine where lara_adapter is not installed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lara_adapter import AdapterFormatError
+from lara_adapter.files import read_json, replace_folder, write_json
+
+from ..trainer import FOLDER
+
+__all__ = ["export_policy"]
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "lara."  # of every LARA tensor in the state_dict of a GR00T model: the adapter is registered at its top
+_INDEX = "model.safetensors.index.json"
+# what serves training alone: LARA's folder, and what transformers' Trainer and DeepSpeed write to resume
+_TRAINING = (
+    "optimizer.pt",
+    "optimizer.bin",
+    "scheduler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+    "latest",
+    FOLDER,
+)
+_TRAINING_PATTERNS = ("rng_state*.pth", "global_step*", "zero_to_fp32.py", "scaler.pt", "checkpoint-*")
+
+
+def export_policy(checkpoint: str | Path, target: str | Path, *, base_model: str | None = None) -> Path:
+    """Write the policy of a checkpoint as if LARA had never been there.
+
+    Of a full fine-tune the tensors are copied file by file, without building the model. Of a LoRA run the base model is
+    loaded (in float32, on the CPU) and the LoRA weights are merged into it; gr00t must then be installed.
+
+    Args:
+        checkpoint: `checkpoint-<step>` or the output folder of a run.
+        target: is created or replaced, whole or not at all.
+        base_model: of a LoRA run: folder or Hub id of the base model; None: the one named in the checkpoint.
+
+    Returns:
+        `target`, which `Gr00tPolicy(model_path=target)` loads.
+
+    Raises:
+        AdapterFormatError: no checkpoint of a GR00T model.
+    """
+    checkpoint, target = Path(checkpoint), Path(target)
+    if target.resolve() == checkpoint.resolve():
+        raise AdapterFormatError(f"export_policy: target is the checkpoint itself, {target}; choose another folder")
+    lora = (checkpoint / "adapter_config.json").is_file()
+    shards = sorted(checkpoint.glob("model*.safetensors"))
+    if not lora and not shards:
+        raise AdapterFormatError(
+            f"{checkpoint} holds neither model*.safetensors nor adapter_config.json: no checkpoint of a GR00T run"
+        )
+    with replace_folder(target, keep_others=False) as fresh:
+        for entry in sorted(checkpoint.iterdir()):
+            if _serves_acting(entry):
+                (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, fresh / entry.name)
+        if lora:
+            _merge_lora(checkpoint, fresh, base_model)
+        else:
+            _copy_without_lara(checkpoint, shards, fresh)
+    return target
+
+
+def _serves_acting(entry: Path) -> bool:
+    training = entry.name in _TRAINING or any(entry.match(pattern) for pattern in _TRAINING_PATTERNS)
+    weights = entry.match("model*.safetensors*") or entry.match("adapter_*") or entry.name == "README.md"
+    return not training and not weights
+
+
+def _copy_without_lara(checkpoint: Path, shards: list[Path], fresh: Path) -> None:
+    kept, dropped, total = {}, 0, 0
+    for shard in shards:
+        with safe_open(shard, framework="pt") as stream:
+            names = [name for name in stream.keys() if not name.startswith(_PREFIX)]  # noqa: SIM118
+            dropped += len(stream.keys()) - len(names)
+            tensors = {name: stream.get_tensor(name) for name in names}
+            metadata = stream.metadata() or {}
+        if tensors:
+            save_file(tensors, fresh / shard.name, metadata={"format": "pt", **metadata})
+            kept.update(dict.fromkeys(names, shard.name))
+            total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if (checkpoint / _INDEX).is_file():
+        index = read_json(checkpoint / _INDEX)
+        metadata = {**index.get("metadata", {}), "total_size": total}
+        write_json(fresh / _INDEX, {"metadata": metadata, "weight_map": kept})
+    logger.info("%s: %d tensors of the policy kept, %d of LARA left out", checkpoint, len(kept), dropped)
+
+
+def _merge_lora(checkpoint: Path, fresh: Path, base_model: str | None) -> None:
+    import gr00t.model  # noqa: F401  # registers its classes with transformers
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    named = json.loads((checkpoint / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    source = base_model or named
+    if not source:
+        raise AdapterFormatError(f"{checkpoint}/adapter_config.json names no base model; pass base_model=")
+    merged: Any = PeftModel.from_pretrained(AutoModel.from_pretrained(source), str(checkpoint)).merge_and_unload()
+    merged.save_pretrained(fresh)

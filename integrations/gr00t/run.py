@@ -1,0 +1,199 @@
+"""GR00T's own `experiment.run` with LARA: a pipeline that attaches it, a trainer that logs, saves and resumes it.
+
+`experiment.run` offers no hook. What can be put in its way without touching the installation is the pipeline, which it
+looks up in GR00T's registry, and the trainer, a global of its module; both are put back when the run ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lara_adapter import AttachOrderError, HostNotInstalled, LaraAdapter
+
+from ..loading import GR00T_INSTALL
+from ..settings import LaraSettings
+from ..trainer import FOLDER, LaraCallback, LaraTrainerMixin
+from .frames import add_frames
+
+__all__ = ["INSTALL", "LaraPipeline", "LoraSettings", "lara_experiment", "run", "wrap_in_lora"]
+
+logger = logging.getLogger(__name__)
+
+INSTALL = f"NVIDIA Isaac GR00T is not installed (`import gr00t` fails): {GR00T_INSTALL}"
+
+_DIT = r".*action_head\.model\.transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
+_HEAD_PROJECTORS = ("state_encoder", "action_encoder", "action_decoder", "position_embedding")
+
+
+@dataclass
+class LoraSettings:
+    """LoRA on the blocks of the DiT; the rest of the policy is frozen, the action head's encoders as `tune_projector`."""
+
+    rank: int = 0
+    """Rank; 0: no LoRA, GR00T's tune_* flags decide what trains."""
+
+    alpha: int = 32
+    """Scale: the update is multiplied by alpha / rank."""
+
+    dropout: float = 0.0
+    """Dropout before the update."""
+
+
+def wrap_in_lora(model: Any, lora: LoraSettings, tune_projector: bool = True) -> Any:
+    """GR00T with LoRA on every attention and feed-forward matrix of its DiT.
+
+    Args:
+        model: Gr00tN1d6 or a model with the same action head.
+        lora: rank > 0.
+        tune_projector: also train, in full, the action head's state and action encoders and decoder, which a new
+            embodiment needs; each is duplicated.
+
+    Returns:
+        A PeftModel.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    head = model.action_head
+    saved = [name for name in _HEAD_PROJECTORS if hasattr(head, name)] if tune_projector else None
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=_DIT, modules_to_save=saved
+    )
+    return get_peft_model(model, config)
+
+
+class LaraPipeline:
+    """Mixed into a GR00T pipeline: after its own setup the dataset yields frames and LARA is attached to the model.
+
+    `LaraPipeline.on(Gr00tN1d6Pipeline, settings)` makes a class for GR00T's registry.
+
+    Attributes:
+        settings: LARA's.
+        lora: LoRA's; rank 0 for none.
+        lara: the adapter, after :meth:`setup`.
+    """
+
+    settings: LaraSettings
+    lora: LoraSettings = LoraSettings()
+    lara: LaraAdapter | None = None
+
+    @classmethod
+    def on(cls, pipeline: type, settings: LaraSettings, lora: LoraSettings | None = None) -> type:
+        """A subclass of a GR00T pipeline that trains with LARA.
+
+        Args:
+            pipeline: Gr00tN1d6Pipeline, or any class with its `setup`, `model`, `train_dataset` and `config`.
+            settings: LARA's.
+            lora: None: no LoRA.
+        """
+        content = {"settings": settings, "lora": lora or LoraSettings()}
+        return type(f"Lara{pipeline.__name__}", (cls, pipeline), content)
+
+    def setup(self) -> None:
+        """GR00T's setup, then LoRA if wanted, the frames and LARA.
+
+        Raises:
+            LaraError: see :func:`add_frames` and :func:`lara_adapter.attach_lara`.
+        """
+        lam = self.settings.build_lam()  # before the minutes that the policy takes to load
+        super().setup()  # type: ignore[misc]
+        pipeline: Any = self
+        if self.lora.rank > 0:
+            pipeline.model = wrap_in_lora(pipeline.model, self.lora, pipeline.config.model.tune_projector)
+        size = self.settings.frame_size or getattr(getattr(lam, "config", None), "image_size", 224)
+        add_frames(
+            pipeline.train_dataset, views=self.settings.views or None, horizon=self.settings.horizon, size=int(size)
+        )
+        self.lara = type(self).lara = self.settings.attach(pipeline.model, lam)
+        trainable = sum(p.numel() for p in self.lara.parameters() if p.requires_grad)
+        logger.info("LARA attached at %s: %s trainable parameters", self.lara.config.tap, f"{trainable:,}")
+
+
+@contextmanager
+def lara_experiment(config: Any, settings: LaraSettings, lora: LoraSettings | None = None) -> Iterator[type]:
+    """Within this context `gr00t.experiment.experiment.run(config)` trains with LARA.
+
+    Args:
+        config: GR00T's Config; it decides which pipeline is meant.
+        settings: LARA's.
+        lora: None: no LoRA.
+
+    Yields:
+        The pipeline class; its `lara` is the adapter once the run has set up.
+
+    Raises:
+        HostNotInstalled: gr00t cannot be imported, or its `run` is not the one this was written for.
+        AttachOrderError: the output folder holds a run without LARA, which GR00T would resume.
+    """
+    try:
+        experiment = importlib.import_module("gr00t.experiment.experiment")
+    except ModuleNotFoundError as error:
+        if error.name != "gr00t":
+            raise
+        raise HostNotInstalled(INSTALL) from error
+    registry, kind = experiment.MODEL_REGISTRY, type(config.model)
+    if kind not in registry or not hasattr(experiment, "Gr00tTrainer"):
+        raise HostNotInstalled(
+            f"this gr00t has no pipeline for {kind.__name__}, or its experiment.py no Gr00tTrainer; tested with N1.6. "
+            "Attach in your own loop instead: attach_lara(model, lam) and add_frames(train_dataset)"
+        )
+    _refuse_foreign_checkpoint(config)
+    stock_pipeline, stock_trainer = registry[kind], experiment.Gr00tTrainer
+    pipeline = LaraPipeline.on(stock_pipeline, settings, lora)
+
+    class Gr00tLaraTrainer(LaraTrainerMixin, stock_trainer):  # type: ignore[misc, valid-type]
+        lam_lr = settings.lam_lr
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            LaraCallback.add_to(self, pipeline.lara)
+
+    registry[kind], experiment.Gr00tTrainer = pipeline, Gr00tLaraTrainer
+    try:
+        yield pipeline
+    finally:
+        registry[kind], experiment.Gr00tTrainer = stock_pipeline, stock_trainer
+
+
+def run(config: Any, settings: LaraSettings, lora: LoraSettings | None = None) -> LaraAdapter:
+    """GR00T's `experiment.run(config)` with LARA; it resumes from the last checkpoint of the output folder, as GR00T does.
+
+    Args:
+        config: GR00T's Config.
+        settings: LARA's.
+        lora: None: no LoRA.
+
+    Returns:
+        The adapter, still attached to the trained model (`.policy`).
+
+    Raises:
+        LaraError: see :func:`lara_experiment`.
+    """
+    with lara_experiment(config, settings, lora) as pipeline:
+        importlib.import_module("gr00t.experiment.experiment").run(config)
+    lara: LaraAdapter = pipeline.lara  # type: ignore[attr-defined]
+    return lara
+
+
+def output_folder(config: Any) -> Path:
+    """Where GR00T writes the checkpoints of a run."""
+    folder = Path(config.training.output_dir)
+    return folder / config.training.experiment_name if config.training.experiment_name else folder
+
+
+def _refuse_foreign_checkpoint(config: Any) -> None:
+    """GR00T always resumes; from a run without LARA it would fail in the optimizer, after minutes, with a riddle."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = output_folder(config)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is not None and not (Path(last) / FOLDER / "lara_config.json").is_file():
+        raise AttachOrderError(
+            f"{last} was saved by a run without LARA, and GR00T would resume it. Choose another output folder, and start "
+            f"from its weights: --base-model-path {last}"
+        )
