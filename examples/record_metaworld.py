@@ -1,0 +1,216 @@
+"""Record scripted experts of Meta-World into a real LeRobotDataset (v3.0, video), for lerobot_posttrain.py.
+
+    python examples/record_metaworld.py --root data/drawer --tasks drawer-open --episodes 25
+
+One row per step of the environment: camera, what the robot knows of itself, and what the expert then did. Only
+solved episodes are kept. The folder appears whole or not at all, so a run that was killed leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this file, whoever starts it
+
+import numpy as np
+from lara_adapter.integrations.simulators.metaworld import describe
+from metaworld_sim import GLMissing, Scene, add_distractors, find_gl
+
+from lara_adapter.files import read_json, replace_folder, write_json
+
+NEEDS = (
+    "pip install 'lerobot[training,multi_task_dit]==0.6.1' metaworld==3.1.1 mujoco==3.3.0 packaging tyro "
+    "(Python 3.12; see integrations/lerobot/README.md)"
+)
+CAMERA = "observation.images.front"
+WORLD_FILE = "metaworld.json"  # beside LeRobot's own folders: the world to evaluate a policy in
+MAX_STEPS = 150  # an expert that has not solved its task by then is dropped
+AFTER_SUCCESS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What an evaluation must know of a recording.
+
+    Attributes:
+        tasks: Meta-World tasks.
+        image_size: side of the frames, in pixels.
+        distractors: whether random light and squares were in every frame.
+        seed: of the recording; an evaluation takes other starts.
+    """
+
+    tasks: tuple[str, ...] = ("drawer-open",)
+    image_size: int = 64
+    distractors: bool = False
+    seed: int = 0
+
+    @classmethod
+    def read(cls, root: Path) -> World | None:
+        """Read what `record` left in a dataset's folder; None for a dataset that comes from elsewhere."""
+        if not (root / WORLD_FILE).is_file():
+            return None
+        content = read_json(root / WORLD_FILE)
+        return cls(**{**content, "tasks": tuple(content["tasks"])})
+
+    def see(self, frames: np.ndarray, split: int, index: int, step: int = 0) -> np.ndarray:
+        """Spoil frames [N, 3, H, W] of one episode from a step on, if this world does so."""
+        if not self.distractors:
+            return frames
+        return add_distractors(frames, 10_000_000 * split + 1000 * index + step + np.arange(len(frames)))
+
+
+def require(*modules: str) -> None:
+    """Leave with status 2 and one line that says what to install, if a module is missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{Path(sys.argv[0]).name} needs {', '.join(missing)}: {NEEDS}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def quieten() -> None:
+    """Silence the video codecs' settings, the table writer's bars, and torchcodec where LeRobot falls back to PyAV."""
+    os.environ.setdefault("SVT_LOG", "1")
+    logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
+    import av
+    import datasets
+
+    av.logging.set_libav_level(av.logging.ERROR)
+    datasets.disable_progress_bars()
+
+
+def progress_bar(total: int, title: str, **options: Any) -> Any:
+    """A tqdm bar, seldom redrawn where it goes into a file."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=title, mininterval=0.5 if sys.stderr.isatty() else 10.0, **options)
+
+
+def splits(seed: int) -> tuple[int, int]:
+    """Two sets of starts that share none: to record from, and to evaluate from."""
+    return 2 * seed, 2 * seed + 1
+
+
+def record(root: Path, repo_id: str, world: World, episodes: int, fps: int) -> dict[str, int]:
+    """Record; MuJoCo must be able to render by now (:func:`metaworld_sim.find_gl`).
+
+    Args:
+        root: folder of the new dataset; must not exist.
+        repo_id: its name, "user/name".
+        world: what to record.
+        episodes: solved episodes of each task.
+        fps: what the time stamps say.
+
+    Returns:
+        How many episodes of each task were dropped because the expert failed.
+
+    Raises:
+        FileExistsError: `root` exists.
+        RuntimeError: an expert fails again and again.
+    """
+    quieten()
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    if root.exists():
+        raise FileExistsError(f"{root} exists already; choose another --root, or remove it to record anew")
+    size = world.image_size
+    features = {
+        CAMERA: {"dtype": "video", "shape": (size, size, 3), "names": ["height", "width", "channels"]},
+        "observation.state": {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]},
+        "action": {"dtype": "float32", "shape": (4,), "names": ["dx", "dy", "dz", "gripper"]},
+    }
+    dropped = dict.fromkeys(world.tasks, 0)
+    split, _ = splits(world.seed)
+    total = episodes * len(world.tasks)
+    with replace_folder(root) as fresh, progress_bar(total, "recording", unit="episode") as bar:
+        dataset = LeRobotDataset.create(  # it wants a folder that does not exist
+            repo_id, fps=fps, features=features, root=fresh / "dataset", robot_type="metaworld", use_videos=True
+        )
+        for task in world.tasks:
+            scene, index, kept = Scene(task, image_size=size), 0, 0
+            while kept < episodes:
+                episode = scene.record(split, index, max_steps=MAX_STEPS, after_success=AFTER_SUCCESS, frame_skip=1)
+                if episode.success:
+                    for row in _rows(world.see(episode.frames, split, index), episode, describe(task)):
+                        dataset.add_frame(row)
+                    dataset.save_episode()
+                    kept += 1
+                    bar.update()
+                else:
+                    dropped[task] += 1
+                    if dropped[task] > 20 + 2 * kept:
+                        raise RuntimeError(f"the expert of {task} failed in {dropped[task]} of {index + 1} episodes")
+                index += 1
+        dataset.finalize()
+        for path in list((fresh / "dataset").iterdir()):
+            path.rename(fresh / path.name)
+        (fresh / "dataset").rmdir()
+        write_json(fresh / WORLD_FILE, dataclasses.asdict(world))
+    return dropped
+
+
+def _rows(frames: np.ndarray, episode: Any, task: str) -> list[dict[str, Any]]:
+    return [
+        {CAMERA: frame.transpose(1, 2, 0), "observation.state": state, "action": action, "task": task}
+        for frame, state, action in zip(frames, episode.states, episode.actions, strict=True)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The command line."""
+
+    root: Path
+    """Folder of the new dataset; it must not exist yet."""
+    repo_id: str = "local/metaworld"
+    """Name of the dataset, as LeRobot wants one; nothing is uploaded."""
+    tasks: tuple[str, ...] = ("drawer-open",)
+    """Meta-World tasks with a scripted expert."""
+    episodes: int = 25
+    """Solved episodes of each task."""
+    seed: int = 0
+    """Of start positions and distractors."""
+    image_size: int = 64
+    """Side of the frames in pixels."""
+    distractors: bool = False
+    """Random squares and light in every frame."""
+    fps: int = 80
+    """What the time stamps say; Meta-World makes 80 steps a second."""
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.fps) < 1 or self.image_size < 32 or self.image_size % 2:
+            raise ValueError("--episodes and --fps must be at least 1, --image-size even and at least 32")
+
+
+def main() -> int:
+    """Record; returns the exit status."""
+    require("lerobot", "datasets", "av", "metaworld", "mujoco", "tyro")
+    import tyro
+
+    settings = tyro.cli(Settings, description=__doc__)
+    begin = time.perf_counter()
+    try:
+        if settings.root.exists():  # before OpenGL is looked for
+            raise FileExistsError(f"{settings.root} exists already; choose another --root, or remove it to record anew")
+        find_gl()
+        world = World(settings.tasks, settings.image_size, settings.distractors, settings.seed)
+        dropped = record(settings.root, settings.repo_id, world, settings.episodes, settings.fps)
+    except (FileExistsError, GLMissing, RuntimeError, ValueError) as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    failed = ", ".join(f"{task} {count}" for task, count in dropped.items())
+    print(
+        f"{settings.root}: {settings.episodes} solved episodes of each of {', '.join(settings.tasks)}; dropped, because "
+        f"the expert failed: {failed}   ({time.perf_counter() - begin:.0f} s)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

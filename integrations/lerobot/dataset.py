@@ -1,0 +1,220 @@
+"""The pair of frames (now, C steps later) for LARA, out of a LeRobotDataset whose own items stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.video_utils import decode_video_frames
+from torch.utils.data import Dataset
+
+from lara_adapter.errors import FrameError, LaraArgumentError
+
+__all__ = ["FRAMES", "VALID", "LaraDataset", "resolve_cameras"]
+
+# LeRobot's processors keep only keys that begin with `observation.`, and GR00T takes every `observation.images*` for
+# one more camera of its own
+FRAMES = "observation.lara.frames"
+VALID = f"{FRAMES}_valid"
+
+
+class LaraDataset(Dataset):
+    """A LeRobotDataset with two more keys in each item; all other keys are what LeRobot itself returns.
+
+    `observation.lara.frames`: uint8 [2, 3, H, W] (now, C steps later; never augmented), or [V, 2, 3, H, W] of V
+    cameras. `observation.lara.frames_valid`: bool, False where C steps later is past the end of the episode; the future
+    frame is then a copy of the present one.
+
+    The future frame is not asked of LeRobot through `delta_timestamps`: that would put it into the camera's own key,
+    where SmolVLA and X-VLA silently take it for the present one. Attributes that are not found here are the wrapped
+    dataset's, so that LeRobot's samplers and training loop can use this in its place. It can be pickled, for workers
+    that are spawned.
+
+    Attributes:
+        dataset: the wrapped dataset.
+        cameras: the cameras' keys, in the order of the views.
+        horizon: C, in frames.
+        size: (height, width) in pixels of the frames, or None: as recorded.
+    """
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        *,
+        horizon: int,
+        camera: str | Sequence[str] | None = None,
+        size: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Wrap a dataset.
+
+        Args:
+            dataset: video or image dataset, whole or with `episodes=[...]`. Wrap it first, then make a Subset of it.
+            horizon: C >= 1, frames between the two; the paper takes the length of the policy's action chunk.
+            camera: key of a camera ("observation.images.top", or its last part "top"), several keys for several views,
+                or "all"; None: the only one.
+            size: resize to this height and width (an int: square); saves memory and time between the workers and the
+                LAM, which resizes to its own size anyway. None: as recorded.
+
+        Raises:
+            LaraArgumentError: a streaming or foreign dataset, a camera that does not exist or must be chosen, or no
+                episode longer than the horizon.
+        """
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            raise LaraArgumentError(
+                f"LaraDataset: {type(dataset).__name__} streams its frames in an order of its own and cannot look C "
+                "steps ahead; use a LeRobotDataset on disk (--dataset.streaming=false)"
+            )
+        if not isinstance(dataset, LeRobotDataset):
+            raise LaraArgumentError(
+                f"LaraDataset: dataset is a {type(dataset).__name__}, but a LeRobotDataset is wanted (wrap that one, then "
+                "Subset or ConcatDataset)"
+            )
+        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+            raise LaraArgumentError(f"LaraDataset: horizon={horizon!r}, but a number of frames >= 1 is wanted")
+        self.dataset = dataset
+        self.horizon = horizon
+        self.size = _check_size(size)
+        self.cameras = resolve_cameras(dataset.meta, camera)
+        shapes = {name: tuple(dataset.meta.features[name]["shape"]) for name in self.cameras}
+        if self.size is None and len(set(shapes.values())) > 1:
+            raise LaraArgumentError(f"LaraDataset: cameras of different shapes {shapes}; pass size= to make them equal")
+        self._ends = list(dataset.meta.episodes["dataset_to_index"])
+        starts = list(dataset.meta.episodes["dataset_from_index"])
+        chosen = range(len(starts)) if dataset.episodes is None else dataset.episodes
+        longest = max((self._ends[e] - starts[e] for e in chosen), default=0)
+        if longest <= horizon:
+            raise LaraArgumentError(
+                f"LaraDataset: horizon={horizon} frames, but the longest episode has {longest}: no pair would be valid"
+            )
+        # decoded one by one: a whole row would decode the images of the other cameras too
+        self._images = {
+            name: dataset.hf_dataset.select_columns([name]) for name in self.cameras if name in dataset.meta.image_keys
+        }
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        # before unpickling has restored `dataset`, a look-up of it would recurse; and torch's loader asks for the
+        # dunder `__getitems__`, which must not be another's
+        if name == "dataset" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One item, or a list of items for a slice.
+
+        Raises:
+            FrameError: a camera whose frames are not RGB.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        item = self.dataset[index]
+        episode, now = int(item["episode_index"]), int(item["index"])  # `index` counts from the dataset's first frame
+        valid = now + self.horizon < self._ends[episode]
+        views = torch.stack([self._pair(item, name, episode, now, valid) for name in self.cameras])
+        if self.size is not None:
+            views = _resize(views, self.size)
+        return {**item, FRAMES: views[0] if len(views) == 1 else views, VALID: torch.tensor(valid)}
+
+    def _pair(self, item: dict[str, Any], camera: str, episode: int, now: int, valid: bool) -> torch.Tensor:
+        """Frames [2, 3, H, W] uint8 of one camera."""
+        present = self._in_item(item, camera)
+        wanted = [] if present is not None else [now]
+        wanted += [now + self.horizon] if valid else []
+        frames = [*([] if present is None else [present]), *(self._read(camera, episode, wanted) if wanted else [])]
+        pair = torch.stack([_to_uint8(frame) for frame in (frames[0], frames[-1])])
+        if pair.ndim != 4 or pair.shape[1] != 3:
+            raise FrameError(
+                f"{camera} of frame {now} has shape {list(pair.shape[1:])}, but [3, H, W] is wanted; choose another camera"
+            )
+        return pair
+
+    def _in_item(self, item: dict[str, Any], camera: str) -> torch.Tensor | None:
+        """The present frame, if the policy's own item holds it without augmentation."""
+        if self.dataset.image_transforms is not None:
+            return None
+        frame = item[camera]
+        if frame.ndim == 3:
+            deltas = (self.dataset.delta_timestamps or {}).get(camera, [0.0])
+            return frame if abs(deltas[0]) < 0.5 / self.dataset.fps else None
+        for delta, step in zip(self.dataset.delta_timestamps[camera], frame, strict=True):
+            if abs(delta) < 0.5 / self.dataset.fps:
+                return step
+        return None
+
+    def _read(self, camera: str, episode: int, indices: list[int]) -> list[torch.Tensor]:
+        """Frames of one episode by their index in the whole dataset."""
+        relative = self.dataset.absolute_to_relative_idx
+        rows = [i if relative is None else relative[i] for i in indices]
+        if camera in self._images:
+            return [self._images[camera][row][camera] for row in rows]
+        meta = self.dataset.meta
+        times = self.dataset.hf_dataset.data.column("timestamp")
+        start = meta.episodes[episode][f"videos/{camera}/from_timestamp"]  # a file holds several episodes
+        path = self.dataset.root / meta.get_video_file_path(episode, camera)
+        backend = getattr(self.dataset, "_video_backend", None)
+        # one query for each: in a common one pyav would decode all frames between the two, and torchcodec, which keeps
+        # its decoder, gains nothing
+        return [
+            decode_video_frames(
+                path, [start + times[row].as_py()], self.dataset.tolerance_s, backend, return_uint8=True
+            )[0]
+            for row in rows
+        ]
+
+    def __repr__(self) -> str:
+        return f"LaraDataset({self.dataset!r}, cameras={self.cameras}, horizon={self.horizon}, size={self.size})"
+
+
+def resolve_cameras(meta: Any, camera: str | Sequence[str] | None) -> list[str]:
+    """Keys of the chosen cameras.
+
+    Args:
+        meta: a LeRobotDatasetMetadata.
+        camera: see :class:`LaraDataset`.
+
+    Raises:
+        LaraArgumentError: there is none, several fit, or one does not exist; the message lists them.
+    """
+    known = [name for name in meta.camera_keys if name not in meta.depth_keys]
+    if camera is None or camera == "all":
+        if len(known) == 1 or (known and camera == "all"):
+            return known
+        what = f"choose one of {known}, several, or 'all'" if known else "LARA needs one"
+        raise LaraArgumentError(f"the dataset has {len(known)} colour cameras; {what} (camera=, --lara.camera=)")
+    chosen = []
+    for name in [camera] if isinstance(camera, str) else camera:
+        found = [key for key in known if key == name] or [key for key in known if key.rpartition(".")[2] == name]
+        if len(found) != 1:
+            raise LaraArgumentError(f"camera={name!r}, but the dataset's colour cameras are {known}")
+        chosen += found
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise LaraArgumentError(f"camera={camera!r}, but one or several different ones of {known} are wanted")
+    return chosen
+
+
+def _check_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pair):
+        raise LaraArgumentError(f"size={size!r}, but pixels >= 1 or (height, width) is wanted")
+    return pair
+
+
+def _to_uint8(frame: torch.Tensor) -> torch.Tensor:
+    """Image datasets hand out float in [0, 1], k / 255, even where uint8 was asked for."""
+    if frame.dtype == torch.uint8:
+        return frame
+    return frame.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _resize(views: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if views.shape[-2:] == size:
+        return views
+    flat = F.interpolate(views.flatten(0, 1), size=size, mode="bilinear", align_corners=False, antialias=True)
+    return flat.unflatten(0, views.shape[:2])

@@ -1,0 +1,206 @@
+"""`lerobot-train` with LARA: every stock flag, and `--lara.*`.
+
+    python -m lara_adapter.integrations.lerobot.train --lara.lam=FOLDER <flags of lerobot-train>
+    accelerate launch -m lara_adapter.integrations.lerobot.train ...
+
+It runs LeRobot's own `main` with three functions of `lerobot.scripts.lerobot_train` wrapped while it lasts:
+`make_train_eval_datasets` (the training set becomes a LaraDataset), `make_optimizer_and_scheduler` (attach_lara before it)
+and `save_checkpoint` (`pretrained_model/lara/` before it). The policy stays of its stock type, and the configuration and
+model.safetensors in its checkpoints stay stock LeRobot's.
+
+Why a launcher, and neither `--policy.discover_packages_path` nor a `lerobot_policy_*` distribution (LeRobot 0.6.1):
+
+- A policy type of our own (`--policy.type=lara_pi05`) is written into the checkpoint's config.json, so that lerobot-eval
+  and every user of the policy would need lara_adapter; `--policy.path=BASE` takes the type from BASE and would train
+  without LARA; and its heads exist before `wrap_with_peft`, which freezes them.
+- A discovered package must be named again on every resume; and it is imported after LeRobot has copied the command line, so
+  that `--lara.*` could not be taken out of it and LARA's settings would have to hide in an environment variable.
+- A `lerobot_policy_*` distribution is imported by every LeRobot command on the machine, recording on the robot included,
+  to patch one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lara_adapter import LaraAdapter, attach_lara, load_lara
+from lara_adapter.check import check_optimizer
+from lara_adapter.errors import AttachOrderError, LaraArgumentError, OptimizerCoverageError
+
+from ..settings import cache_features
+from .checkpoints import FOLDER, DataSettings, find_adapter, save_beside, stock_saves
+from .dataset import FRAMES, LaraDataset
+from .options import LaraOptions, make_parser, parse_options
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+# found by structure some of these would train on nonsense
+_NO_DIT = {
+    "act": "regresses its chunk in one pass and denoises nothing",
+    "diffusion": "denoises with a convolutional UNet; multi_task_dit is LeRobot's diffusion transformer",
+    "pi0_fast": "generates discrete action tokens",
+    "vqbet": "predicts discrete action codes",
+    "tdmpc": "is no diffusion policy",
+    "gaussian_actor": "is no diffusion policy",
+}
+_SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train.
+
+    Args:
+        argv: command line without the program's name; None: this process's.
+
+    Raises:
+        LaraError: LARA cannot be attached, or the checkpoint that is resumed was saved without it.
+        SystemExit: a flag cannot be read, or after --help.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options, theirs = parse_options(argv)
+    if "--help" in theirs or "-h" in theirs:
+        make_parser().print_help()
+    from lerobot.scripts import lerobot_train
+
+    run = _Run(options, lerobot_train)
+    before = sys.argv
+    sys.argv = [before[0], *theirs]  # LeRobot reads it again and again
+    try:
+        with _replaced(lerobot_train, run.replacements()):
+            lerobot_train.main()
+    finally:
+        sys.argv = before
+
+
+class _Run:
+    """One training run: what replaces LeRobot's functions, and what they hand to each other."""
+
+    def __init__(self, options: LaraOptions, host: Any) -> None:
+        self.options = options
+        self.host = {name: getattr(host, name, None) for name in self.replacements()}
+        missing = sorted(name for name, function in self.host.items() if function is None)
+        if missing:
+            raise LaraArgumentError(
+                f"this version of LeRobot has no {missing} in lerobot.scripts.lerobot_train; lara_adapter was tested with "
+                "lerobot 0.6.1"
+            )
+        self.lara: LaraAdapter | None = None
+        self.data: DataSettings | None = None
+        self.source: Path | str | None = None  # a saved adapter to go on from
+
+    def replacements(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "make_train_eval_datasets": self.make_train_eval_datasets,
+            "make_optimizer_and_scheduler": self.make_optimizer_and_scheduler,
+            "save_checkpoint": self.save_checkpoint,
+            "submit_to_hf": self.submit_to_hf,
+        }
+
+    def make_train_eval_datasets(self, cfg: Any) -> tuple[LaraDataset, Any]:
+        """The evaluation set stays as it is: LARA does nothing in eval mode and needs no frames."""
+        self._check(cfg)
+        train, evaluation = self.host["make_train_eval_datasets"](cfg)
+        saved = DataSettings.read(Path(self.source)) if cfg.resume else None
+        train = LaraDataset(
+            train,
+            horizon=self.options.get("horizon", saved.horizon if saved else None) or _chunk_length(cfg.policy),
+            camera=self.options.get("camera", list(saved.cameras) if saved else None),
+            size=self.options.get("size", saved.size if saved else None),
+        )
+        self.data = DataSettings(train.cameras, train.horizon, train.size)
+        return train, evaluation
+
+    def make_optimizer_and_scheduler(self, cfg: Any, policy: nn.Module) -> Any:
+        """Attach: the policy has its weights and its LoRA by now, and no optimizer, DDP or accelerate yet."""
+        arguments = {"frames": FRAMES, **self.options.attach_arguments}
+        if self.source is not None:
+            self.lara = load_lara(policy, self.source, revision=self.options.get("revision"), **arguments)
+        else:
+            self.lara = attach_lara(policy, self.options.get("lam"), **arguments)
+        if self.options.get("feature_cache"):
+            cache_features(self.lara, self.options.get("feature_cache"))
+        stock_saves(self.lara)
+        optimizer, scheduler = self.host["make_optimizer_and_scheduler"](cfg, policy)
+        try:
+            check_optimizer(self.lara, optimizer)
+        except OptimizerCoverageError as error:
+            raise OptimizerCoverageError(
+                f"{type(self.lara.policy).__name__}.get_optim_params() leaves LARA out; register a PolicySpec whose owner= "
+                f"is a submodule that it returns, or --use_policy_training_preset=false with an optimizer: {error}"
+            ) from error
+        logger.info("LARA on %s: %s; %s", type(self.lara.policy).__name__, self.lara.extra_repr(), self.data)
+        return optimizer, scheduler
+
+    def save_checkpoint(self, checkpoint_dir: Path, *args: Any, **kwargs: Any) -> None:
+        """First LARA's part, so that a checkpoint with a training state is never without it."""
+        save_beside(self.lara, Path(checkpoint_dir) / "pretrained_model", self.data)
+        self.host["save_checkpoint"](checkpoint_dir, *args, **kwargs)
+
+    def submit_to_hf(self, cfg: Any) -> None:
+        """A remote job would run plain lerobot-train."""
+        raise LaraArgumentError(
+            "--job.target: LeRobot's remote jobs run lerobot-train, without LARA; run this command on the remote machine"
+        )
+
+    def _check(self, cfg: Any) -> None:
+        """Refuse what cannot work before anything is loaded."""
+        if cfg.is_reward_model_training or cfg.policy is None:
+            raise LaraArgumentError("LARA trains policies, but this run trains a reward model; use lerobot-train")
+        if cfg.policy.type in _NO_DIT:
+            raise LaraArgumentError(
+                f"--policy.type={cfg.policy.type} {_NO_DIT[cfg.policy.type]}: there is no diffusion transformer to align"
+            )
+        sharded = [name for variable, name in _SHARDED.items() if os.environ.get(variable, "").lower() in ("true", "1")]
+        if getattr(getattr(cfg, "parallelism", None), "is_sharded", False):  # LeRobot 0.6.2's own flags
+            sharded.append("--parallelism.dp_shard")
+        if sharded:
+            raise LaraArgumentError(
+                f"this launcher has not been tried under {sharded[0]}; use DDP (accelerate's default)"
+            )
+        if not cfg.resume:
+            self.options.check_new_run()
+            self.source = self.options.get("path")
+            return
+        self.options.check_resume()
+        pretrained = Path(cfg.policy.pretrained_path)
+        self.source = find_adapter(pretrained)
+        if self.source is None:
+            raise AttachOrderError(
+                f"{pretrained} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
+                f"Start a new run from its weights: --policy.path={pretrained} --lara.lam=FOLDER, without --resume; or "
+                "resume it with lerobot-train"
+            )
+
+
+def _chunk_length(policy: Any) -> int:
+    """C of the paper: the steps from now to the end of the action chunk."""
+    steps = policy.action_delta_indices
+    if not steps:
+        raise LaraArgumentError(f"--policy.type={policy.type} has no action chunk; give --lara.horizon= in frames")
+    return int(max(steps)) + 1
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in functions}
+    try:
+        for name, function in functions.items():
+            setattr(module, name, function)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(module, name, function)
+
+
+if __name__ == "__main__":
+    main()
