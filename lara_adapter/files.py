@@ -7,11 +7,13 @@ safetensors file is checked before its tensors are used, and how JSON is read st
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .errors import AdapterFormatError
+from .untrusted import check_tensor_file, parse_json
 
 __all__ = [
+    "check_values",
+    "exchange",
+    "gathered",
     "load_into",
     "locate_folder",
+    "missing",
     "read_json",
     "read_tensors",
     "replace_file",
     "replace_folder",
+    "sha256",
+    "whole",
     "write_json",
     "write_tensors",
 ]
@@ -45,15 +54,28 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot (it is not Linux, or a network disk)."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
+
+
 @contextlib.contextmanager
-def replace_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+def replace_folder(
+    target: str | os.PathLike[str], *, keep_others: bool = True, ours: Collection[str] = ()
+) -> Iterator[Path]:
     """Yield an empty folder beside `target`; when the block ends well it takes the place of `target`.
 
-    If the block raises, `target` is untouched and the new folder is removed. Files that stand in an
-    existing `target` and that the block did not write are kept.
+    If the block raises, `target` is untouched and the new folder is removed.
 
     Args:
         target: folder to create or replace.
+        keep_others: files that stand in an existing `target` and that the block did not write are kept.
+        ours: names in `target` that are ours: what the block did not write of them is not kept.
 
     Yields:
         The folder to write into.
@@ -75,13 +97,19 @@ def replace_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         if not target.exists():
             os.replace(fresh, target)
         else:
-            for entry in target.iterdir():
-                if not (fresh / entry.name).exists():
-                    (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, fresh / entry.name)
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-            os.replace(target, old)
-            os.replace(fresh, target)
-            shutil.rmtree(old, ignore_errors=True)
+            for entry in target.iterdir() if keep_others else ():
+                if entry.name not in ours and not (fresh / entry.name).exists():
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.copytree(entry, fresh / entry.name, symlinks=True)
+                    else:
+                        shutil.copy2(entry, fresh / entry.name, follow_symlinks=False)
+            if exchange(fresh, target):  # at no moment is there no folder
+                shutil.rmtree(fresh, ignore_errors=True)
+            else:
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+                os.replace(target, old)
+                os.replace(fresh, target)
+                shutil.rmtree(old, ignore_errors=True)
         _sync(target.parent)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -106,31 +134,40 @@ def replace_file(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def locate_folder(source: str | os.PathLike[str], revision: str | None, patterns: list[str]) -> Path:
+def locate_folder(
+    source: str | os.PathLike[str], revision: str | None, patterns: list[str], what: str = "LARA adapter",
+    repo_type: str = "model",
+) -> Path:  # fmt: skip
     """A local folder as it is, or the snapshot of a Hub repository.
 
     Args:
         source: local folder, or Hub id "user/name".
         revision: commit, tag or branch on the Hub; None: its main branch.
-        patterns: the files to download.
+        patterns: the files to download, and no others; of the first one there must be a file.
+        what: what they are, for messages.
+        repo_type: what kind of Hub repository: "model" or "dataset".
 
     Raises:
-        AdapterFormatError: neither a folder nor a repository that can be reached.
+        AdapterFormatError: neither a folder nor a Hub id, or the repository holds something else.
+        HubError: the repository cannot be reached, found or read.
     """
     folder, text = Path(source), str(source)
     if folder.is_dir():
         return folder
     if folder.is_absolute() or text.startswith(".") or text.count("/") > 1:
-        raise AdapterFormatError(f"the folder {text} does not exist")
-    from huggingface_hub import snapshot_download
+        raise AdapterFormatError(_neighbours(folder))
+    from .remote import download
 
-    try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
-    # the Hub's errors all derive from one of these, in 0.x and in 1.x
-    except (OSError, ValueError) as error:
-        raise AdapterFormatError(
-            f"{text!r} (revision {revision!r}) is no folder here, and the Hub gave {type(error).__name__}: {error}"
-        ) from error
+    return download(text, revision, patterns, what, repo_type)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for chunk in iter(lambda: stream.read(2**20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -144,25 +181,31 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        AdapterFormatError: the file is missing, too large, not JSON, or not an object.
+        AdapterFormatError: the file is missing, too large, not JSON, or not an object; see :func:`.untrusted.parse_json`.
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise AdapterFormatError(f"{path} is no file")  # reading a pipe would wait for ever
         if path.stat().st_size > MAX_JSON_BYTES:
             raise AdapterFormatError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not a configuration of ours")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
-        raise AdapterFormatError(f"{path} is missing: {_neighbours(path.parent)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterFormatError(f"{path} is not readable JSON ({type(error).__name__}: {error})") from error
-    if not isinstance(content, dict):
-        raise AdapterFormatError(f"{path} holds a JSON {type(content).__name__}, but an object is wanted")
-    return content
+        raise missing(path) from None
+    except OSError as error:
+        raise AdapterFormatError(f"{path} cannot be read ({error})") from error
+    return parse_json(data, path)
+
+
+def missing(path: Path) -> AdapterFormatError:
+    """The error for a file that is not there; says what is."""
+    return AdapterFormatError(f"{path} is missing: {_neighbours(path.parent)}")
 
 
 def _neighbours(folder: Path) -> str:
     """Say what stands where a file was expected, an interrupted save first."""
-    left = sorted(folder.parent.glob(f".{folder.name}.old-*"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in folder.parent.glob(f".{folder.name}.old-*") if any(path.iterdir())]
+    left = sorted(found, key=lambda path: path.stat().st_mtime)
     if left:
         return f"an interrupted save left the previous content in {left[-1]}; rename it to {folder}"
     if not folder.is_dir():
@@ -183,14 +226,42 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tens
     plain: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        gather = getattr(tensor, "full_tensor", None)  # a DTensor of FSDP2: a collective
-        tensor = (tensor if gather is None else gather()).detach().to("cpu").contiguous()
+        tensor = whole(tensor)
         # safetensors refuses tensors that share storage (safetensors#98)
         storage = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     with replace_file(path) as fresh:
         save_file(plain, fresh, metadata={"format": "pt", **metadata})
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU, contiguous, without graph; a DTensor of FSDP2 is gathered, which is a collective."""
+    gather = getattr(tensor, "full_tensor", None)
+    return (tensor if gather is None else gather()).detach().to("cpu").contiguous()
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module | Iterable[torch.Tensor]) -> Iterator[bool]:
+    """Within this context a module that DeepSpeed's ZeRO-3 has partitioned holds its whole parameters on every rank.
+
+    Args:
+        module: a module, or some parameters.
+
+    Outside it each rank sees empty tensors, which would be saved as such. Without ZeRO-3 it does nothing.
+
+    Yields:
+        Whether the module is partitioned; then the context is a collective: every rank must enter it.
+    """
+    parameters = module.parameters() if isinstance(module, nn.Module) else module
+    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        yield False
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(partitioned):
+        yield True
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -201,7 +272,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise AdapterFormatError(f"{path} is missing: {_neighbours(path.parent)}")
+        raise missing(path)
+    check_tensor_file(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -229,13 +301,34 @@ def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: st
             f"{len(unexpected)} unexpected {unexpected[:5]}"
         )
     for name, tensor in tensors.items():
-        wanted = own[name]
-        if tensor.shape != wanted.shape:
+        if tensor.shape != own[name].shape:
             raise AdapterFormatError(
-                f"{source}: {name} has shape {list(tensor.shape)}, but {type(module).__name__} wants {list(wanted.shape)}"
+                f"{source}: {name} has shape {list(tensor.shape)}, but {type(module).__name__} wants "
+                f"{list(own[name].shape)}"
             )
-        if tensor.dtype.is_floating_point != wanted.dtype.is_floating_point:
-            raise AdapterFormatError(f"{source}: {name} is {tensor.dtype}, but {wanted.dtype} is wanted")
-        if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
-            raise AdapterFormatError(f"{source}: {name} holds NaN or infinite values; the file is damaged or diverged")
+        check_values(source, name, own[name], tensor)
     module.load_state_dict(dict(tensors), strict=True)
+
+
+def check_values(
+    source: str | os.PathLike[str], name: str, wanted: torch.Tensor, tensor: torch.Tensor, infinite: bool = False
+) -> None:
+    """Check kind of dtype and values of one tensor that is to be loaded.
+
+    Args:
+        source: where it comes from, for the message.
+        name: its name.
+        wanted: what it is to be loaded into.
+        tensor: what was read.
+        infinite: whether infinite values are welcome; NaN never is.
+
+    Raises:
+        AdapterFormatError: one is floating point and the other is not, or a value is not finite.
+    """
+    if tensor.dtype.is_floating_point != wanted.dtype.is_floating_point:
+        raise AdapterFormatError(f"{source}: {name} is {tensor.dtype}, but {wanted.dtype} is wanted")
+    if not tensor.dtype.is_floating_point:
+        return
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
+    if not (~values.isnan() if infinite else values.isfinite()).all():
+        raise AdapterFormatError(f"{source}: {name} holds NaN or infinite values; the file is damaged or diverged")

@@ -93,6 +93,9 @@ def test_missing_files_say_what_is_there(tmp_path):
     with pytest.raises(AdapterFormatError, match="does not exist"):
         read_tensors(tmp_path / "nowhere" / "m.safetensors")
     (tmp_path / ".gone.old-1").mkdir()
+    with pytest.raises(AdapterFormatError, match="does not exist"):  # empty: nothing was left there
+        read_json(tmp_path / "gone" / "c.json")
+    (tmp_path / ".gone.old-1" / "c.json").write_text("{}")
     with pytest.raises(AdapterFormatError, match=r"an interrupted save left the previous content in .*old-1"):
         read_json(tmp_path / "gone" / "c.json")
 
@@ -146,3 +149,11 @@ def test_load_into_checks_everything_first(tensors, message):
     with pytest.raises(AdapterFormatError, match=message):
         load_into(module, tensors, "file")
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+
+
+def test_a_replaced_folder_can_leave_nothing_of_the_old(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/old").write_text("old")
+    with replace_folder(tmp_path / "folder", keep_others=False) as fresh:
+        (fresh / "new").write_text("new")
+    assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["new"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from toys import DitPolicy, OwnLam, make_batch
 from lara_adapter import (
     AdapterFormatError,
     Contrastive,
+    HubError,
     LaraAdapter,
     LatentActionConfig,
     LatentActionModel,
@@ -167,7 +169,7 @@ def test_a_policy_of_another_width(saved):
 
 def test_foreign_tensors(saved):
     from lara_adapter.files import read_tensors, write_tensors
-    from lara_adapter.hub import _sha256
+    from lara_adapter.remote import sha256 as _sha256
 
     _, _, folder = saved
     path = folder / "lara_adapter.safetensors"
@@ -178,7 +180,9 @@ def test_foreign_tensors(saved):
         ({**tensors, "projector.weight": torch.zeros(3, 3)}, r"weight has shape \[3, 3\]"),
     ):
         write_tensors(path, change)
-        _edit(folder, files={path.name: _sha256(path)})
+        _edit(
+            folder, files={**json.loads((folder / "lara_config.json").read_text())["files"], path.name: _sha256(path)}
+        )
         with pytest.raises(AdapterFormatError, match=message):
             load_lara(DitPolicy(), folder)
 
@@ -190,7 +194,7 @@ def test_a_folder_that_does_not_exist(where):
 
 
 def test_the_hub_out_of_reach():
-    with pytest.raises(AdapterFormatError, match="no folder here, and the Hub gave"):
+    with pytest.raises(HubError, match="may not be asked"):
         load_lara(DitPolicy(), "user/adapter")
 
 
@@ -207,31 +211,6 @@ def test_a_full_disk_leaves_the_saved_adapter_as_it_was(saved, monkeypatch):
         lara.save_pretrained(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
     assert sorted(p.name for p in folder.parent.iterdir()) == ["adapter"]
-
-
-def test_push_uploads_exactly_the_saved_folder(saved, monkeypatch):
-    """The Hub's client is real in issue 7's tests; here it is recorded what is handed to it."""
-    import huggingface_hub
-
-    seen = {}
-
-    class Api:
-        def __init__(self, token=None):
-            seen["token"] = token
-
-        def create_repo(self, repo_id, **kwargs):
-            seen.update(repo_id=repo_id, **kwargs)
-            return type("Url", (), {"repo_id": repo_id})
-
-        def upload_folder(self, *, folder_path, **kwargs):
-            seen["files"] = sorted(p.name for p in folder_path.iterdir())
-            return type("Info", (), {"commit_url": "url"})
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    _, lara, _ = saved
-    assert lara.push_to_hub("user/adapter", private=True) == "url"
-    assert seen["files"] == ["README.md", "lam", "lara_adapter.safetensors", "lara_config.json"]
-    assert seen["private"] is True
 
 
 def test_lora_of_the_policy_is_saved_and_restored(tmp_path):
@@ -264,3 +243,21 @@ def test_projector_module_round_trip(tmp_path):
         load_lara(DitPolicy(), tmp_path / "a")
     again = load_lara(DitPolicy(), tmp_path / "a", projector=nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 256)))
     assert torch.equal(again.projector[1].weight, head[1].weight)
+
+
+def test_a_download_sums_the_files_that_were_asked_for_and_no_others(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from lara_adapter.remote import download
+
+    folder, blobs = tmp_path / "snapshots" / ("0" * 40), tmp_path / "blobs"
+    for name in ("config.json", "lam/model.safetensors", "policy.safetensors"):
+        blob = blobs / hashlib.sha256(name.encode()).hexdigest()
+        blob.parent.mkdir(exist_ok=True)
+        blob.write_bytes(b"damaged" if name == "policy.safetensors" else name.encode())
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(folder))
+    assert download("user/name", None, ["config.json", "lam/*"], "model") == folder
+    with pytest.raises(HubError, match=r"policy\.safetensors is damaged"):
+        download("user/name", None, ["config.json", "*.safetensors"], "model")
