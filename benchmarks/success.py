@@ -1,0 +1,226 @@
+"""Does LARA make policies succeed more often? Meta-World, few demonstrations, paired seeds.
+
+    pip install -e ".[demo,train]"
+    python benchmarks/success.py --seeds 0 1 2 3 4 5 6 7       # resumable; rows are appended as they come
+    python benchmarks/success_report.py                        # tables and picture of the rows that are there
+
+Fixed before the first run: the primary endpoint is the success rate of `contrastive` minus that of `dit_only`, distractors,
+10 demonstrations a task, mean over tasks, paired over seeds; the paper's comparison, `cosine` minus `dit_only`, is the
+second. All else is secondary.
+
+For each seed and regime everything is new: starts, demonstrations, play video, the LAM trained on it, weights. Within a
+seed all arms share data, order, initial weights, starts and sampling noise of the evaluation, and distractors. What
+trains, acts and measures are the demo's modules (examples/quickstart_*.py), with the demo's settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "examples", ROOT / "benchmarks"):  # jobs run in spawned processes, which inherit sys.path
+    sys.path.insert(0, str(folder))
+
+import torch  # noqa: E402
+import tyro  # noqa: E402
+from metaworld_sim import find_gl  # noqa: E402
+from quickstart_data import collect  # noqa: E402
+from quickstart_eval import closed_loop  # noqa: E402
+from quickstart_probe import examine_lam  # noqa: E402
+from quickstart_stages import Job, Progress, run_jobs  # noqa: E402
+from quickstart_train import continue_lam, pretrain_lam, train_policy  # noqa: E402
+
+from lara_adapter import LatentActionConfig, LatentActionModel, __version__  # noqa: E402
+from lara_adapter.files import read_json  # noqa: E402
+
+ROWS = ROOT / "benchmarks" / "results" / "success" / "rows.jsonl"
+W = {"align_weight": 0.1, "lam_weight": 0.1}
+
+# what attach_lara gets; None: no LARA
+ARMS: dict[str, dict[str, Any] | None] = {
+    "dit_only": None,
+    "frozen": {**W, "train_lam": False},
+    "frozen_random": {**W, "train_lam": False},  # with a LAM that never learnt: regularisation, or content?
+    "paper": {"align_weight": 0.01, "lam_weight": 0.01},
+    "cosine": W,
+    "contrastive": {**W, "alignment": "contrastive"},
+    "contrastive_0.3": {**W, "alignment": "contrastive", "lam_grad_scale": 0.3},
+    "cosine_0.3": {**W, "lam_grad_scale": 0.3},
+    "cosine_0": {**W, "lam_grad_scale": 0.0},
+}
+CONTROL = "control"  # no policy: the LAM trained on for as many steps without alignment
+MAIN = ("dit_only", "frozen", "frozen_random", "paper", "cosine", "contrastive", "contrastive_0.3", CONTROL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is run. Rows of the same settings are never run twice."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    regimes: tuple[Literal["distractors", "clean"], ...] = ("distractors", "clean")
+    arms: tuple[str, ...] = MAIN
+    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open")
+    demos: int = 10
+    """Demonstrations per task."""
+    heldout: int = 15
+    play: int = 40
+    play_steps: int = 112
+    lam_steps: int = 600
+    policy_steps: int = 600
+    batch: int = 32
+    lr: float = 5e-4
+    episodes: int = 50
+    """Closed-loop episodes per task and arm."""
+    max_steps: int = 150
+    execute: int = 8
+    workers: int = 2
+    """Processes at a time, one thread each."""
+    cache: Path = Path("outputs/success")
+    rows: Path = ROWS
+
+    def same(self) -> dict[str, Any]:
+        """Those settings that a row depends on, beside its regime, seed and arm."""
+        left_out = ("seeds", "regimes", "arms", "workers", "cache", "rows")
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+
+
+def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> None:
+    """A LAM that never learnt. A job."""
+    torch.manual_seed(seed)
+    LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4)).save_pretrained(folder / "lam")
+    progress(1)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that are there; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row, on the disk before it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_short = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with path.open("a") as stream:
+        stream.write(("\n" if cut_short else "") + json.dumps(row, sort_keys=True) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> list[dict[str, Any]]:
+    """Everything of one seed in one regime; a row for each arm."""
+    cache, s = settings.cache, settings
+    world = {"distractors": regime == "distractors", "seed": seed}
+    training = {**world, "batch": s.batch, "lr": s.lr}
+    counts = {"demos": s.demos, "heldout": s.heldout, "play": s.play}
+    title = f"{regime} {seed}: "
+
+    def stage(name: str, jobs: list[Job]) -> list[Path]:
+        return run_jobs(title + name, jobs, cache, s.workers)
+
+    recording = {"counts": counts, "play_steps": s.play_steps, "seed": seed}
+    data = stage(
+        "record",
+        [Job(f"record-{task}", collect, {"task": task, **recording}, sum(counts.values())) for task in s.tasks],
+    )
+    before = Job("lam-before", pretrain_lam, {"data": data, "steps": s.lam_steps, **training}, s.lam_steps)
+    random = Job("lam-random", random_lam, {"steps": s.lam_steps, "seed": seed}, 1)
+    lams = dict(zip(("before", "random"), (path / "lam" for path in stage("LAM", [before, random]))))
+    jobs = []
+    for arm in arms:
+        given = {"data": data, "steps": s.policy_steps, **training}
+        if arm == CONTROL:
+            jobs.append(Job("lam-control", continue_lam, {**given, "lam": lams["before"]}, s.policy_steps))
+            continue
+        options = ARMS[arm]
+        lam = None if options is None else lams["random" if arm == "frozen_random" else "before"]
+        given |= {"lam": lam, "lara_options": options, "execute": s.execute}
+        jobs.append(Job(f"policy-{arm}", train_policy, given, s.policy_steps))
+    trained = dict(zip(arms, stage("train", jobs)))
+
+    policies = {arm: trained[arm] / "policy.pt" for arm in arms if arm != CONTROL}
+    acting = {
+        "policies": policies, "episodes": s.episodes, "filmed": 0, "max_steps": s.max_steps, "execute": s.execute, **world,
+    }  # fmt: skip
+    acted = stage(
+        "act",
+        [
+            Job(f"act-{task}", closed_loop, {"task": task, "task_index": index, **acting}, s.episodes * len(policies))
+            for index, task in enumerate(s.tasks)
+        ],
+    )
+    asked = {"before": lams["before"], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
+    probes = dict(
+        zip(
+            asked,
+            stage(
+                "probe",
+                [
+                    Job(f"probe-{name}", examine_lam, {"data": data, "lam": lam, "shown": 1, **world}, 1)
+                    for name, lam in asked.items()
+                ],
+            ),
+        )
+    )
+    success = {task: torch.load(folder / "success.pt") for task, folder in zip(s.tasks, acted)}
+    rows = []
+    for arm in ["before", *arms]:
+        row: dict[str, Any] = {"regime": regime, "seed": seed, "arm": arm, "settings": settings.same()}
+        if arm in policies:
+            row["solved"] = {task: "".join(str(int(x)) for x in outcome[arm]) for task, outcome in success.items()}
+            row["action_error"] = read_json(trained[arm] / "action_error.json")["action_error"]
+        if arm in probes:
+            row["lam"] = {
+                key: value
+                for key, value in read_json(probes[arm] / "measured.json").items()
+                if type(value) in (int, float)
+            }
+        row["environment"] = {
+            "lara_adapter": __version__, "python": platform.python_version(), "machine": platform.machine(),
+            **{name: version(name) for name in ("torch", "metaworld", "mujoco")},
+        }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def main() -> int:
+    """Run what is missing."""
+    settings = tyro.cli(Settings, description=__doc__)
+    unknown = set(settings.arms) - {*ARMS, CONTROL}
+    if unknown:
+        sys.stderr.write(f"--arms: no arm {', '.join(sorted(unknown))}; there is {', '.join([*ARMS, CONTROL])}\n")
+        return 2
+    find_gl()
+    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
+    same = json.loads(json.dumps(settings.same()))
+    for seed in settings.seeds:
+        for regime in settings.regimes:
+            there = {
+                row["arm"]
+                for row in read_rows(settings.rows)
+                if row["seed"] == seed and row["regime"] == regime and row["settings"] == same
+            }
+            missing = [arm for arm in settings.arms if arm not in there]
+            if not missing:
+                continue
+            for row in run_seed(settings, regime, seed, missing):
+                if row["arm"] not in there:
+                    append_row(settings.rows, row)
+    print(f"rows: {settings.rows}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

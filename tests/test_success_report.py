@@ -1,0 +1,87 @@
+"""The statistics of benchmarks/success.py's rows, on rows whose truth is known; and that rows survive a kill."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import success_report as report
+
+
+def row(seed, arm, rate, r2=0.5, regime="distractors", episodes=50, demos=10):
+    random = np.random.default_rng([seed, len(arm)])
+    outcome = ["".join(str(int(x < rate)) for x in random.random(episodes)) for _ in range(2)]
+    solved = dict(zip(("a", "b"), outcome))
+    lam = {"r2": r2, "codes_used": 9, "mean_direction": 0.5, "reconstruction_over_copy": 0.6}
+    return {
+        "seed": seed, "arm": arm, "regime": regime, "solved": solved, "action_error": 0.05, "lam": lam,
+        "settings": {"demos": demos},
+    }  # fmt: skip
+
+
+def test_the_t_interval_is_students():
+    # scipy.stats.ttest_1samp([1, 2, 3, 4], 0).confidence_interval(): 0.446 to 4.554
+    low, high = report.t_interval([1.0, 2.0, 3.0, 4.0])
+    assert low == pytest.approx(0.4457, abs=1e-3)
+    assert high == pytest.approx(4.5543, abs=1e-3)
+    assert report.t_interval([1.0]) is None
+
+
+def test_a_real_difference_is_found_and_none_is_not():
+    same = {(seed, arm): row(seed, arm, 0.6) for seed in range(8) for arm in ("dit_only", "cosine")}
+    better = {
+        (seed, arm): row(seed, arm, rate) for seed in range(8) for arm, rate in (("dit_only", 0.3), ("cosine", 0.8))
+    }
+    for rows, found in ((same, False), (better, True)):
+        gain = report.summarise(rows)["cosine"]["success_gain"]
+        assert (gain["t"][0] > 0) is found
+        assert (gain["bootstrap"][0] > 0) is found
+        assert gain["seeds"] == 8
+
+
+def test_pairs_are_of_one_seed():
+    # seeds differ much, arms hardly: only a paired interval sees the difference
+    rows = {}
+    for seed in range(6):
+        for arm, more in (("control", 0.0), ("contrastive", 0.1 + 0.001 * seed)):
+            rows[seed, arm] = row(seed, arm, 0.5, r2=seed / 10 + more)
+    gain = report.summarise(rows)["contrastive"]["probe_gain"]
+    assert gain["mean"] == pytest.approx(0.1025)
+    assert gain["t"][0] > 0.09
+    del rows[5, "control"]
+    assert report.summarise(rows)["contrastive"]["probe_gain"]["seeds"] == 5
+
+
+def test_regimes_and_demonstrations_are_apart_and_settings_never_mixed():
+    rows = [row(0, "dit_only", 0.5), row(0, "dit_only", 0.5, regime="clean"), row(0, "dit_only", 0.5, demos=3)]
+    assert set(report.groups_of(rows)) == {
+        "distractors, 10 demonstrations", "clean, 10 demonstrations", "distractors, 3 demonstrations"
+    }  # fmt: skip
+    rows.append({**row(1, "dit_only", 0.5), "settings": {"demos": 10, "lr": 1.0}})
+    with pytest.raises(ValueError, match="different settings"):
+        report.groups_of(rows)
+
+
+def test_the_report_is_written(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    rows = [row(seed, arm, 0.5) for seed in range(2) for arm in ("dit_only", "contrastive", "control")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"cut sh')
+    monkeypatch.setattr(sys, "argv", ["success_report.py", "--rows", str(tmp_path / "rows.jsonl")])
+    assert report.main() == 0
+    assert "would be found with 80 %" in capsys.readouterr().out
+    assert (tmp_path / "success.png").stat().st_size > 5000
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["distractors, 10 demonstrations"]["contrastive"]["seeds"] == 2
+
+
+def test_rows_survive_a_kill_in_the_middle_of_a_line(tmp_path):
+    pytest.importorskip("tyro")
+    pytest.importorskip("tqdm")
+    import success
+
+    path = tmp_path / "deep" / "rows.jsonl"
+    success.append_row(path, {"seed": 0})
+    with path.open("a") as stream:
+        stream.write('{"seed": 1, "so')
+    success.append_row(path, {"seed": 2})
+    assert success.read_rows(path) == [{"seed": 0}, {"seed": 2}]
