@@ -29,7 +29,7 @@ for wanted in '(3,10)<=v<=(3,13)' '(3,10)<=v'; do \
 done; exit 1
 endef
 
-.PHONY: help demo test lint typecheck clean test-hosts-pins
+.PHONY: help demo test lint typecheck clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,10 @@ help:
 	@echo '                ARGS="--preset smoke": under a minute, ARGS="--help": every knob'
 	@echo 'make test       all tests, with coverage'
 	@echo 'make test-hosts-pins   the core tests under the pins of GR00T N1.6 and of LeRobot, in two more environments'
+	@echo 'make test-gr00t LARA_GR00T_SRC=PATH   the GR00T integration on the GR00T code in PATH'
+	@echo 'make test-lerobot      the tests on real policies of LeRobot (tiny, no downloads), in an environment of its own'
+	@echo 'make test-openpi       the tests on real pi0 and pi0.5 of openpi (tiny, no downloads), in an environment of its own;'
+	@echo '                LARA_OPENPI_SRC=PATH: a checkout of openpi, for those of its training script, which no wheel has'
 	@echo 'make lint       ruff; make typecheck: mypy'
 	@echo 'make clean      remove the virtual environment and caches (outputs/ stays)'
 	@echo 'TORCH="torch==2.7.1" chooses the torch to install, PYTHON=python3.11 the Python'
@@ -50,12 +54,25 @@ test: $(TEST)
 	  --cov=lara_adapter --cov-report=term --cov-fail-under=90 $(ARGS)
 
 # The same core tests under the pins of the hosts that users install this into; each in an environment of its own.
-PINS_gr00t := 3.10 "torch==2.7.1" "transformers==4.51.3" "numpy==1.26.4" "peft==0.17.1" "accelerate==1.15.0"
+PINS_gr00t := 3.10 "torch==2.7.1" "transformers==4.51.3" "numpy==1.26.4" "peft==0.17.1" "accelerate==1.15.0" \
+  "deepspeed==0.19.8" "ninja"
 PINS_lerobot := 3.12 "torch==2.11.*" "transformers==5.5.4" "peft==0.21.*" "accelerate==1.15.0"
 PYTHON_OF = $(firstword $(shell for p in python$(1) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1).*/bin/python3; do \
   "$$p" -c 'import venv, ensurepip' >/dev/null 2>&1 && echo "$$p"; done))
 
 test-hosts-pins: test-pins-gr00t test-pins-lerobot
+
+# On GR00T's own code, which is on no registry: LARA_GR00T_SRC names a checkout of it. Its packages at its own pins.
+GR00T_NEEDS := "torchvision==0.22.1" "albumentations==1.4.18" "av==15.0.0" "diffusers==0.35.1" "dm-tree==0.1.8" \
+  "lmdb==1.7.5" "msgpack==1.1.0" "msgpack-numpy==0.4.8" "pandas==2.2.3" "pyarrow" "termcolor==3.2.0" "tyro==0.9.17" \
+  "click==8.1.8" "datasets==3.6.0" "einops==0.8.1" "gymnasium==1.2.2" "omegaconf==2.3.0" "scipy==1.15.3" \
+  "wandb==0.23.0" "pyzmq==27.0.1"
+test-gr00t: $(VENV)-gr00t/.installed
+	@test -n "$(LARA_GR00T_SRC)" || { echo 'make test-gr00t: LARA_GR00T_SRC=PATH names a checkout of NVIDIA Isaac GR00T' \
+	  '(git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T)' >&2; exit 1; }
+	$(VENV)-gr00t/bin/python -m pip install --disable-pip-version-check --quiet $(GR00T_NEEDS)
+	LARA_GR00T_SRC="$(LARA_GR00T_SRC)" HF_HUB_OFFLINE=1 $(VENV)-gr00t/bin/python -m pytest tests/hosts -k "gr00t" \
+	  --timeout 240 $(ARGS)
 
 test-pins-%: $(VENV)-%/.installed
 	mkdir -p outputs
@@ -68,6 +85,57 @@ $(VENV)-%/.installed: pyproject.toml
 	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet $(wordlist 2,99,$(PINS_$*)) \
 	  safetensors "huggingface-hub" pytest pytest-timeout "setuptools>=70.1"
 	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	@touch $@
+
+# LeRobot itself, as its users install it; its policies are built tiny, so no weights and no Hub. Meta-World moves none
+# of LeRobot's pins, so that its example records, trains and acts in one environment (without OpenGL its tests skip).
+LEROBOT := $(VENV)-lerobot-host
+LEROBOT_PYTHON := 3.12
+LEROBOT_IS := lerobot[groot,pi,smolvla,multi-task-dit]==0.6.1
+LEROBOT_EXAMPLE := metaworld==3.1.1 mujoco==3.3.0 packaging tyro pyzmq msgpack
+
+test-lerobot: $(LEROBOT)/.installed
+	mkdir -p outputs
+	HF_HUB_OFFLINE=1 $(LEROBOT)/bin/python -m pytest tests/hosts -k lerobot --junitxml=outputs/lerobot-host.xml $(ARGS)
+
+lerobot-env: $(LEROBOT)/.installed
+
+$(LEROBOT)/.installed: pyproject.toml
+	@test -n '$(call PYTHON_OF,$(LEROBOT_PYTHON))' || \
+	  { echo 'make test-lerobot: Python $(LEROBOT_PYTHON) is needed and was not found' >&2; exit 1; }
+	$(call PYTHON_OF,$(LEROBOT_PYTHON)) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check --quiet '$(LEROBOT_IS)' \
+	  $(LEROBOT_EXAMPLE) pytest pytest-timeout "setuptools>=70.1"
+	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	@touch $@
+
+# openpi is on no registry under its own name: RLinf's wheel of it, and its patched transformers. Named one by one at
+# openpi's pins, because the wheels ask for CUDA's JAX and for simulators that no test needs. pyarrow: built for numpy 1.
+OPENPI := $(VENV)-openpi
+OPENPI_PYTHON := 3.12
+OPENPI_IS := rlinf-openpi==0.1.1 rlinf-transformer-openpi==4.53.2 lerobot==0.3.3
+OPENPI_NEEDS := "torch==2.7.1" "torchvision==0.22.1" "numpy==1.26.4" "jax==0.5.3" "jaxlib==0.5.3" "flax==0.10.2" \
+  "chex==0.1.90" "orbax-checkpoint==0.11.13" "jaxtyping==0.2.36" "beartype==0.19.0" "ml_collections==1.0.0" \
+  "datasets==3.6.0" "av==15.0.0" "draccus==0.10.0" "pyarrow<22" "pandas<3" "deepdiff<9" "opencv-python-headless<4.12" \
+  "tokenizers<0.22" "huggingface-hub<1.0" einops augmax equinox dm-tree numpydantic sentencepiece tyro openpi-client \
+  polars rich fsspec gcsfs filelock imageio tqdm-loggable treescope wandb jsonlines packaging termcolor regex requests \
+  pyyaml safetensors accelerate
+
+test-openpi: $(OPENPI)/.installed
+	mkdir -p outputs
+	LARA_OPENPI_SRC="$(LARA_OPENPI_SRC)" HF_HUB_OFFLINE=1 $(OPENPI)/bin/python -m pytest $(wildcard tests/hosts/test_openpi*.py) \
+	  --junitxml=outputs/openpi-host.xml $(ARGS)
+
+openpi-env: $(OPENPI)/.installed
+
+$(OPENPI)/.installed: pyproject.toml
+	@test -n '$(call PYTHON_OF,$(OPENPI_PYTHON))' || \
+	  { echo 'make test-openpi: Python $(OPENPI_PYTHON) is needed and was not found' >&2; exit 1; }
+	$(call PYTHON_OF,$(OPENPI_PYTHON)) -m venv $(OPENPI)
+	$(OPENPI)/bin/python -m pip install --disable-pip-version-check --quiet $(OPENPI_NEEDS) \
+	  pytest pytest-timeout "setuptools>=70.1"
+	$(OPENPI)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps $(OPENPI_IS)
+	$(OPENPI)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@touch $@
 
 lint: $(TEST)

@@ -39,7 +39,7 @@ ROWS = [
     ("nn.DataParallel", "refused", r"data_parallel_replica|real_wrappers"),
     ("Trainer: dict, ModelOutput, tuple, keywords", "works", r"every_kind_of_output|eval_loss_equals"),
     ("Trainer: gradient accumulation", "works", r"gradient_accumulation_scales"),
-    ("Trainer: resume, bit-identical", "works", r"resumed_at_step_k|each_save_holds"),
+    ("Trainer: resume, bit-identical, also of a PeftModel", "works", r"resumed_at_step_k|each_save_holds|peft_run_resumes"),
     ("Trainer: resuming a run without LARA", "refused", r"resuming_a_(plain|lara)_run"),
     ("accelerate: prepare, accumulate, bf16, save/load_state","works",
      r"prepared_loop|accumulate_equals|bf16_loss|save_state"),
@@ -50,6 +50,7 @@ ROWS = [
     ("torch.export, ONNX while attached", "refused", r"while_attached_is_refused"),
     ("killed in a save, full disk", "works", r"killed_in_the_middle|full_disk"),
     ("ZeRO-3: static checks", "works", r"no_parameter_of_ours|sizes_come_from|needs_no_weight_shapes"),
+    ("DeepSpeed ZeRO-2, ZeRO-3 on CPU ranks", "works", r"test_zero_(takes|saves)"),
     ("DDP over NCCL, FSDP2, inductor, bf16 on GPUs", "works", r"gpu:(ddp|fsdp|inductor|bf16)"),
     ("DeepSpeed ZeRO-2, ZeRO-3 on GPUs", "works", r"gpu:zero"),
 ]  # fmt: skip

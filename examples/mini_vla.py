@@ -67,11 +67,11 @@ class Attention(nn.Module):
         self.to_kv = nn.Linear(width, 2 * width)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Attend: x [B, N, D], context [B, M, D] -> [B, N, D]."""
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Attend: x [B, N, D], context [B, M, D], mask [B or 1, 1, N, M] bool, True where x may look -> [B, N, D]."""
         key, value = self.to_kv(x if context is None else context).chunk(2, dim=-1)
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), key, value))
-        out = F.scaled_dot_product_attention(query, key, value)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 

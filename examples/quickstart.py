@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this file, whoever starts it
 
-import tyro
-from metaworld_sim import GLMissing, find_gl
-from quickstart_data import HORIZON, collect
+from metaworld_sim import find_gl
+from quickstart_cli import check_settings, exit_status, read_presets
+from quickstart_data import collect
 from quickstart_eval import closed_loop
 from quickstart_probe import examine_lam
-from quickstart_stages import Job, StageFailed, run_jobs
+from quickstart_stages import Job, run_jobs
 from quickstart_train import continue_lam, pretrain_lam, reload_adapter, train_policy
 
 
@@ -75,15 +74,7 @@ class Settings:
     """Processes at a time, one thread each."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name == "seed" else 1
-            if type(value) is int and value < least:
-                raise ValueError(f"--{field.name.replace('_', '-')} {value}: a number >= {least} is wanted")
-        if self.execute > HORIZON:
-            raise ValueError(f"--execute {self.execute}: a chunk has {HORIZON} actions")
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"--tasks {' '.join(self.tasks)}: at least one task is wanted, and each only once")
+        check_settings(self)
 
     def arms(self) -> dict[str, dict[str, Any] | None]:
         """The policies to compare: what `attach_lara` gets for each, None for no LARA."""
@@ -118,12 +109,8 @@ PRESETS = {
 
 
 def read_settings(arguments: list[str]) -> Settings:
-    """Read the command line: the preset gives the defaults, flags change them."""
-    name = "demo"
-    for index, argument in enumerate(arguments):
-        if argument.startswith("--preset"):
-            name = argument.partition("=")[2] or (arguments[index + 1] if index + 1 < len(arguments) else name)
-    return tyro.cli(Settings, default=PRESETS.get(name, PRESETS["demo"]), args=arguments, description=__doc__)
+    """Read the command line; see :func:`read_presets`."""
+    return read_presets(Settings, PRESETS, arguments, str(__doc__))
 
 
 def run(settings: Settings) -> str:
@@ -224,23 +211,14 @@ def run(settings: Settings) -> str:
 def main() -> int:
     """Run the demo; returns the exit status."""
     settings = read_settings(sys.argv[1:])
-    begin = time.perf_counter()
-    try:
+
+    def work() -> str:
         gl = find_gl()
         print(f"LARA quickstart, preset {settings.preset}, rendering with {gl}, results under {settings.output}/")
         print(f"\n{run(settings)}\n")
-    except GLMissing as problem:
-        print(problem, file=sys.stderr)
-        return 2
-    except StageFailed as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the last finished stage.", file=sys.stderr)
-        return 130
-    minutes, rest = divmod(round(time.perf_counter() - begin), 60)
-    print(f"Report, curves, pictures, rollouts and the adapter: {settings.output}/report.md   ({minutes} min {rest} s)")
-    return 0
+        return f"Report, curves, pictures, rollouts and the adapter: {settings.output}/report.md"
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

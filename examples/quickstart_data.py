@@ -123,8 +123,8 @@ def gather(table: Table, rows: Tensor) -> Table:
     return {**batch, "lara_frames": torch.stack([batch["image"], future], 1), "lara_frames_valid": table["valid"][rows]}
 
 
-def batches(table: Table, size: int, steps: int, seed: int, *, pairs_only: bool = False) -> Iterator[Table]:
-    """Draw batches, shuffled over all episodes; the order depends on the seed alone.
+def row_batches(table: Table, size: int, steps: int, seed: int, *, pairs_only: bool = False) -> Iterator[Tensor]:
+    """Draw rows, shuffled over all episodes; the order depends on the seed alone.
 
     Args:
         table: the rows.
@@ -134,7 +134,7 @@ def batches(table: Table, size: int, steps: int, seed: int, *, pairs_only: bool 
         pairs_only: draw only rows that have a future frame.
 
     Yields:
-        Batches as :func:`gather` makes them.
+        [size] int64: numbers of rows.
     """
     random = torch.Generator().manual_seed(seed)
     rows = table["valid"].nonzero().squeeze(1) if pairs_only else torch.arange(len(table["valid"]))
@@ -142,5 +142,11 @@ def batches(table: Table, size: int, steps: int, seed: int, *, pairs_only: bool 
     for _ in range(steps):
         while len(order) < size:
             order = torch.cat([order, rows[torch.randperm(len(rows), generator=random)]])
-        yield gather(table, order[:size])
+        yield order[:size]
         order = order[size:]
+
+
+def batches(table: Table, size: int, steps: int, seed: int, *, pairs_only: bool = False) -> Iterator[Table]:
+    """Draw batches as :func:`gather` makes them, of the rows that :func:`row_batches` draws."""
+    for rows in row_batches(table, size, steps, seed, pairs_only=pairs_only):
+        yield gather(table, rows)

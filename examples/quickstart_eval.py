@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import metaworld_sim
 import numpy as np
@@ -19,21 +20,20 @@ from torch import Tensor
 FILM_SIZE = 192  # pixels
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Compute Wilson's score interval of a success rate, which stays honest near 0 and 1.
+class ActionShape(Protocol):
+    """The chunk that a policy returns: `horizon` actions of `action_dim` numbers."""
 
-    Args:
-        successes: how many.
-        trials: of how many, > 0.
-        z: normal quantile; 1.96 for 95 %.
+    action_dim: int
+    horizon: int
 
-    Returns:
-        Lower and upper end, in [0, 1].
-    """
-    rate, spread = successes / trials, z * z / trials
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+
+class Policy(Protocol):
+    """What :func:`closed_loop` can run."""
+
+    config: ActionShape
+
+    def get_action(self, observation: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """Return actions [B, horizon, action_dim] for `image`, `state` and `task`, as `MiniVLA.get_action` does."""
 
 
 def closed_loop(
@@ -49,6 +49,7 @@ def closed_loop(
     execute: int,
     distractors: bool,
     seed: int,
+    load: Callable[[Path], Policy] | None = None,
 ) -> None:
     """Run every policy on one task from the same starts, with the same distractors and sampling noise. A job.
 
@@ -65,11 +66,12 @@ def closed_loop(
         execute: how many actions of a chunk are done before the next is sampled.
         distractors: whether the policy sees them.
         seed: of the run.
+        load: how a policy is read from its file; None: :func:`load_policy`.
     """
     scene = metaworld_sim.Scene(task, num_envs=min(10, episodes))
     split, success, film = split_seed("evaluation", seed), {}, {}
     for arm, file in policies.items():
-        policy = load_policy(file)
+        policy = (load or load_policy)(file)
         outcomes: list[bool] = []
         for first in range(0, episodes, len(scene.envs)):
             envs = range(min(len(scene.envs), episodes - first))
@@ -118,7 +120,7 @@ class Run:
             return frame
         return metaworld_sim.add_distractors(frame[None], [10_000_000 * self.split + 1000 * self.start + step])[0]
 
-    def noise(self, step: int, policy: MiniVLA) -> Tensor:
+    def noise(self, step: int, policy: Policy) -> Tensor:
         """Return the sampling noise [T, A] of this start at this step, the same for every arm."""
         random = torch.Generator().manual_seed(10_000_000 * self.split + 1000 * self.start + step)
         return torch.randn(policy.config.horizon, policy.config.action_dim, generator=random)
@@ -146,7 +148,7 @@ def load_policy(file: Path) -> MiniVLA:
     return policy.eval()
 
 
-def action_error(policy: MiniVLA, table: Table, execute: int, seed: int) -> float:
+def action_error(policy: Policy, table: Table, execute: int, seed: int) -> float:
     """Compute the mean squared error of sampled actions on demonstrations the policy never saw.
 
     Args:

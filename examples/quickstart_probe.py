@@ -54,10 +54,10 @@ def ridge_probe(train: tuple[Tensor, Tensor, Tensor], test: tuple[Tensor, Tensor
     for fold in range(folds):
         left_out = torch.isin(group, names[fold::folds])
         if left_out.any() and not left_out.all():
-            predictions = _ridge(x[~left_out], y[~left_out], x[left_out], penalties)
+            predictions = ridge(x[~left_out], y[~left_out], x[left_out], penalties)
             losses += torch.stack([(p - y[left_out]).square().sum() for p in predictions])
     best = int(losses.argmin())
-    (prediction,) = _ridge(x, y, test_x, [penalties[best]])
+    (prediction,) = ridge(x, y, test_x, [penalties[best]])
     error = (prediction - test_y).square().sum(1)
     variance = (test_y - test_y.mean(0)).square().sum(1)
     which = torch.searchsorted(test_group.unique(), test_group)
@@ -65,7 +65,7 @@ def ridge_probe(train: tuple[Tensor, Tensor, Tensor], test: tuple[Tensor, Tensor
     return Probe(float(1 - errors.sum() / variances.sum()), errors, variances, penalties[best])
 
 
-def _ridge(x: Tensor, y: Tensor, new_x: Tensor, penalties: list[float]) -> list[Tensor]:
+def ridge(x: Tensor, y: Tensor, new_x: Tensor, penalties: list[float]) -> list[Tensor]:
     """Predict y at `new_x` by a ridge regression on standardised x, for each penalty."""
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
     x, new_x, middle = (x - mean) / scale, (new_x - mean) / scale, y.mean(0)

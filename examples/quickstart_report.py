@@ -12,9 +12,10 @@ from typing import Any
 
 import quickstart_pictures as pictures
 import torch
-from quickstart_eval import wilson_interval
 from quickstart_probe import Probe, r2_interval
+from quickstart_tables import Rows, aligned, markdown_table, wrapped
 
+from lara_adapter.evaluation import wilson_interval
 from lara_adapter.files import read_json, replace_file, write_json
 
 ARMS = {
@@ -138,8 +139,6 @@ def write(run: Run) -> str:
 
 # ---------------------------------------------------------------------- tables and words
 
-Rows = list[list[str]]
-
 
 def _policy_rows(results: Mapping[str, Any]) -> Rows:
     tasks = list(next(iter(results["policies"].values()))["tasks"])
@@ -239,36 +238,16 @@ def _legend(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _aligned(rows: Rows) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths))
-        lines.append("  ".join([row[0].ljust(len(first)), *rest]))
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _wrapped(text: str, width: int = 110) -> str:
-    import textwrap
-
-    return textwrap.fill(text, width, subsequent_indent="  ", initial_indent="- ")
-
-
 def as_text(results: Mapping[str, Any]) -> str:
     """Lay the results out for a terminal."""
     parts = [
-        _aligned(_policy_rows(results)),
-        _aligned(_lam_rows(results)),
-        "\n".join(_wrapped(line) for line in _legend(results)),
-        "What this shows\n" + "\n".join(_wrapped(line) for line in _reading(results)),
+        aligned(_policy_rows(results)),
+        aligned(_lam_rows(results)),
+        "\n".join(wrapped(line) for line in _legend(results)),
+        "What this shows\n" + "\n".join(wrapped(line) for line in _reading(results)),
         "\n".join(_adapter_lines(results)),
     ]
     return "\n\n".join(parts)
-
-
-def _markdown_table(rows: Rows) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join(["---"] + ["---:"] * (len(rows[0]) - 1)) + "|", *lines[1:]])
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
@@ -292,11 +271,11 @@ w1 = {settings["align_weight"]}, w2 = {settings["lam_weight"]} (the paper: 0.01 
 
 ## Policies
 
-{_markdown_table(_policy_rows(results))}
+{markdown_table(_policy_rows(results))}
 
 ## Latent action models
 
-{_markdown_table(_lam_rows(results))}
+{markdown_table(_lam_rows(results))}
 
 ![R2 of the action](probe.png)
 

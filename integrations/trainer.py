@@ -5,15 +5,19 @@ Tested with transformers 4.51 and 5.x.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from lara_adapter import AttachOrderError, LaraAdapter
+from lara_adapter.hub import restore_adapter
 
-__all__ = ["LaraCallback"]
+__all__ = ["LaraCallback", "LaraTrainerMixin"]
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "lara"  # inside checkpoint-<step>
 
@@ -40,7 +44,8 @@ class LaraCallback(TrainerCallback):
             lara: attached to the trainer's model.
 
         Raises:
-            AttachOrderError: LARA is attached to another model, or after the optimizer was made.
+            AttachOrderError: LARA is attached to another model. Resuming from a checkpoint that was written without LARA
+                raises it too.
         """
         modules = set(trainer.model.modules())
         if lara not in modules:
@@ -49,23 +54,31 @@ class LaraCallback(TrainerCallback):
             )
         callback = cls(lara)
         trainer.callback_handler.callbacks.insert(0, callback)
+        load = trainer._load_from_checkpoint
+
+        def load_with_lara(resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> Any:
+            result = load(resume_from_checkpoint, *args, **kwargs)
+            callback._restore(Path(resume_from_checkpoint))
+            return result
+
+        trainer._load_from_checkpoint = load_with_lara
         return callback
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before a resumed run goes on: the checkpoint must have been written with LARA.
+    def _restore(self, checkpoint: Path) -> None:
+        """Before a resumed run goes on: the checkpoint must have been written with LARA; load what the Trainer does not.
 
-        Raises:
-            AttachOrderError: it was written without.
+        Of a PeftModel it saves and restores the LoRA weights alone. DeepSpeed, which restores all that trains, does not
+        come here.
         """
-        if state.global_step == 0:
-            return
-        last = get_last_checkpoint(args.output_dir)
-        folder = Path(last or args.output_dir)
-        if folder.is_dir() and not (folder / FOLDER / "lara_config.json").is_file():
+        folder = checkpoint / FOLDER
+        if not (folder / "lara_config.json").is_file():
             raise AttachOrderError(
-                f"{folder} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
+                f"{checkpoint} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
                 "Start a new run from its weights instead of resuming"
             )
+        if self.lara._peft is not None:
+            restore_adapter(self.lara, folder)
+            logger.info("LARA restored from %s", folder)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Put `lara/*` beside the training loss, in what is printed, tracked and kept in the history."""
@@ -79,3 +92,28 @@ class LaraCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the adapter; every rank takes part (a sharded adapter is gathered by all), rank 0 writes."""
         self.lara.save_pretrained(Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER)
+
+
+class LaraTrainerMixin:
+    """Mixed into a transformers Trainer whose model has LARA: a learning rate of its own for the LAM.
+
+    Attributes:
+        lam_lr: peak learning rate of the LAM, scheduled like the policy's; None: the policy's.
+    """
+
+    lam_lr: float | None = None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's optimizer; the LAM's parameters stand in groups of their own, last, if they have their own rate."""
+        trainer: Any = self
+        fresh = trainer.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if self.lam_lr is not None and fresh:
+            lam = {id(p) for m in trainer.model.modules() if isinstance(m, LaraAdapter) for p in m.lam.parameters()}
+            for group in list(optimizer.param_groups):
+                own = [p for p in group["params"] if id(p) in lam]
+                if own:
+                    group["params"] = [p for p in group["params"] if id(p) not in lam]
+                    options = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+                    optimizer.add_param_group({**options, "params": own, "lr": self.lam_lr})
+        return optimizer

@@ -8,37 +8,51 @@ lara = attach_lara(policy, lam, layer=-3)
 
 __version__ = "0.1.0"
 
-from .adapter import LaraAdapter, LaraLosses
-from .attach import attach_lara, load_lara
-from .check import CheckReport
-from .config import LaraConfig
-from .errors import (
-    AdapterFormatError,
-    AttachOrderError,
-    FrameError,
-    HostOutputError,
-    LaraArgumentError,
-    LaraError,
-    NonFiniteError,
-    OptimizerCoverageError,
-    TapDetached,
-    TapNeverFired,
-    TapNotFound,
-    TokenError,
-)
-from .frames import FramePair
-from .lam import LatentAction, LatentActionConfig, LatentActionModel, LatentActionOutput
-from .losses import Contrastive
-from .policies import PolicySpec, register_policy
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter import LaraAdapter, LaraLosses
+    from .attach import attach_lara, load_lara
+    from .check import CheckReport
+    from .config import LaraConfig
+    from .errors import (
+        AdapterFormatError,
+        AttachOrderError,
+        DatasetError,
+        FrameError,
+        HostNotInstalled,
+        HostOutputError,
+        HubError,
+        LaraArgumentError,
+        LaraError,
+        NonFiniteError,
+        OptimizerCoverageError,
+        PolicySourceError,
+        ServingError,
+        ServingTimeout,
+        TapDetached,
+        TapNeverFired,
+        TapNotFound,
+        TokenError,
+    )
+    from .frames import FramePair
+    from .lam import LatentAction, LatentActionConfig, LatentActionModel, LatentActionOutput
+    from .losses import Contrastive
+    from .policies import PolicySpec, register_policy
 
 __all__ = [
     "AdapterFormatError",
     "AttachOrderError",
     "CheckReport",
     "Contrastive",
+    "DatasetError",
     "FrameError",
     "FramePair",
+    "HostNotInstalled",
     "HostOutputError",
+    "HubError",
     "LaraAdapter",
     "LaraArgumentError",
     "LaraConfig",
@@ -50,7 +64,10 @@ __all__ = [
     "LatentActionOutput",
     "NonFiniteError",
     "OptimizerCoverageError",
+    "PolicySourceError",
     "PolicySpec",
+    "ServingError",
+    "ServingTimeout",
     "TapDetached",
     "TapNeverFired",
     "TapNotFound",
@@ -59,3 +76,35 @@ __all__ = [
     "load_lara",
     "register_policy",
 ]
+
+# Loaded when first asked for: a process that serves a policy or talks to one needs none of LARA's parts.
+_HOMES = {
+    "adapter": "LaraAdapter LaraLosses",
+    "attach": "attach_lara load_lara",
+    "check": "CheckReport",
+    "config": "LaraConfig",
+    "errors": (
+        "AdapterFormatError AttachOrderError DatasetError FrameError HostNotInstalled HostOutputError HubError "
+        "LaraArgumentError LaraError NonFiniteError OptimizerCoverageError PolicySourceError ServingError ServingTimeout "
+        "TapDetached TapNeverFired TapNotFound TokenError"
+    ),
+    "frames": "FramePair",
+    "lam": "LatentAction LatentActionConfig LatentActionModel LatentActionOutput",
+    "losses": "Contrastive",
+    "policies": "PolicySpec register_policy",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,6 +15,7 @@ from torch import nn
 from .config import LaraConfig
 from .errors import LaraArgumentError, NonFiniteError, TapNeverFired
 from .guards import check_gradient, refuse_export, refuse_unbound, stop_if_not_finite, verify_attachment
+from .history import History
 from .hostcall import HostCall, fold_loss, read_frames
 from .losses import Alignment, Contrastive, masked_mean, scale_gradient
 from .monitor import CollapseMonitor
@@ -60,6 +61,7 @@ class LaraAdapter(nn.Module):
         config: what it was attached with.
         spec: the row of the policy table it was attached by.
         attached: False after :meth:`detach`.
+        history: of what :meth:`metrics` returned, in bounded memory; the model card's picture is drawn from it.
     """
 
     lam: nn.Module
@@ -102,6 +104,7 @@ class LaraAdapter(nn.Module):
         self._captured: torch.Tensor | None = None
         self._losses: LaraLosses | None = None
         self._values: dict[str, torch.Tensor | float] = {}
+        self.history = History()
         self._monitor = CollapseMonitor(contrastive=isinstance(alignment, Contrastive))
         self.attached = True
         self.register_buffer("_step", torch.zeros((), dtype=torch.long))
@@ -156,6 +159,8 @@ class LaraAdapter(nn.Module):
         batches, [0, 1]; near 1: collapsed), and of a LAM that trains, where it reports them: reconstruction_loss,
         copy_loss, reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
 
+        What is read here is also kept, thinned out, in :attr:`history`.
+
         Raises:
             NonFiniteError: a LARA term was NaN or infinite; under torch.compile this is where it is noticed.
         """
@@ -163,6 +168,8 @@ class LaraAdapter(nn.Module):
         for name in ("align_loss", "lam_loss"):
             if name in values and values[name] - values[name] != 0:
                 raise NonFiniteError(f"LARA's {name} is {values[name]}")
+        if values:
+            self.history.record(self.step, values)
         return values
 
     def param_groups(
@@ -236,11 +243,17 @@ class LaraAdapter(nn.Module):
             parameter.requires_grad_(self._lam_flags.get(name, parameter.requires_grad))
         self.lam.train(self._lam_was_training)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter; see :func:`lara_adapter.hub.save_adapter`."""
+    def save_pretrained(self, folder: str | os.PathLike[str], *, save_policy: str | None = None, **card: Any) -> None:
+        """Write the adapter; see :func:`lara_adapter.hub.save_adapter`.
+
+        Args:
+            folder: is created or replaced, as a whole or not at all.
+            save_policy: "trainable" also writes what was trained of the policy itself; its LoRA is always written.
+            **card: `base_model`, `dataset`, `license`: Hub ids and a licence for the model card.
+        """
         from .hub import save_adapter
 
-        save_adapter(self, folder)
+        save_adapter(self, folder, save_policy=save_policy, **card)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload the adapter; see :func:`lara_adapter.hub.push_adapter`."""

@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -16,14 +16,16 @@ from . import __version__
 from .adapter import LaraAdapter
 from .config import LaraConfig
 from .errors import AdapterFormatError, AttachOrderError, LaraArgumentError
+from .lora import unwrapped
 from .losses import Alignment, resolve_alignment
+from .origins import origins_of, warn_of_others
 from .policies import GENERIC, PolicySpec, find_spec
 from .projector import build_projector
 from .schedules import Weight, check_weight, weight_to_json
-from .tap import resolve_tap
+from .tap import Tap, resolve_tap
 from .tokens import TokenRule, check_rule
 
-__all__ = ["attach_lara", "load_lara"]
+__all__ = ["attach_lara", "load_lara", "locate"]
 
 _NAME = "lara"  # attribute of the owner under which the adapter is registered
 _HOST_FORWARD = "_lara_host_forward"  # instance attribute: a forward that the instance had of its own
@@ -92,13 +94,7 @@ def attach_lara(
         AdapterFormatError: `lam` is a folder or repository that holds no latent action model.
     """
     wrapper = policy
-    policy = _unwrap_peft(policy)
-    _refuse_wrapped(policy)
-    spec = find_spec(policy)
-    if blocks is not None and blocks != spec.blocks:
-        # the user's blocks: what the table says of how to read its own blocks does not apply
-        spec = PolicySpec(GENERIC.name, frames=spec.frames, owner=spec.owner)
-    tap = resolve_tap(policy, layer, blocks, spec)
+    policy, spec, tap = locate(policy, layer, blocks)
     check_rule(token)
     check_weight("align_weight", align_weight)
     check_weight("lam_weight", lam_weight)
@@ -135,6 +131,7 @@ def attach_lara(
         add_to_loss=bool(add_to_loss),
         policy_family=spec.name,
         policy_class=type(policy).__name__,
+        origins=origins_of(policy, lam),
         lara_version=__version__,
     )
     # a forked generator, so that attaching does not change what the policy draws afterwards
@@ -158,23 +155,94 @@ def attach_lara(
     return adapter
 
 
-def load_lara(
-    policy: nn.Module, repo_or_dir: str | Path, *, revision: str | None = None, **overrides: Any
-) -> LaraAdapter:
-    """Attach a saved adapter.
+def locate(policy: nn.Module, layer: int | str, blocks: str | nn.Module | None) -> tuple[nn.Module, PolicySpec, Tap]:
+    """Where LARA goes in a policy; changes nothing.
 
     Args:
-        policy: a policy like the one it was saved from, not yet attached.
-        repo_or_dir: folder written by `lara.save_pretrained`, or a Hub repository id.
-        revision: branch, tag or commit of the repository; None: its main branch.
-        **overrides: arguments of :func:`attach_lara` that replace the saved ones (needed for what was a callable).
+        policy: as for :func:`attach_lara`; may be on the meta device.
+        layer: likewise.
+        blocks: likewise.
+
+    Returns:
+        The policy without its PeftModel, the row of the policy table that applies, and the tap.
 
     Raises:
-        AdapterFormatError: truncated, foreign or newer files, or tensors that do not fit this policy or LAM.
+        TapNotFound: the blocks or the layer cannot be found, or several lists of blocks fit.
+        AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
+        LaraArgumentError: the policy is no module, or `layer` no layer.
+    """
+    policy = _unwrap_peft(policy)
+    _refuse_wrapped(policy)
+    spec = find_spec(policy)
+    if blocks is not None and blocks != spec.blocks:
+        # the user's blocks: what the table says of how to read its own blocks does not apply
+        spec = PolicySpec(GENERIC.name, frames=spec.frames, owner=spec.owner)
+    return policy, spec, resolve_tap(policy, layer, blocks, spec)
+
+
+@overload
+def load_lara(
+    policy: nn.Module, repo_or_dir: str | Path, *, revision: str | None = None, inference: Literal[False] = False,
+    merge: bool = False, **overrides: Any,
+) -> LaraAdapter: ...  # fmt: skip
+
+
+@overload
+def load_lara(
+    policy: nn.Module, repo_or_dir: str | Path, *, revision: str | None = None, inference: Literal[True],
+    merge: bool = False, **overrides: Any,
+) -> nn.Module: ...  # fmt: skip
+
+
+def load_lara(
+    policy: nn.Module,
+    repo_or_dir: str | Path,
+    *,
+    revision: str | None = None,
+    inference: bool = False,
+    merge: bool = False,
+    **overrides: Any,
+) -> LaraAdapter | nn.Module:
+    """Attach a saved adapter; or, with `inference=True`, turn a base policy into the post-trained one.
+
+    To go on training: everything is as it was when saved, so that with the optimizer's state (yours) the run goes on
+    bit-identically. What was saved of the policy (LoRA, `save_policy="trainable"`) is loaded into it.
+
+    To act: LoRA and trained weights go onto `policy`, and nothing else of LARA is read, loaded or downloaded. What comes
+    back is `policy` itself, the same object in eval mode: its class, its methods for acting and every reference to it stay
+    good, which a PeftModel around it would not give.
+
+    Args:
+        policy: a policy like the one it was saved from, not yet attached. With LoRA in the folder: to train, the PeftModel;
+            to act, the base policy (or a PeftModel that has the same LoRA).
+        repo_or_dir: folder written by `lara.save_pretrained`, or a Hub repository id.
+        revision: branch, tag or commit of the repository; None: its main branch.
+        inference: to act, see above.
+        merge: with `inference`: add the LoRA to the weights, which leaves a policy without any trace of peft; of a
+            PeftModel the policy inside comes back. False: LoRA stays in layers of its own beside frozen weights.
+        **overrides: arguments of :func:`attach_lara` that replace the saved ones (needed for what was a callable).
+
+    Returns:
+        The adapter; with `inference` the policy.
+
+    Raises:
+        AdapterFormatError: truncated, foreign or newer files, or tensors that do not fit this policy or LAM; with
+            `inference` also a folder without anything of the policy.
+        AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
+        HubError: the repository cannot be reached, found or read.
+        HostNotInstalled: there is LoRA to apply, and peft is missing.
+        LaraArgumentError: `merge` without `inference`, or `inference` with overrides.
         TapNotFound: this policy has not the saved blocks or layer.
     """
     from .hub import read_adapter
 
+    if inference:
+        if overrides:
+            raise LaraArgumentError(f"load_lara: {sorted(overrides)} are settings of a training, but inference=True")
+        _refuse_wrapped(_unwrap_peft(policy))
+        return read_adapter(repo_or_dir, revision, acting=True).act(policy, merge=merge)
+    if merge:
+        raise LaraArgumentError("load_lara: merge=True is for inference=True; LoRA that trains on stays as it is")
     saved = read_adapter(repo_or_dir, revision)
     arguments = {**saved.arguments, **overrides}
     missing = sorted(name for name, value in arguments.items() if value is None and name != "blocks")
@@ -193,6 +261,8 @@ def load_lara(
     except BaseException:
         adapter.detach()
         raise
+    warn_of_others(saved.config.origins, adapter.config.origins)
+    adapter.config.origins = {**saved.config.origins, **adapter.config.origins}
     return adapter
 
 
@@ -290,9 +360,7 @@ def _unwrap_peft(policy: nn.Module) -> nn.Module:
     """The model inside a PeftModel: its forward runs within the wrapper's, and it outlives merge_and_unload."""
     if not isinstance(policy, nn.Module):
         raise LaraArgumentError(f"attach_lara: policy is a {type(policy).__name__}, but an nn.Module is wanted")
-    if any(cls.__name__ == "PeftModel" for cls in type(policy).__mro__):
-        return policy.get_base_model()  # type: ignore[operator]
-    return policy
+    return unwrapped(policy)
 
 
 def _refuse_wrapped(policy: nn.Module) -> None:

@@ -16,7 +16,7 @@ from .errors import LaraArgumentError, OptimizerCoverageError
 if TYPE_CHECKING:
     from .adapter import LaraAdapter
 
-__all__ = ["CheckReport", "run_check"]
+__all__ = ["CheckReport", "check_optimizer", "run_check"]
 
 
 @dataclass
@@ -93,7 +93,7 @@ def run_check(adapter: LaraAdapter, batch: Any, optimizer: torch.optim.Optimizer
     if not adapter.attached or adapter._idle or not adapter._enabled:
         state = "detached" if not adapter.attached else "idle (both weights are 0)" if adapter._idle else "disabled"
         raise LaraArgumentError(f"lara.check: LARA is {state}, so there is nothing to check")
-    covers = None if optimizer is None else _check_optimizer(adapter, optimizer)
+    covers = None if optimizer is None else check_optimizer(adapter, optimizer)
     with _no_trace(adapter, policy):
         policy.train()
         _call(policy, batch)
@@ -145,7 +145,12 @@ def _has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool((p.grad != 0).any()) for p in module.parameters())
 
 
-def _check_optimizer(adapter: LaraAdapter, optimizer: torch.optim.Optimizer) -> bool:
+def check_optimizer(adapter: LaraAdapter, optimizer: torch.optim.Optimizer) -> bool:
+    """True if the optimizer holds every trainable LARA parameter.
+
+    Raises:
+        OptimizerCoverageError: it lacks some; the message names them.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in adapter.named_parameters() if p.requires_grad and id(p) not in held]
     if missing:

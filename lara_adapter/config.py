@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import AdapterFormatError
+from .untrusted import short
 
 __all__ = ["SCHEMA_VERSION", "LaraConfig"]
 
@@ -38,6 +39,8 @@ class LaraConfig:
         latent_width: N * D of the latent action.
         policy_family: name of the row of the policy table.
         policy_class: class name of the policy.
+        origins: "policy", "lam" and "image_encoder" as far as they came from the Hub, each {"repo_id", "revision"} with the
+            commit that was resolved.
         lara_version: version that wrote the file.
         schema_version: of the file.
     """
@@ -60,6 +63,7 @@ class LaraConfig:
     add_to_loss: bool = True
     policy_family: str = "generic"
     policy_class: str = ""
+    origins: dict[str, Any] = field(default_factory=dict)
     lara_version: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -80,7 +84,7 @@ class LaraConfig:
         """
         version = content.get("schema_version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise AdapterFormatError(f"{source} has schema_version={version!r}: no adapter of lara_adapter")
+            raise AdapterFormatError(f"{source} has schema_version={short(version)}: no adapter of lara_adapter")
         if version > SCHEMA_VERSION:
             raise AdapterFormatError(
                 f"{source} has schema_version={version}, but this lara_adapter reads up to {SCHEMA_VERSION}; upgrade it"
@@ -88,7 +92,7 @@ class LaraConfig:
         known = {item.name: item for item in fields(cls)}
         unknown = sorted(content.keys() - known.keys())
         if unknown:
-            logger.warning("%s: unknown settings ignored: %s", source, unknown)
+            logger.warning("%s: unknown settings ignored: %s", source, short(unknown))
         values = {name: value for name, value in content.items() if name in known}
         missing = sorted(
             {"layer", "depth", "blocks", "tap", "tap_kind", "hidden_width", "latent_width"} - values.keys()
@@ -99,7 +103,7 @@ class LaraConfig:
             wanted = _TYPES.get(name)
             if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
                 raise AdapterFormatError(
-                    f"{source}: {name}={value!r}, but {' or '.join(t.__name__ for t in wanted)} is wanted"
+                    f"{source}: {name}={short(value)}, but {' or '.join(t.__name__ for t in wanted)} is wanted"
                 )
         return cls(**values)
 
@@ -124,5 +128,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "add_to_loss": (bool,),
     "policy_family": (str,),
     "policy_class": (str,),
+    "origins": (dict,),
     "lara_version": (str,),
 }

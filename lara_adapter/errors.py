@@ -9,12 +9,18 @@ from __future__ import annotations
 __all__ = [
     "AdapterFormatError",
     "AttachOrderError",
+    "DatasetError",
     "FrameError",
+    "HostNotInstalled",
     "HostOutputError",
+    "HubError",
     "LaraArgumentError",
     "LaraError",
     "NonFiniteError",
     "OptimizerCoverageError",
+    "PolicySourceError",
+    "ServingError",
+    "ServingTimeout",
     "TapDetached",
     "TapNeverFired",
     "TapNotFound",
@@ -50,6 +56,10 @@ class FrameError(LaraError, ValueError):
     """The frames of a batch are missing, or have the wrong shape, dtype, range or values."""
 
 
+class DatasetError(LaraError, ValueError):
+    """A dataset or a video cannot be read: missing, damaged, of an unknown version, or not what its metadata say."""
+
+
 class TokenError(LaraError, ValueError):
     """The action token cannot be located in the tapped hidden state."""
 
@@ -68,3 +78,23 @@ class NonFiniteError(LaraError, FloatingPointError):
 
 class AdapterFormatError(LaraError, ValueError):
     """A saved adapter or latent action model is truncated, foreign, newer, or does not fit."""
+
+
+class HostNotInstalled(LaraError, ImportError):
+    """A policy's own library cannot be imported here; the message says how to install it and which version was tested."""
+
+
+class HubError(LaraError, OSError):
+    """The Hugging Face Hub cannot be reached, has not what was asked for, or does not accept what was sent."""
+
+
+class PolicySourceError(LaraError, ValueError):
+    """What was named as a policy (a folder, a Hub id, "module:callable") cannot be opened or built."""
+
+
+class ServingError(LaraError, RuntimeError):
+    """A policy server refused a request, failed at it or went away; or a message cannot be sent or read."""
+
+
+class ServingTimeout(ServingError, TimeoutError):
+    """A policy server did not answer in time."""

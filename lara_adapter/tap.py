@@ -16,7 +16,7 @@ from torch import nn
 from .errors import LaraArgumentError, TapNotFound
 from .policies import PolicySpec
 
-__all__ = ["Tap", "absolute_layer", "find_blocks", "first_tensor", "resolve_tap"]
+__all__ = ["Tap", "absolute_layer", "block_candidates", "find_blocks", "first_tensor", "resolve_tap"]
 
 # Names under which action heads keep their blocks; used only to choose among several candidates.
 _HEAD_WORDS = re.compile(r"action|dit|diffus|denois|expert|flow|noise", re.IGNORECASE)
@@ -95,21 +95,26 @@ def _is_block_list(module: nn.Module) -> bool:
     )
 
 
-def find_blocks(policy: nn.Module) -> str:
-    """Dotted path of the action head's blocks, by structure.
-
-    Candidates are the outermost lists of two or more blocks of one class that contain an attention. If there are
-    several, those whose path or owner's class names an action head (action, dit, diffusion, denoise, expert, flow,
-    noise) are preferred; nothing is guessed among equals.
-
-    Raises:
-        TapNotFound: no candidate, or several; the message lists them.
-    """
+def block_candidates(policy: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Dotted path and module of each outermost list of two or more blocks of one class that contain an attention."""
     candidates: list[tuple[str, nn.Module]] = []
     for path, module in policy.named_modules():
         inside = any(path == known or path.startswith(known + ".") for known, _ in candidates)
         if not inside and _is_block_list(module):
             candidates.append((path, module))
+    return candidates
+
+
+def find_blocks(policy: nn.Module) -> str:
+    """Dotted path of the action head's blocks, by structure.
+
+    If there are several candidates (:func:`block_candidates`), those whose path or owner's class names an action head
+    (action, dit, diffusion, denoise, expert, flow, noise) are preferred; nothing is guessed among equals.
+
+    Raises:
+        TapNotFound: no candidate, or several; the message lists them.
+    """
+    candidates = block_candidates(policy)
     if not candidates:
         raise TapNotFound(
             f"attach_lara: no list of attention blocks found in {type(policy).__name__}; "

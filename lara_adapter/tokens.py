@@ -22,6 +22,9 @@ TokenRule = str | int | Callable[[torch.Tensor, Any], torch.Tensor]
 
 NAMED_RULES = ("last_valid", "mean_valid", "last")
 
+# Batch keys that tell the length of the action chunk and its padding, the first that is there wins.
+MASK_KEY, PADDING_KEY, ACTION_KEYS = "action_mask", "action_is_pad", ("action", "actions")
+
 
 class ActionSteps(NamedTuple):
     """The action steps of a batch: `valid` [B, T] bool, True where a step is not padding."""
@@ -52,17 +55,17 @@ def action_steps(batch: Mapping[str, Any]) -> ActionSteps | None:
     Raises:
         TokenError: one of them has another shape.
     """
-    mask = batch.get("action_mask")
+    mask = batch.get(MASK_KEY)
     if isinstance(mask, torch.Tensor):
         if mask.ndim not in (2, 3):
             raise TokenError(f"action_mask has shape {list(mask.shape)}, but [B, T] or [B, T, A] is wanted")
         return ActionSteps((mask != 0).any(-1) if mask.ndim == 3 else mask != 0)
-    padding = batch.get("action_is_pad")
+    padding = batch.get(PADDING_KEY)
     if isinstance(padding, torch.Tensor):
         if padding.ndim != 2:
             raise TokenError(f"action_is_pad has shape {list(padding.shape)}, but [B, T] is wanted")
         return ActionSteps(~padding.bool())
-    for key in ("action", "actions"):
+    for key in ACTION_KEYS:
         action = batch.get(key)
         if isinstance(action, torch.Tensor):
             if action.ndim != 3:

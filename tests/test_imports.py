@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lara_adapter"
 HOSTS = ("transformers", "peft", "accelerate", "lerobot", "gr00t", "openpi", "jax", "diffusers", "lpips",
-         "vector_quantize_pytorch", "matplotlib", "av", "tyro")  # fmt: skip
+         "vector_quantize_pytorch", "matplotlib", "av", "tyro", "zmq", "msgpack")  # fmt: skip
 
 
 def test_importing_drags_in_no_host_and_no_extra():

@@ -33,6 +33,8 @@ def test_the_wheel_holds_every_module(tmp_path):
         found = {name for name in archive.namelist() if name.endswith(".py")}
         assert "lara_adapter/py.typed" in archive.namelist()
         metadata = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+        scripts = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
+    assert "lara = lara_adapter.cli:main" in scripts
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "lara_adapter").rglob("*.py")}
     wanted |= {f"lara_adapter/{path.relative_to(ROOT)}" for path in (ROOT / "integrations").rglob("*.py")}
     assert found == wanted

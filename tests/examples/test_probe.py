@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quickstart_eval import wilson_interval
 from quickstart_probe import r2_interval, ridge_probe
+
+from lara_adapter.evaluation import wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -12,22 +12,6 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-@pytest.fixture(scope="session")
-def gl() -> str:
-    pytest.importorskip("metaworld", reason="Meta-World is not installed (extra demo)")
-    from metaworld_sim import GLMissing, find_gl
-
-    before = os.environ.get("MUJOCO_GL")
-    try:
-        return find_gl(install=False)
-    except GLMissing as problem:
-        pytest.skip(f"no OpenGL: {str(problem).splitlines()[0]}")
-    finally:
-        os.environ.pop("MUJOCO_GL", None)
-        if before is not None:
-            os.environ["MUJOCO_GL"] = before
-
-
 def run_quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))
     return subprocess.run(

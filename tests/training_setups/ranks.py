@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from torch import distributed as dist
 
 WORLD = 2
 PATIENCE = 120  # seconds a function may take
+PATIENCE_AFTER_FAILURE = 5  # seconds the other rank has to report, once one has raised
 
 
 class RankError(Exception):
@@ -43,9 +45,11 @@ def _serve(rank: int, pipe: Any) -> None:
             result = False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         # plain bytes: torch's own way of sending tensors shares file descriptors and can wait for ever (torch 2.7)
         pipe.send_bytes(pickle.dumps(result))
-        if result[0]:
-            # a rank that closes its sockets while the other still talks can make gloo abort that process (torch 2.7)
-            dist.barrier()
+        # A rank that closes its sockets while the other still talks can make gloo abort that process (torch 2.7): after
+        # a success both part together; after a failure the sockets stay open until run_ranks kills both processes.
+        if not result[0]:
+            continue
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -67,13 +71,21 @@ class _Pool:
             cls.pipes.append(ours)
 
     @classmethod
-    def stop(cls) -> None:
+    def stop(cls) -> list[int | None]:
+        """Kill the ranks; their exit codes, where they ended by themselves."""
+        codes = [process.exitcode for process in cls.processes]
         for process in cls.processes:
             process.kill()
         cls.processes, cls.pipes = [], []
+        return codes
 
 
 atexit.register(_Pool.stop)
+
+
+def restart_ranks() -> None:
+    """Have the next function run in fresh processes: DeepSpeed keeps process groups in globals of its modules."""
+    _Pool.stop()
 
 
 def run_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -83,21 +95,29 @@ def run_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
         RankError: it raised somewhere, or took longer than two minutes.
     """
     _Pool.start()
+    results: dict[int, tuple[bool, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        results = []
         try:
             for pipe in _Pool.pipes:
                 pipe.send((function, args, folder))
-            for pipe in _Pool.pipes:
-                if not pipe.poll(PATIENCE):
+            while len(results) < WORLD:
+                waiting = [pipe for rank, pipe in enumerate(_Pool.pipes) if rank not in results]
+                failed = any(not good for good, _ in results.values())
+                ready = wait(waiting, timeout=PATIENCE_AFTER_FAILURE if failed else PATIENCE)
+                if not ready and failed:
+                    break  # the other rank waits for the one that raised
+                if not ready:
                     raise RankError(f"{function.__name__} took longer than {PATIENCE} s on a rank")
-                results.append(pickle.loads(pipe.recv_bytes()))
+                for pipe in ready:
+                    results[_Pool.pipes.index(pipe)] = pickle.loads(pipe.recv_bytes())
         except (EOFError, OSError, RankError) as error:
-            codes = [process.exitcode for process in _Pool.processes]
-            _Pool.stop()
-            raise RankError(f"{function.__name__}: {type(error).__name__} {error}; exit codes {codes}") from error
-    for good, value in results:
+            codes = _Pool.stop()
+            failures = "".join(f"\n{value}" for good, value in results.values() if not good)
+            raise RankError(
+                f"{function.__name__}: {type(error).__name__} {error}; exit codes {codes}{failures}"
+            ) from error
+    for good, value in results.values():
         if not good:
             _Pool.stop()  # a rank that failed in a collective leaves the other in an unknown state
             raise RankError(value)
-    return [value for _, value in results]
+    return [results[rank][1] for rank in range(WORLD)]

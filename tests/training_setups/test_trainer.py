@@ -15,7 +15,7 @@ from lara_adapter.schedules import Warmup
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from lara_adapter.integrations.trainer import LaraCallback  # noqa: E402
+from lara_adapter.integrations.trainer import LaraCallback, LaraTrainerMixin  # noqa: E402
 from transformers import Trainer, TrainingArguments  # noqa: E402
 
 
@@ -227,3 +227,52 @@ def test_bf16(bf16, tmp_path):
     trainer.train()
     assert lara.projector[0].weight.dtype == torch.float32
     assert lara.metrics()["align_loss"] > 0
+
+
+def with_lora(policy):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(policy, peft.LoraConfig(r=2, target_modules=["mlp.0", "mlp.2"]))
+
+
+def lora_run(folder, steps):
+    torch.manual_seed(0)
+    policy = with_lora(Host().train())
+    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=1))
+    lara = attach_lara(policy, lam, align_weight=0.3, lam_weight=0.2)
+    trainer = trainer_of(policy, folder, save_strategy="steps", save_steps=2, max_steps=steps)
+    LaraCallback.add_to(trainer, lara)
+    return trainer, lara
+
+
+def test_a_peft_run_resumes_with_projector_and_lam(tmp_path):
+    """Of a PeftModel the Trainer saves the LoRA weights alone; LARA's come back from its folder in the checkpoint."""
+    whole, lara = lora_run(tmp_path, 4)
+    whole.train()
+    resumed, again = lora_run(tmp_path, 4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    after = whole.model.state_dict()
+    assert any("lora_B" in name and bool(tensor.any()) for name, tensor in after.items())
+    assert all(torch.equal(tensor, after[name]) for name, tensor in resumed.model.state_dict().items())
+    assert again.step == lara.step == 4
+
+
+@pytest.mark.parametrize("rate", [None, 1e-4])
+def test_the_lam_can_have_a_learning_rate_of_its_own(rate, tmp_path):
+    policy, lara = build()
+
+    class WithLara(LaraTrainerMixin, Trainer):
+        lam_lr = rate
+
+    arguments = trainer_of(policy, tmp_path).args
+    trainer = WithLara(policy, arguments, train_dataset=Rows(), data_collator=collate)
+    trainer.train()
+    of_lam = {id(p) for p in lara.lam.parameters()}
+    rates = {
+        (id(p) in of_lam, round(group["initial_lr"], 8))
+        for group in trainer.optimizer.param_groups
+        for p in group["params"]
+    }
+    assert rates == {(False, 1e-2), (True, rate or 1e-2)}
+    held = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert len(held) == len(set(held)) == sum(p.requires_grad for p in policy.parameters())

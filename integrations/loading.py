@@ -1,0 +1,271 @@
+"""Open a policy by name, to look at it or to serve it: a checkpoint of a known host, or a function of yours.
+
+Tested with NVIDIA Isaac GR00T N1.6 (transformers 4.51.3) and LeRobot 0.6.1 (transformers 5.5.4).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from lara_adapter import AdapterFormatError, HostNotInstalled, PolicySourceError
+from lara_adapter.files import read_json
+
+from .skeleton import skeleton
+
+__all__ = ["GR00T_INSTALL", "LEROBOT_INSTALL", "Found", "attempt", "call_named", "identify", "open_policy"]
+
+logger = logging.getLogger(__name__)
+
+# a drive letter ("C:\\policy") is no module
+_NAMED = re.compile(r"(?P<module>.{2,}):(?P<name>[A-Za-z_][\w.]*)")
+
+# transformers' model_type of a GR00T checkpoint -> the module that registers it
+_GR00T = {
+    "gr00t_n1_5": "gr00t.model.gr00t_n1",
+    "Gr00tN1d6": "gr00t.model.gr00t_n1d6.gr00t_n1d6",
+    "Gr00tN1d7": "gr00t.model.gr00t_n1d7.gr00t_n1d7",
+}
+GR00T_INSTALL = (
+    "git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T, install it as its README says (or put the checkout "
+    "on PYTHONPATH), and pip install lara-adapter into the same environment; tested with N1.6, Python 3.10, torch 2.7.1, "
+    "transformers 4.51.3"
+)
+LEROBOT_INSTALL = "pip install 'lerobot[groot,pi,smolvla,multi-task-dit]==0.6.1', the version it was tested with"
+
+
+def open_policy(source: str | os.PathLike[str], *, weights: bool = False) -> nn.Module:
+    """Build the policy that `source` names.
+
+    Args:
+        source: one of
+            - a folder with the `config.json` of a GR00T checkpoint (transformers' model_type Gr00tN1d6, Gr00tN1d7 or
+              gr00t_n1_5) or of a LeRobot policy ("type");
+            - the Hub id "user/name" of such a checkpoint;
+            - "package.module:callable" or "path/to/file.py:callable": what the callable returns, called without
+              arguments. The current folder can be imported from, and the file's own folder. It runs that code.
+        weights: load the weights of a checkpoint. False: only `config.json` is read or downloaded, and the policy's
+            parameters are on the meta device: for looking at, not for running. Hosts that fetch their backbone while
+            they are built still do so. A callable decides itself.
+
+    Returns:
+        The policy, as its host builds it.
+
+    Raises:
+        PolicySourceError: there is no such folder, repository, file or callable, or the policy cannot be built.
+        HostNotInstalled: the checkpoint's library cannot be imported.
+    """
+    text = os.fspath(source)
+    found = identify(text)
+    if found.host == "callable":
+        policy = call_named(text)
+        if not isinstance(policy, nn.Module):
+            raise PolicySourceError(f"{text} returned a {type(policy).__name__}, but an nn.Module is wanted")
+        return policy
+    if found.host == "gr00t":
+        return _open_gr00t(text, found.folder, found.kind, weights)
+    return _open_lerobot(text, found.folder, weights)
+
+
+class Found(NamedTuple):
+    """What a source is: "callable", or a checkpoint of "gr00t" or "lerobot" with its kind and where its config is."""
+
+    host: str
+    kind: str = ""
+    folder: Path = Path()
+
+
+def identify(source: str) -> Found:
+    """Tell what `source` names, without building anything; of a repository only `config.json` is downloaded.
+
+    Raises:
+        PolicySourceError: it is neither a checkpoint of a known host nor "module:callable".
+    """
+    if _NAMED.fullmatch(source):
+        return Found("callable")
+    config_file = _find_config(source)
+    try:
+        config = read_json(config_file)
+    except AdapterFormatError as error:
+        raise PolicySourceError(f"{source}: {error}") from error
+    kind = config.get("model_type")
+    if kind in _GR00T:
+        return Found("gr00t", str(kind), config_file.parent)
+    if isinstance(config.get("type"), str):
+        return Found("lerobot", config["type"], config_file.parent)
+    raise PolicySourceError(
+        f'{source}: its config.json has model_type={kind!r} and no "type", but a GR00T checkpoint (model_type one of '
+        f'{", ".join(_GR00T)}) or a LeRobot policy ("type") is wanted. For any other policy give a function that returns '
+        "it: package.module:function or path/to/file.py:function"
+    )
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def _find_config(source: str) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            there = sorted(entry.name for entry in folder.iterdir())[:10]
+            raise PolicySourceError(f"the folder {source} has no config.json; it has {there}")
+        return folder / "config.json"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise PolicySourceError(
+            f"{source!r} is no folder here; wanted is a folder with config.json, a Hub id user/name, or "
+            "package.module:callable"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, "config.json"))
+    # the Hub's errors all derive from one of these, in 0.x and in 1.x
+    except (OSError, ValueError) as error:
+        raise PolicySourceError(
+            f"{source!r} is no folder here, and the Hub gave {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _open_gr00t(source: str, folder: Path, kind: str, weights: bool) -> nn.Module:
+    try:
+        importlib.import_module(_GR00T[kind])
+        from transformers import AutoConfig, AutoModel
+    except ImportError as error:
+        raise HostNotInstalled(
+            f"{source} is a {kind} checkpoint, and {_GR00T[kind]} cannot be imported here ({_first_line(error)}): "
+            f"{GR00T_INSTALL}"
+        ) from error
+    if weights:
+        return attempt(source, lambda: AutoModel.from_pretrained(source, use_safetensors=True))
+    config = attempt(source, lambda: AutoConfig.from_pretrained(folder))
+    # N1.5's class wants to know where it is loaded from
+    more = {"local_model_path": str(folder)} if kind == "gr00t_n1_5" else {}
+    return _build(source, lambda: AutoModel.from_config(config, **more))
+
+
+def _open_lerobot(source: str, folder: Path, weights: bool) -> nn.Module:
+    try:
+        importlib.import_module("lerobot.policies")  # registers the configuration classes of its policies
+        from lerobot.configs.policies import PreTrainedConfig
+        from lerobot.policies.factory import get_policy_class
+        from lerobot.utils.import_utils import register_third_party_plugins
+    except ImportError as error:
+        raise HostNotInstalled(
+            f"{source} is a LeRobot policy, and lerobot cannot be imported here ({_first_line(error)}): {LEROBOT_INSTALL}"
+        ) from error
+    register_third_party_plugins()  # as its own programs do: policies of installed plug-ins
+    config = attempt(source, lambda: PreTrainedConfig.from_pretrained(folder))
+    try:
+        policy_class = get_policy_class(config.type)
+    except ImportError as error:
+        raise HostNotInstalled(
+            f"{source} is a LeRobot policy of type {config.type!r}, whose parts are not all installed "
+            f"({_first_line(error)}): {LEROBOT_INSTALL}"
+        ) from error
+    if weights:
+        return attempt(source, lambda: policy_class.from_pretrained(source, config=config))
+    config.device = "cpu"
+    return _build(source, lambda: policy_class(config))
+
+
+def _build(source: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """Build without memory for the parameters, or else with it."""
+    try:
+        with skeleton():
+            return make()
+    except (OSError, ImportError) as error:  # a file or a package is missing: with memory it would be no better
+        raise _cannot_open(source, error) from error
+    except Exception as error:  # whatever a host's constructor does with its parameters
+        logger.warning(
+            "%s cannot be built on the meta device (%s: %s); building it on the CPU with random weights",
+            source,
+            type(error).__name__,
+            _first_line(error),
+        )
+    return attempt(source, make)
+
+
+def attempt(source: str, make: Callable[[], Any]) -> Any:
+    """Call foreign code under our error, which keeps the original as its cause.
+
+    Raises:
+        PolicySourceError: it failed.
+    """
+    try:
+        return make()
+    except Exception as error:
+        raise _cannot_open(source, error) from error
+
+
+def _cannot_open(source: str, error: Exception) -> PolicySourceError:
+    return PolicySourceError(f"{source} cannot be opened: {type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------------- functions of the user's
+
+
+def call_named(source: str) -> Any:
+    """What the callable returns that "package.module:callable" or "path/to/file.py:callable" names; an nn.Module itself.
+
+    Raises:
+        PolicySourceError: there is no such callable, or it fails.
+    """
+    named = _NAMED.fullmatch(source)
+    if named is None:
+        raise PolicySourceError(f"{source!r} is not of the form package.module:callable or path/to/file.py:callable")
+    module, name = named["module"], named["name"]
+    found: Any = attempt(source, lambda: _import_file(Path(module)) if module.endswith(".py") else _import(module))
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise PolicySourceError(f"{source}: {module} has no {name!r}")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise PolicySourceError(f"{source}: {name} is a {type(found).__name__}, but a callable is wanted")
+    return attempt(source, found)
+
+
+def _import(name: str) -> ModuleType:
+    # a console script has its own folder on sys.path, not the one it is called from
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return importlib.import_module(name)
+
+
+def _import_file(path: Path) -> ModuleType:
+    path = path.expanduser().resolve()
+    known = sys.modules.get(path.stem)
+    if known is not None:
+        if Path(getattr(known, "__file__", None) or "").resolve() == path:
+            return known
+        raise ImportError(f"a module named {path.stem!r} is imported already, from elsewhere; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ImportError(f"{path} is no Python file")
+    if str(path.parent) not in sys.path:
+        # its neighbours can be imported, as with `python file.py`; last, so that none of them shadows an installed module
+        sys.path.append(str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickle look classes up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
