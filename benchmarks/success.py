@@ -1,8 +1,16 @@
 """Does LARA make policies succeed more often? Meta-World, few demonstrations, paired seeds.
 
     pip install -e ".[demo,train]"
-    python benchmarks/success.py --seeds 0 1 2 3 4 5 6 7       # resumable; rows are appended as they come
-    python benchmarks/success_report.py                        # tables and picture of the rows that are there
+    python benchmarks/success.py                               # resumable; rows are appended as they come
+    python benchmarks/success.py --stages ablations cosine_depth --regimes distractors --seeds 0 1 2
+    python benchmarks/success_report.py                        # tables and pictures of the rows that are there
+
+The first command is the first stage: two tasks, ten demonstrations, the main arms (benchmarks/success_arms.py), eight
+seeds, with distractors and without: hours on two cores. What follows it, one command each, into files of their own:
+
+    for n in 3 30; do python benchmarks/success.py --demos $n --rows benchmarks/results/success/rows-$n.jsonl; done
+    python benchmarks/success.py --tasks button-press-topdown drawer-open door-open window-open hammer peg-insert-side \\
+        --seeds 0 1 2 3 4 5 6 7 8 9 10 11 --rows benchmarks/results/success/rows-6-tasks.jsonl
 
 Fixed before the first run: the primary endpoint is the success rate of `contrastive` minus that of `dit_only`, distractors,
 10 demonstrations a task, mean over tasks, paired over seeds; the paper's comparison, `cosine` minus `dit_only`, is the
@@ -17,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import sys
 from importlib.metadata import version
@@ -36,27 +43,11 @@ from quickstart_eval import closed_loop  # noqa: E402
 from quickstart_probe import examine_lam  # noqa: E402
 from quickstart_stages import Job, Progress, run_jobs  # noqa: E402
 from quickstart_train import continue_lam, pretrain_lam, train_policy  # noqa: E402
+from success_arms import ARMS, CONTROL, STAGES, Arm  # noqa: E402
+from success_rows import ROWS, append_row, read_rows  # noqa: E402
 
 from lara_adapter import LatentActionConfig, LatentActionModel, __version__  # noqa: E402
 from lara_adapter.files import read_json  # noqa: E402
-
-ROWS = ROOT / "benchmarks" / "results" / "success" / "rows.jsonl"
-W = {"align_weight": 0.1, "lam_weight": 0.1}
-
-# what attach_lara gets; None: no LARA
-ARMS: dict[str, dict[str, Any] | None] = {
-    "dit_only": None,
-    "frozen": {**W, "train_lam": False},
-    "frozen_random": {**W, "train_lam": False},  # with a LAM that never learnt: regularisation, or content?
-    "paper": {"align_weight": 0.01, "lam_weight": 0.01},
-    "cosine": W,
-    "contrastive": {**W, "alignment": "contrastive"},
-    "contrastive_0.3": {**W, "alignment": "contrastive", "lam_grad_scale": 0.3},
-    "cosine_0.3": {**W, "lam_grad_scale": 0.3},
-    "cosine_0": {**W, "lam_grad_scale": 0.0},
-}
-CONTROL = "control"  # no policy: the LAM trained on for as many steps without alignment
-MAIN = ("dit_only", "frozen", "frozen_random", "paper", "cosine", "contrastive", "contrastive_0.3", CONTROL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +56,10 @@ class Settings:
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     regimes: tuple[Literal["distractors", "clean"], ...] = ("distractors", "clean")
-    arms: tuple[str, ...] = MAIN
+    stages: tuple[Literal["main", "gradient", "ablations", "cosine_depth"], ...] = ("main",)
+    """Groups of arms."""
+    arms: tuple[str, ...] = ()
+    """Single arms, in the place of groups."""
     tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open")
     demos: int = 10
     """Demonstrations per task."""
@@ -87,8 +81,18 @@ class Settings:
 
     def same(self) -> dict[str, Any]:
         """Those settings that a row depends on, beside its regime, seed and arm."""
-        left_out = ("seeds", "regimes", "arms", "workers", "cache", "rows")
+        left_out = ("seeds", "regimes", "stages", "arms", "workers", "cache", "rows")
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the arms to run."""
+        return self.arms or tuple(name for stage in self.stages for name in STAGES[stage])
+
+
+def world_of(arm: Arm) -> dict[str, Any]:
+    """What an arm changes of the jobs' defaults; nothing for most, so that they keep the names of their results."""
+    changed = {"gap": arm.gap, "video": arm.video}
+    return {key: value for key, value in changed.items() if value != getattr(Arm(None), key)}
 
 
 def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> None:
@@ -98,25 +102,9 @@ def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> No
     progress(1)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that are there; a last line cut short by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row, on the disk before it returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut_short = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    with path.open("a") as stream:
-        stream.write(("\n" if cut_short else "") + json.dumps(row, sort_keys=True) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+def _key(world: dict[str, Any]) -> str:
+    """Name what a LAM was pretrained with, beside the defaults."""
+    return " ".join(f"{key}{value}" for key, value in world.items())
 
 
 def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> list[dict[str, Any]]:
@@ -135,18 +123,24 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
         "record",
         [Job(f"record-{task}", collect, {"task": task, **recording}, sum(counts.values())) for task in s.tasks],
     )
-    before = Job("lam-before", pretrain_lam, {"data": data, "steps": s.lam_steps, **training}, s.lam_steps)
     random = Job("lam-random", random_lam, {"steps": s.lam_steps, "seed": seed}, 1)
-    lams = dict(zip(("before", "random"), (path / "lam" for path in stage("LAM", [before, random]))))
+    pretraining = {"data": data, "steps": s.lam_steps, **training}
+    worlds = {arm: {} if arm == CONTROL else world_of(ARMS[arm]) for arm in arms}
+    of_video = {
+        key: Job("-".join(["lam-before", *key.split()]), pretrain_lam, {**pretraining, **world}, s.lam_steps)
+        for key, world in {"": {}, **{_key(world): world for world in worlds.values()}}.items()
+    }
+    made = stage("LAM", [*of_video.values(), random])
+    before, random_folder = {key: path / "lam" for key, path in zip(of_video, made)}, made[-1] / "lam"
     jobs = []
     for arm in arms:
         given = {"data": data, "steps": s.policy_steps, **training}
         if arm == CONTROL:
-            jobs.append(Job("lam-control", continue_lam, {**given, "lam": lams["before"]}, s.policy_steps))
+            jobs.append(Job("lam-control", continue_lam, {**given, "lam": before[""]}, s.policy_steps))
             continue
-        options = ARMS[arm]
-        lam = None if options is None else lams["random" if arm == "frozen_random" else "before"]
-        given |= {"lam": lam, "lara_options": options, "execute": s.execute}
+        lam = random_folder if ARMS[arm].lam == "random" else before[_key(worlds[arm])]
+        given |= {"lam": None if ARMS[arm].options is None else lam, "lara_options": ARMS[arm].options}
+        given |= {"execute": s.execute, **{key: value for key, value in worlds[arm].items() if key == "gap"}}
         jobs.append(Job(f"policy-{arm}", train_policy, given, s.policy_steps))
     trained = dict(zip(arms, stage("train", jobs)))
 
@@ -161,14 +155,20 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
             for index, task in enumerate(s.tasks)
         ],
     )
-    asked = {"before": lams["before"], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
+    asked = {"before": before[""], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
+
+    def gap_of(name: str) -> dict[str, Any]:
+        return {key: value for key, value in worlds.get(name, {}).items() if key == "gap"}
+
     probes = dict(
         zip(
             asked,
             stage(
                 "probe",
                 [
-                    Job(f"probe-{name}", examine_lam, {"data": data, "lam": lam, "shown": 1, **world}, 1)
+                    Job(
+                        f"probe-{name}", examine_lam, {"data": data, "lam": lam, "shown": 1, **world, **gap_of(name)}, 1
+                    )
                     for name, lam in asked.items()
                 ],
             ),
@@ -212,7 +212,7 @@ def main() -> int:
                 for row in read_rows(settings.rows)
                 if row["seed"] == seed and row["regime"] == regime and row["settings"] == same
             }
-            missing = [arm for arm in settings.arms if arm not in there]
+            missing = [arm for arm in settings.wanted() if arm not in there]
             if not missing:
                 continue
             for row in run_seed(settings, regime, seed, missing):

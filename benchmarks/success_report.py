@@ -1,6 +1,6 @@
-"""Tables and a picture of benchmarks/success.py's rows.
+"""Tables and pictures of benchmarks/success.py's rows.
 
-    python benchmarks/success_report.py        # benchmarks/results/success/rows.jsonl -> summary.json, success.png
+    python benchmarks/success_report.py        # results/success/rows.jsonl -> summary.json, success.png, ablations.png
 
 What is resampled: differences to another arm are paired over seeds. Their t interval has seeds - 1 degrees of freedom; the
 bootstrap draws seeds, and within each seed and task episodes (the same episodes for both arms, which had the same starts).
@@ -9,7 +9,6 @@ bootstrap draws seeds, and within each seed and task episodes (the same episodes
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections import defaultdict
@@ -21,19 +20,23 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+for folder in (ROOT, ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+
+import success_pictures  # noqa: E402
+from success_arms import ARMS, BASE, CONTROL, DEFAULTS, STAGES  # noqa: E402
+from success_rows import ROWS, Row, read_rows  # noqa: E402
 
 from lara_adapter.files import write_json  # noqa: E402
 
-FOLDER = ROOT / "benchmarks" / "results" / "success"
 PRIMARY = ("contrastive", "dit_only")
 # two-sided 97.5 % quantiles of Student's t by degrees of freedom
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
-Rows = dict[tuple[int, str], dict[str, Any]]  # by seed and arm, of one regime and one set of settings
+Rows = dict[tuple[int, str], Row]  # by seed and arm, of one regime and one set of settings
 
 
-def groups_of(rows: list[dict[str, Any]]) -> dict[str, Rows]:
+def groups_of(rows: list[Row]) -> dict[str, Rows]:
     """Rows by regime and number of demonstrations; other settings must be one set within each."""
     groups: dict[str, Rows] = defaultdict(dict)
     seen: dict[str, Any] = {}
@@ -45,7 +48,7 @@ def groups_of(rows: list[dict[str, Any]]) -> dict[str, Rows]:
     return dict(groups)
 
 
-def solved(row: dict[str, Any]) -> np.ndarray:
+def solved(row: Row) -> np.ndarray:
     """[tasks, episodes] of 0 and 1."""
     return np.array([[int(x) for x in outcome] for outcome in row["solved"].values()])
 
@@ -74,7 +77,7 @@ def bootstrap(first: list[np.ndarray], second: list[np.ndarray], draws: int = 40
     return float(low), float(high)
 
 
-def compare(rows: Rows, arm: str, base: str, value: Callable[[dict[str, Any]], float | None]) -> dict[str, Any] | None:
+def compare(rows: Rows, arm: str, base: str, value: Callable[[Row], float | None]) -> dict[str, Any] | None:
     """The paired difference of a number between two arms, over the seeds that have both."""
     pairs = []
     for seed in sorted({seed for seed, _ in rows}):
@@ -87,17 +90,17 @@ def compare(rows: Rows, arm: str, base: str, value: Callable[[dict[str, Any]], f
     return {"mean": mean(pairs), "t": t_interval(pairs), "seeds": len(pairs)}
 
 
-def success_of(row: dict[str, Any]) -> float | None:
+def success_of(row: Row) -> float | None:
     """Success rate, mean over tasks."""
     return float(solved(row).mean()) if "solved" in row else None
 
 
-def probe_of(row: dict[str, Any]) -> float | None:
+def probe_of(row: Row) -> float | None:
     """R^2 of the linear probe of its LAM."""
     return row["lam"]["r2"] if "lam" in row else None
 
 
-def error_of(row: dict[str, Any]) -> float | None:
+def error_of(row: Row) -> float | None:
     """Held-out action error."""
     return row.get("action_error")
 
@@ -124,10 +127,47 @@ def summarise(rows: Rows) -> dict[str, Any]:
                 )
                 entry["success_gain"] = {**difference, "bootstrap": interval}
             entry["error_gain"] = compare(rows, arm, "dit_only", error_of)
-        if arm not in ("before", "control", "dit_only") and "lam" in own[0]:
-            entry["probe_gain"] = compare(rows, arm, "control", probe_of)
+        if arm not in ("before", CONTROL, "dit_only") and "lam" in own[0]:
+            entry["probe_gain"] = compare(rows, arm, CONTROL, probe_of)
+        if is_ablation(arm):
+            base = "cosine" if arm in STAGES["cosine_depth"] else BASE
+            measures = {"success": success_of, "action_error": error_of, "r2": probe_of}
+            entry["change"] = {name: compare(rows, arm, base, measure) for name, measure in measures.items()}
         summary[arm] = entry
     return summary
+
+
+def is_ablation(arm: str) -> bool:
+    """Whether an arm is a change of one knob."""
+    return arm in STAGES["ablations"] or arm in STAGES["cosine_depth"]
+
+
+def points_of(rows: Rows) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Measure -> knob -> value -> numbers of the seeds that have every arm of that knob and the unchanged one."""
+    measures = {"probe R2": probe_of, "action error": error_of, "success": success_of}
+    points: dict[str, dict[str, dict[str, list[float]]]] = {name: defaultdict(dict) for name in measures}
+    for knob in (*DEFAULTS, "cosine, layer"):
+        base = "cosine" if knob == "cosine, layer" else BASE
+        default = DEFAULTS[knob.removeprefix("cosine, ")]
+        arms = {default: base, **{arm.rpartition("=")[2]: arm for arm in ARMS if arm.rpartition("=")[0] == knob}}
+        seeds = sorted(set.intersection(*({seed for seed, name in rows if name == arm} for arm in arms.values())))
+        for name, measure in measures.items():
+            for value, arm in arms.items() if seeds else ():
+                points[name][knob][value] = [measure(rows[seed, arm]) for seed in seeds]  # type: ignore[misc]
+    return {name: dict(found) for name, found in points.items()}
+
+
+def references(rows: Rows) -> dict[str, float]:
+    """What needs no LARA, over the seeds of the ablations: DiT-only policies, and the control LAM."""
+    seeds = {seed for seed, arm in rows if is_ablation(arm)}
+    policy = [rows[seed, "dit_only"] for seed in seeds if (seed, "dit_only") in rows]
+    lam = [rows[seed, CONTROL] for seed in seeds if (seed, CONTROL) in rows]
+    found = {
+        "probe R2": [probe_of(row) for row in lam],
+        "action error": [error_of(row) for row in policy],
+        "success": [success_of(row) for row in policy],
+    }
+    return {name: mean(values) for name, values in found.items() if values}  # type: ignore[type-var, misc]
 
 
 def _gain(gain: dict[str, Any] | None, scale: float, digits: int) -> str:
@@ -141,14 +181,34 @@ def _range(interval: tuple[float, float], scale: float, digits: int) -> str:
     return " to ".join(f"{scale * end:+.{digits}f}" for end in interval)
 
 
+def ablation_table(summary: dict[str, Any]) -> str:
+    """The ablations in Markdown, each against the arm that it changes, all else equal; empty where there are none."""
+    head = ("changed", "seeds", "probe R2, change (t, 95 %)", "action error, change", "success, points")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for arm, entry in summary.items():
+        change = entry.get("change")
+        if change and change["action_error"]:
+            cells = [
+                arm,
+                str(change["action_error"]["seeds"]),
+                _gain(change["r2"], 1, 2),
+                _gain(change["action_error"], 1, 4),
+                _gain(change["success"], 100, 1),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def table(summary: dict[str, Any]) -> str:
-    """The summary in Markdown."""
+    """The main arms in Markdown."""
     head = (
         "arm", "seeds", "success", "gain over dit_only, points (t, 95 %)", "bootstrap", "action error", "probe R2",
         "over control (t, 95 %)", "codes", "mean direction",
     )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm, entry in summary.items():
+        if is_ablation(arm):
+            continue
         gain = entry.get("success_gain")
         cells = [
             arm,
@@ -184,49 +244,28 @@ def power(rows: Rows) -> str:
     )
 
 
-def picture(groups: dict[str, dict[str, Any]], path: Path) -> None:
-    """Gain in success and in the probe, with t intervals, per regime."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(len(groups), 2, figsize=(11, 0.6 + 2.7 * len(groups)), squeeze=False, sharex="col")
-    for row, (name, summary) in zip(axes, groups.items()):
-        for axis, key, scale, title in (
-            (row[0], "success_gain", 100, "success over DiT-only, points"),
-            (row[1], "probe_gain", 1, "probe R2 over the control LAM"),
-        ):
-            arms = [arm for arm, entry in summary.items() if entry.get(key)]
-            for height, arm in enumerate(reversed(arms)):
-                gain = summary[arm][key]
-                if gain["t"]:
-                    axis.plot([scale * end for end in gain["t"]], [height, height], color="C0", lw=2)
-                axis.plot(scale * gain["mean"], height, "o", color="C0")
-            axis.set_yticks(range(len(arms)), list(reversed(arms)))
-            axis.axvline(0, color="0.6", lw=1)
-            seeds = max((entry["seeds"] for entry in summary.values()), default=0)
-            axis.set_title(f"{name}, {seeds} seeds: {title}", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def main() -> int:
     """Read, summarise, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=FOLDER / "rows.jsonl")
-    parser.add_argument("--out", type=Path, help="folder of summary.json and success.png; default: beside the rows")
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--out", type=Path, help="folder of summary.json and pictures; default: beside the rows")
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines() if line.endswith("}")]
-    groups = groups_of(rows)
+    groups = groups_of(read_rows(arguments.rows))
+    if not groups:
+        sys.stderr.write(f"{arguments.rows} holds no row: run benchmarks/success.py first\n")
+        return 1
     summaries = {name: summarise(group) for name, group in groups.items()}
     out = arguments.out or arguments.rows.parent
     write_json(out / "summary.json", summaries)
-    picture(summaries, out / "success.png")
+    main_arms = (*STAGES["main"], *STAGES["gradient"])
+    success_pictures.gains(summaries, main_arms, out / "success.png")
     for name, summary in summaries.items():
         print(f"### {name}\n\n{table(summary)}\n\n{power(groups[name])}\n")
-    print(f"written: {out}/summary.json, {out}/success.png")
+        changed = ablation_table(summary)
+        if changed:
+            print(f"{changed}\n")
+            success_pictures.ablations(points_of(groups[name]), references(groups[name]), out / "ablations.png")
+    print(f"written: summary.json and pictures in {out}")
     return 0
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -131,6 +132,7 @@ def smoke_arguments(folder: Path) -> list[str]:
             time.sleep(0.2)
     elif not (folder / "ready").exists():
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "demonstrations", ignore_errors=True)  # of a run that was stopped in here
         gr00t_tiny.write_demonstrations(folder / "demonstrations")
         modality = gr00t_tiny.write_modality_config(folder / "tiny_modality.py")
         gr00t_tiny.import_file(modality)

@@ -64,26 +64,32 @@ def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, in
 
 def _table(episodes: list[metaworld_sim.Episode]) -> Table:
     """Lay episodes out in rows, one per kept frame; `future` points to the row HORIZON steps later, or to itself."""
-    parts: dict[str, list[Any]] = {key: [] for key in ("frame", "state", "action", "action_mask", "future", "episode")}
-    ahead, first = HORIZON // metaworld_sim.FRAME_SKIP, 0
+    parts: dict[str, list[Any]] = {key: [] for key in ("frame", "state", "action", "action_mask", "episode")}
     for number, episode in enumerate(episodes):
         kept = np.arange(0, len(episode.actions), metaworld_sim.FRAME_SKIP)
         steps = kept[:, None] + np.arange(HORIZON)
         real = steps < len(episode.actions)
-        row = np.arange(len(kept))
         parts["frame"].append(episode.frames)
         parts["state"].append(episode.states[kept])
         parts["action"].append(episode.actions[np.where(real, steps, 0)] * real[..., None])
         parts["action_mask"].append(np.broadcast_to(real[..., None], (*real.shape, episode.actions.shape[1])))
-        parts["future"].append(first + np.where(row + ahead < len(kept), row + ahead, row))
         parts["episode"].append(np.full(len(kept), number))
-        first += len(kept)
     table = {key: torch.from_numpy(np.concatenate(value)) for key, value in parts.items()}
     table["action_mask"] = table["action_mask"].float()
+    table["future"] = _rows_ahead(table["episode"], HORIZON)
     return table
 
 
-def load_table(folders: list[Path], split: str, *, distractors: bool, seed: int) -> Table:
+def _rows_ahead(episode: Tensor, gap: int) -> Tensor:
+    """Return the row `gap` steps later of each row, or itself where its episode [F] ends before."""
+    row, ahead = torch.arange(len(episode)), gap // metaworld_sim.FRAME_SKIP
+    later = (row + ahead).clamp_max(len(episode) - 1)
+    return torch.where((row + ahead < len(episode)) & (episode[later] == episode), later, row)
+
+
+def load_table(
+    folders: list[Path], split: str, *, distractors: bool, seed: int, gap: int = HORIZON, first: int | None = None
+) -> Table:
     """Join the tasks' recordings, and spoil each frame with its own distractors, the same in every stage.
 
     Args:
@@ -91,16 +97,22 @@ def load_table(folders: list[Path], split: str, *, distractors: bool, seed: int)
         split: which episodes.
         distractors: whether frames are spoilt.
         seed: of the run.
+        gap: steps from a frame to its future one; a multiple of the steps between kept frames.
+        first: how many episodes of each task; None: all.
 
     Returns:
         `image` [F, 3, H, W] uint8, `state` [F, 4], `task` [F], `action` and `action_mask` [F, 16, 4], `future` [F]
-        (row of the frame 16 steps later), `valid` [F] (whether there is one), `episode` [F], `clean` (frames unspoilt).
+        (row of the frame `gap` steps later), `valid` [F] (whether there is one), `episode` [F], `clean` (frames unspoilt).
     """
     joined: dict[str, list[Tensor]] = {}
     rows = episodes = 0
     for task, folder in enumerate(folders):
         table = torch.load(folder / f"{split}.pt", weights_only=True)
+        if first is not None:
+            table = {key: value[table["episode"] < first] for key, value in table.items()}
         table["task"] = torch.full((len(table["frame"]),), task)
+        if gap != HORIZON:
+            table["future"] = _rows_ahead(table["episode"], gap)
         table["valid"] = table["future"] != torch.arange(len(table["frame"]))
         table["future"] = table["future"] + rows
         rows += len(table["frame"])

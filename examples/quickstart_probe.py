@@ -11,7 +11,7 @@ from pathlib import Path
 import metaworld_sim
 import numpy as np
 import torch
-from quickstart_data import Table, distractor_seeds, load_table
+from quickstart_data import HORIZON, Table, distractor_seeds, load_table
 from quickstart_stages import Progress
 from torch import Tensor
 
@@ -106,6 +106,7 @@ def examine_lam(
     shown: int,
     distractors: bool,
     seed: int,
+    gap: int = HORIZON,
 ) -> None:
     """Measure one latent action model on demonstrations it was not trained on. A job.
 
@@ -117,9 +118,15 @@ def examine_lam(
         shown: how many pairs of frames are kept for the pictures.
         distractors: whether frames hold them.
         seed: of the run.
+        gap: C, steps between the frames of a pair. What is probed for stays the movement of the whole chunk, in those
+            rows that have both their pair and the frame a chunk later, so that two gaps can be compared.
     """
     model = LatentActionModel.from_pretrained(lam).eval()
-    train, test = (load_table(data, split, distractors=distractors, seed=seed) for split in ("demos", "heldout"))
+    world = {"distractors": distractors, "seed": seed}
+    train, test = (load_table(data, split, **world, gap=gap) for split in ("demos", "heldout"))
+    if gap < HORIZON:
+        for split, table in (("demos", train), ("heldout", test)):
+            table["valid"] &= load_table(data, split, **world)["valid"]
     fitted, held_out = _latents(model, train), _latents(model, test)
     probe = ridge_probe(fitted, held_out)
     floor = ridge_probe(_task_only(train, fitted, len(data)), _task_only(test, held_out, len(data)))

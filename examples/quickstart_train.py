@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mini_vla import MiniVLA, MiniVLAConfig
-from quickstart_data import Table, batches, load_table
+from quickstart_data import HORIZON, Table, batches, load_table
 from quickstart_eval import action_error, load_policy
 from quickstart_stages import Progress
 from torch import nn
@@ -63,12 +63,27 @@ def pretrain_lam(
     batch: int,
     lr: float,
     seed: int,
+    gap: int = HORIZON,
+    video: int | None = None,
 ) -> None:
-    """Stage 1 of the paper in small: a latent action model from play video without actions. A job."""
+    """Stage 1 of the paper in small: a latent action model from play video without actions. A job.
+
+    Args:
+        folder: gets `lam/` and `history.json`.
+        progress: called after each step.
+        data: recordings.
+        distractors: whether frames hold them.
+        steps: how many.
+        batch: pairs in each.
+        lr: peak learning rate.
+        seed: of weights and order.
+        gap: C, steps between the frames of a pair.
+        video: episodes of play per task; None: all.
+    """
     torch.manual_seed(seed)
-    video = load_table(data, "play", distractors=distractors, seed=seed)
+    play = load_table(data, "play", distractors=distractors, seed=seed, gap=gap, first=video)
     lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4))
-    stream = batches(video, batch, steps, seed, pairs_only=True)
+    stream = batches(play, batch, steps, seed, pairs_only=True)
     history = optimise_lam(lam, stream, lr, steps, progress)
     lam.save_pretrained(folder / "lam")
     write_json(folder / "history.json", history)
@@ -107,6 +122,7 @@ def train_policy(
     lr: float,
     execute: int,
     seed: int,
+    gap: int = HORIZON,
 ) -> None:
     """Train the policy on a few demonstrations. A job.
 
@@ -125,14 +141,15 @@ def train_policy(
         lr: peak learning rate.
         execute: how many actions of a chunk are done: those whose error is measured.
         seed: of weights, order and noise.
+        gap: C, steps between the two frames that the LAM sees.
     """
-    demos = load_table(data, "demos", distractors=distractors, seed=seed)
+    demos = load_table(data, "demos", distractors=distractors, seed=seed, gap=gap)
     torch.manual_seed(seed)
     policy, lara, history = MiniVLA(MiniVLAConfig(num_tasks=len(data))), None, {}
     policy.set_state_statistics(demos["state"])
 
     if lara_options is not None:
-        lara = attach_lara(policy, str(lam), layer=-3, **lara_options)  # <- this line is LARA
+        lara = attach_lara(policy, str(lam), **{"layer": -3, **lara_options})  # <- this line is LARA
 
     optimizer, schedule = adamw_cosine(policy, lr, steps)
     policy.train()

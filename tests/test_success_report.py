@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 import success_report as report
+from success_arms import ARMS, CONTROL, STAGES
+from success_rows import append_row, read_rows
 
 
 def row(seed, arm, rate, r2=0.5, regime="distractors", episodes=50, demos=10):
@@ -75,13 +77,51 @@ def test_the_report_is_written(tmp_path, monkeypatch, capsys):
 
 
 def test_rows_survive_a_kill_in_the_middle_of_a_line(tmp_path):
-    pytest.importorskip("tyro")
-    pytest.importorskip("tqdm")
-    import success
-
     path = tmp_path / "deep" / "rows.jsonl"
-    success.append_row(path, {"seed": 0})
+    append_row(path, {"seed": 0})
     with path.open("a") as stream:
         stream.write('{"seed": 1, "so')
-    success.append_row(path, {"seed": 2})
-    assert success.read_rows(path) == [{"seed": 0}, {"seed": 2}]
+    append_row(path, {"seed": 2})
+    assert read_rows(path) == [{"seed": 0}, {"seed": 2}]
+
+
+def test_each_ablation_is_held_against_the_arm_it_changes(tmp_path):
+    pytest.importorskip("matplotlib")
+    import success_pictures
+
+    rows = {}
+    for seed in range(3):
+        for arm, r2 in (("contrastive", 0.8), ("cosine", 0.4), (CONTROL, 0.5), ("dit_only", 0.0)):
+            rows[seed, arm] = row(seed, arm, 0.5, r2=r2 + seed / 100)
+        for arm in STAGES["ablations"]:
+            rows[seed, arm] = row(seed, arm, 0.5, r2=0.7 + seed / 100)
+        for arm in STAGES["cosine_depth"]:
+            rows[seed, arm] = row(seed, arm, 0.5, r2=0.3 + seed / 100)
+    del rows[2, "w1=0.01"]
+    summary = report.summarise(rows)
+    assert summary["layer=1"]["change"]["r2"]["mean"] == pytest.approx(-0.1)
+    assert summary["cosine, layer=1"]["change"]["r2"]["mean"] == pytest.approx(-0.1)
+    assert "change" not in summary["cosine"]
+    table = report.ablation_table(summary)
+    assert table.count("\n") == 1 + len(STAGES["ablations"]) + len(STAGES["cosine_depth"])
+    assert "layer=1" not in report.table(summary)
+    points = report.points_of(rows)
+    assert points["probe R2"]["layer"]["2"] == pytest.approx([0.8, 0.81, 0.82])  # the unchanged arm is on each line
+    assert sorted(points["probe R2"]["cosine, layer"]) == ["0", "1", "2", "3", "4"]
+    assert len(points["success"]["w1"]["0.1"]) == 2  # only seeds that have all of a knob
+    success_pictures.ablations(points, report.references(rows), tmp_path / "ablations.png")
+    assert (tmp_path / "ablations.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if arm.options is not None])
+def test_every_arm_is_something_that_attach_lara_takes(name):
+    from mini_vla import MiniVLA
+
+    from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
+
+    lara = attach_lara(MiniVLA(), LatentActionModel(LatentActionConfig.tiny()), **{"layer": -3, **ARMS[name].options})
+    knob, _, value = name.removeprefix("cosine, ").partition("=")
+    if knob == "layer":
+        assert lara.config.layer == int(value)
+    if knob in ("w1", "w2"):
+        assert {"w1": lara.config.align_weight, "w2": lara.config.lam_weight}[knob] == float(value)

@@ -81,6 +81,26 @@ def test_pairs_never_cross_episodes_or_tasks(recordings):
     assert table["action_mask"][table["valid"]].all()
 
 
+@pytest.mark.parametrize("gap", [4, 8, 32])
+def test_another_gap_makes_other_pairs_within_the_episodes(recordings, gap):
+    table = load_table(recordings, "demos", distractors=False, seed=0, gap=gap)
+    assert torch.equal(table["episode"][table["future"]], table["episode"])
+    assert (table["state"][table["future"]][table["valid"]] - table["state"][table["valid"]] == gap).all()
+    last = [int((table["episode"] == episode).nonzero()[-1]) for episode in range(4)]
+    assert not table["valid"][last].any()
+    usual = load_table(recordings, "demos", distractors=False, seed=0)
+    assert (table["valid"].sum() > usual["valid"].sum()) == (gap < HORIZON)
+
+
+def test_the_first_episodes_of_each_task(recordings):
+    every, some = (load_table(recordings, "demos", distractors=False, seed=0, first=first) for first in (None, 1))
+    assert some["episode"].unique().tolist() == [0, 1]  # one of each task, numbered anew
+    assert some["task"].unique().tolist() == [0, 1]
+    kept = torch.isin(every["episode"], torch.tensor([0, 2]))
+    assert torch.equal(some["clean"], every["clean"][kept])
+    assert torch.equal(some["episode"][some["future"]], some["episode"])
+
+
 def test_batches_are_the_same_for_every_arm(recordings):
     table = load_table(recordings, "demos", distractors=True, seed=0)
     first, again, other = (list(batches(table, 16, 6, seed)) for seed in (0, 0, 1))
