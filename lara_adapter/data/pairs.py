@@ -62,6 +62,7 @@ class PairStream:
         chain: pairs of a chain at most; 1: pairs are independent of each other.
         shuffle_frames: frames of a window; this process holds up to two windows, each of 3 S^2 bytes a frame.
         workers: threads that decode.
+        decoder: "av" or "torchcodec", see :func:`~lara_adapter.data.video.read_frames`.
 
     Raises:
         LaraArgumentError: less video than processes.
@@ -79,10 +80,11 @@ class PairStream:
         chain: int = 4,
         shuffle_frames: int = 4096,
         workers: int = 2,
+        decoder: str = "av",
     ) -> None:
         self.clips, self.size, self.batch, self.seed = clips, size, batch, seed
         self.rank, self.ranks, self.chain, self.shuffle_frames = rank, ranks, chain, shuffle_frames
-        self.workers = max(1, workers)
+        self.workers, self.decoder = max(1, workers), decoder
         self.chunks = [chunk for number, clip in enumerate(clips) for chunk in chunks_of(number, clip)]
         self.sizes = np.array([(chunk.pairs, chunk.frames) for chunk in self.chunks], np.int64).reshape(-1, 2)
         self.pairs = int(self.sizes[:, 0].sum())
@@ -196,10 +198,12 @@ class PairStream:
     def _read(self, number: int) -> np.ndarray:
         chunk = self.chunks[number]
         clip = self.clips[chunk.clip]
-        return read_frames(clip.source, clip.pts, clip.keys, frames_of(clip, chunk), self.size)
+        return read_frames(clip.source, clip.pts, clip.keys, frames_of(clip, chunk), self.size, self.decoder)
 
 
-def read_pairs(clips: list[Clip], size: int, count: int, batch: int) -> list[tuple[Tensor, Tensor]]:
+def read_pairs(
+    clips: list[Clip], size: int, count: int, batch: int, decoder: str = "av"
+) -> list[tuple[Tensor, Tensor]]:
     """Held-out pairs, spread evenly over all there are: always the same.
 
     Args:
@@ -207,6 +211,7 @@ def read_pairs(clips: list[Clip], size: int, count: int, batch: int) -> list[tup
         size: side in pixels.
         count: how many pairs at most.
         batch: pairs of a batch.
+        decoder: "av" or "torchcodec".
 
     Returns:
         Batches (I_t, I_{t+C}), [b, 3, size, size] uint8 each.
@@ -220,7 +225,8 @@ def read_pairs(clips: list[Clip], size: int, count: int, batch: int) -> list[tup
     for number, starts in wanted.items():
         clip = clips[number]
         for start in starts:
-            frames = read_frames(clip.source, clip.pts, clip.keys, np.array([start, clip.future[start]]), size)
+            both = np.array([start, clip.future[start]])
+            frames = read_frames(clip.source, clip.pts, clip.keys, both, size, decoder)
             pairs.append(torch.from_numpy(frames).permute(0, 3, 1, 2))
     batches = [torch.stack(pairs[first : first + batch]) for first in range(0, len(pairs), batch)]
-    return [(both[:, 0].contiguous(), both[:, 1].contiguous()) for both in batches]
+    return [(stacked[:, 0].contiguous(), stacked[:, 1].contiguous()) for stacked in batches]

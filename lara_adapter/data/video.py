@@ -1,7 +1,8 @@
 """Frames of a source: all in order (to index it), or a few by number (to train on them).
 
-Decoding is `av` (FFmpeg) in the calling thread, without the interpreter's lock for the heavy parts, so that threads
-are enough. A frame is brought to its final size while it is converted to RGB: the full picture is never made.
+Decoding is `av` (FFmpeg), or torchcodec where it is asked for, in the calling thread and without the interpreter's lock
+for the heavy parts, so that threads are enough. A frame is brought to its final size while it is converted to RGB: the
+full picture is never made.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import FrameError
+from .by_torchcodec import read_by_time
 from .decode import require_av
 from .encoded import encoded_pictures
 from .sources import Source
@@ -136,7 +138,9 @@ def _picture(content: bytes) -> Any:
 # ---------------------------------------------------------------------- by number
 
 
-def read_frames(source: Source, pts: np.ndarray, keys: np.ndarray, wanted: np.ndarray, size: int) -> np.ndarray:
+def read_frames(
+    source: Source, pts: np.ndarray, keys: np.ndarray, wanted: np.ndarray, size: int, decoder: str = "av"
+) -> np.ndarray:
     """Some frames of a source, close together.
 
     Args:
@@ -146,13 +150,19 @@ def read_frames(source: Source, pts: np.ndarray, keys: np.ndarray, wanted: np.nd
         keys: [K] int, rising: numbers of the frames at which decoding can start.
         wanted: [n] int, rising: numbers of the frames to read.
         size: side in pixels of the result.
+        decoder: "av", or "torchcodec" for the video files that it can read; `av` reads the others, and pictures.
 
     Returns:
         [n, size, size, 3] uint8, RGB.
 
     Raises:
+        DatasetError: torchcodec is asked for and cannot be used here.
         FrameError: a frame that the index knows cannot be decoded any more: the file was changed, or cannot be reached.
     """
+    if decoder == "torchcodec" and source.kind == "video" and pts[-1] != pts[0]:
+        read = read_by_time(source.path, pts[wanted], _tick(source.path), size)
+        if read is not None:
+            return read
     converter = Converter(size)
     found: dict[int, np.ndarray] = {}
     numbers = wanted.tolist()
@@ -182,6 +192,13 @@ def read_frames(source: Source, pts: np.ndarray, keys: np.ndarray, wanted: np.nd
             "though they could when the folder was indexed; was the file changed? Training can be resumed"
         )
     return np.stack([found[number] for number in numbers])
+
+
+def _tick(path: Path) -> float:
+    """The unit of a file's time stamps, in seconds."""
+    container, stream = _open(path)
+    with container:
+        return float(stream.time_base)  # an index with time stamps was made from a file that has it
 
 
 def _until(frames: Iterator[tuple[int, Decoded]], last: int) -> Iterator[tuple[int, Decoded]]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import PairBatch, PairStream
+from ..data.by_torchcodec import require_torchcodec
 from ..data.decode import require_av
 from ..data.pairs import read_pairs
 from ..errors import LaraArgumentError, NonFiniteError
@@ -66,7 +67,7 @@ def pretrain_lam(settings: PretrainSettings, *, backbone: nn.Module | None = Non
     Raises:
         LaraArgumentError: no usable video, settings that do not go together, or others than those of the run in the
             output folder; accelerate, tqdm or the tracker is missing.
-        DatasetError: PyAV is not installed.
+        DatasetError: PyAV is not installed, or torchcodec was asked for and cannot be used.
         AdapterFormatError: `init` or a checkpoint is damaged.
         FrameError: a video changed while it was read.
         NonFiniteError: the loss is NaN or infinite; the checkpoints are from before.
@@ -88,6 +89,8 @@ class _Run:
     def __init__(self, settings: PretrainSettings, backbone: nn.Module | None) -> None:
         self.settings, self.output = settings, settings.output
         require_av()
+        if settings.decoder == "torchcodec":
+            require_torchcodec()
         self.accelerator = make_accelerator(settings)
         self.main = self.accelerator.is_main_process
         left = checkpoints_of(self.output)
@@ -100,8 +103,11 @@ class _Run:
         self.stream = PairStream(
             self.index.clips, size, _of(settings.batch_size), seed=settings.seed, rank=rank, ranks=ranks,
             chain=_of(settings.chain), shuffle_frames=settings.shuffle_frames, workers=settings.workers,
+            decoder=settings.decoder,
         )  # fmt: skip
-        self.held_out = read_pairs(self.index.clips, size, settings.health_pairs, 16) if self.main else []
+        self.held_out = (
+            read_pairs(self.index.clips, size, settings.health_pairs, 16, settings.decoder) if self.main else []
+        )
         self.optimizer = make_optimizer(self.model, settings)
         self.wrapped = self.accelerator.prepare(self.model)
         self.mean = MeanWeights(self.model, settings.ema) if settings.ema else None
@@ -140,14 +146,16 @@ class _Run:
                 values = self._advance(batches)
                 sums, counted = values if sums is None else sums + values, counted + 1
                 bar.update(per_step)
-                if self.step % self.settings.log_every == 0 or self.step in (first + 1, steps):
+                saves = self.step % self.settings.save_every == 0 or self.step == steps
+                # before each checkpoint too: the log is what stops at a loss that is not finite
+                if saves or self.step % self.settings.log_every == 0 or self.step == first + 1:
                     seconds = time.perf_counter() - since
                     shown = self._log(sums / counted, per_step * counted / seconds)
                     bar.set_postfix(shown, refresh=False)
                     sums, counted, since = None, 0, time.perf_counter()
                 if self.step % self.settings.health_every == 0 or self.step == steps:
                     self._measure()
-                if self.step % self.settings.save_every == 0 or self.step == steps:
+                if saves:
                     self._save()
         speed = (self.step - first) * per_step / (time.perf_counter() - start) if self.step > first else 0.0
         if first == steps:  # nothing was left to do

@@ -46,6 +46,7 @@ class PretrainSettings:
         chain: pairs at most that follow each other, so that the frozen encoder sees a frame once; paper: 4, tiny: 1.
         shuffle_frames: frames that a process shuffles over; it holds up to twice as many, of 3 size^2 bytes.
         workers: decoding threads of a process.
+        decoder: av, or torchcodec where it is installed, for what is trained on; the index is always made with av.
         seed: of weights, order and held-out episodes.
         log_every: steps between two lines of the log.
         health_every: steps between two measurements on held-out pairs, with pictures.
@@ -81,6 +82,7 @@ class PretrainSettings:
     chain: int | None = None
     shuffle_frames: int = 4096
     workers: int = 2
+    decoder: Literal["av", "torchcodec"] = "av"
     seed: int = 0
     log_every: int = 50
     health_every: int = 500
@@ -102,6 +104,8 @@ class PretrainSettings:
         for name in ("warmup", "ema", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1) is wanted")
+        if self.decoder not in ("av", "torchcodec"):
+            raise LaraArgumentError(f"decoder={self.decoder!r}, but av or torchcodec is wanted")
         if not self.videos:
             raise LaraArgumentError("videos=(): name at least one folder of videos")
         if self.gap_frames is not None and self.gap_seconds is not None:

@@ -34,7 +34,7 @@ _SCHEMA = 1
 _FIXED = (
     "preset", "config", "init", "gap_frames", "gap_seconds", "cameras", "held_out", "seed", "batch_size", "accumulate",
     "steps", "lr", "warmup", "weight_decay", "clip", "ema", "chain", "shuffle_frames", "cut_threshold",
-    "still_threshold", "still_keep", "bf16",
+    "still_threshold", "still_keep", "bf16", "decoder",
 )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def load_checkpoint(
         raise AdapterFormatError(
             f"{folder / 'state.json'} is no checkpoint of this version; remove the folder to begin anew"
         )
-    before = state["settings"]
+    before = {"decoder": "av", **state["settings"]}  # which was the only one
     changed = [f"{name} was {before.get(name)!r} and is {settings[name]!r}" for name in _FIXED
                if before.get(name) != settings[name]]  # fmt: skip
     if changed:

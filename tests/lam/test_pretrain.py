@@ -167,7 +167,8 @@ def test_training_goes_on_from_another_lam(videos, small, tmp_path):
         torch.testing.assert_close(one, other)
 
 
-def test_a_loss_that_explodes_is_told_and_the_checkpoints_stay(videos, small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("log_every", [2, 50])  # 50: no line of the log is due before the first checkpoint is
+def test_a_loss_that_explodes_is_told_and_the_checkpoints_stay(videos, small, tmp_path, monkeypatch, log_every):
     pretrain_lam(settings_of(videos, tmp_path / "run", small, steps=20, save_every=20))
     real = torch.optim.AdamW.step
 
@@ -178,8 +179,9 @@ def test_a_loss_that_explodes_is_told_and_the_checkpoints_stay(videos, small, tm
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(NonFiniteError, match="checkpoints"):
-        pretrain_lam(settings_of(videos, tmp_path / "other", small, log_every=2))
+        pretrain_lam(settings_of(videos, tmp_path / "other", small, log_every=log_every))
     assert not (tmp_path / "other" / "model.safetensors").exists()
+    assert not list((tmp_path / "other").glob("checkpoints/*"))
 
 
 # ---------------------------------------------------------------------- resuming
