@@ -178,8 +178,9 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Host, Lams, An
 
 
 def ways_of(arguments: argparse.Namespace) -> list[str]:
-    """The ways that make sense: a cache only where the LAM has a frozen image encoder."""
-    return [way for way in WAYS if way != "cached" or arguments.lam == "paper"]
+    """The ways that were asked for and make sense: a cache only where the LAM has a frozen image encoder."""
+    possible = [way for way in WAYS if way != "cached" or arguments.lam == "paper"]
+    return [way for way in possible if way == "alone" or way in arguments.ways]
 
 
 def measure_time(arguments: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
@@ -189,8 +190,9 @@ def measure_time(arguments: argparse.Namespace) -> tuple[dict[str, list[float]],
         host, lams, with_frames, alone = prepare(arguments, Path(folder))
         for round_ in range(arguments.rounds):
             ways = list(seconds)
-            # "detached" has to come after something was attached
-            for way in ways if round_ % 2 == 0 else [*reversed(ways[:-1]), ways[-1]]:
+            if round_ % 2:  # "detached" has to come after something was attached
+                ways.sort(key=lambda way: (way == "detached", -WAYS.index(way)))
+            for way in ways:
                 inputs = alone if way in ("alone", "detached") else with_frames
                 with attached(host, way, lams):
                     if arguments.compile:
@@ -278,6 +280,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=5, help="timed, per way and round; their median counts")
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="which are measured, beside the policy alone"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--memory", action="store_true", help="peak memory too")
