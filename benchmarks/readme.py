@@ -1,0 +1,98 @@
+"""Put the recorded results into benchmarks/README.md, between its markers, and draw the pictures of them.
+
+python benchmarks/readme.py            # --check: only say whether it is up to date
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+
+from lara_adapter.files import read_json  # noqa: E402
+
+README = ROOT / "benchmarks" / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def success() -> str:
+    """Tables of the main arms, one for each regime, and what difference they could have shown."""
+    import success_report
+
+    groups = success_report.groups_of(success_report.read_rows(success_report.ROWS))
+    parts = []
+    for name, rows in groups.items():
+        parts.append(f"**{name[0].upper()}{name[1:]} a task**")
+        parts.append(success_report.table(success_report.summarise(rows)))
+        parts.append(f"{success_report.power(rows).capitalize()}.")
+    return "\n\n".join(parts)
+
+
+def ablations() -> str:
+    """Table of the ablations, by regime."""
+    import success_report
+
+    groups = success_report.groups_of(success_report.read_rows(success_report.ROWS))
+    tables = {name: success_report.ablation_table(success_report.summarise(rows)) for name, rows in groups.items()}
+    return "\n\n".join(f"{name}:\n\n{table}" for name, table in tables.items() if table)
+
+
+def overhead() -> str:
+    """Table of what LARA adds to a training step."""
+    import step_overhead
+
+    return step_overhead.table(read_json(step_overhead.RESULT)["rows"])
+
+
+def growth() -> str:
+    """Table of cost as the work grows."""
+    import growth
+
+    return growth.table(read_json(growth.RESULT))
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "success": success,
+    "ablations": ablations,
+    "overhead": overhead,
+    "growth": growth,
+}
+
+
+def filled(text: str) -> str:
+    """The page with each section made anew from the records."""
+    for name, section in SECTIONS.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, found, rest = text.partition(begin)
+        if not found or end not in rest:
+            raise ValueError(f"{README.name} has no section between {begin.strip()} and {end}")
+        text = before + begin + section() + "\n" + rest[rest.index(end) :]
+    return text
+
+
+def main() -> int:
+    """Write the page, or check it."""
+    text = README.read_text()
+    fresh = filled(text)
+    if "--check" in sys.argv[1:]:
+        if fresh != text:
+            sys.stderr.write(f"{README} is not what the records say: run python benchmarks/readme.py\n")
+        return int(fresh != text)
+    README.write_text(fresh)
+    import success_report
+
+    sys.argv = sys.argv[:1]
+    pictures = success_report.main()
+    missing = [name for name in re.findall(r"\]\((results/[^)]+\.png)\)", fresh) if not (README.parent / name).exists()]
+    if missing:
+        sys.stderr.write(f"pictures that the page shows are not there: {', '.join(missing)}\n")
+    return int(bool(missing)) or pictures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
