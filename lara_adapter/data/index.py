@@ -121,7 +121,7 @@ def build_index(
             decoded += fresh
     seconds = time.perf_counter() - start
     wait()
-    clips, held = [], _held_out(sources, settings)
+    looked_at: list[_Looked] = []
     counts = dict.fromkeys(("frames", "pairs", "held_out_pairs", "cuts", "still_pairs", "still_pairs_left_out"), 0)
     faults: list[dict[str, str]] = []
     slow = 0
@@ -132,14 +132,24 @@ def build_index(
             continue
         if scan.note:
             faults.append({"file": str(source.path), "what": scan.note, "used": "the rest"})
-        clip, numbers = _clip(source, scan, settings, held)
+        looked, numbers = _look(source, scan, settings)
         for name, number in numbers.items():
             counts[name] += number
-        if not clip.train.any() and not clip.held_out.any():
-            what = f"no pair of frames in {len(scan.pts)} frames"
-            faults.append({"file": str(source.path), "what": what, "used": "no"})
+        if not looked.kept.any():
+            faults.append(_without_pair(looked))
             continue
         slow += int(np.diff(np.append(np.flatnonzero(scan.key), len(scan.key))).max(initial=0) > 600)
+        looked_at.append(looked)
+    # only now: what gives no pair cannot be measured on
+    held = _held_out({group for looked in looked_at for group in looked.groups()}, settings)
+    clips = []
+    for looked in looked_at:
+        clip = _clip(looked, settings, held)
+        if not clip.train.any() and not clip.held_out.any():
+            faults.append(_without_pair(looked))
+            continue
+        counts["pairs"] += int(clip.train.sum())
+        counts["held_out_pairs"] += int(clip.held_out.sum())
         clips.append(clip)
     report = {
         "sources": len(sources), "usable": len(clips), **counts, "faults": faults,
@@ -173,9 +183,9 @@ def _warn(report: dict[str, Any], slow: int) -> None:
         logger.warning("%d videos have key frames more than 600 frames apart: reading from their middle is slow", slow)
 
 
-def _held_out(sources: Sequence[Source], settings: IndexSettings) -> set[str]:
+def _held_out(names: set[str], settings: IndexSettings) -> set[str]:
     """Groups that are held out; chosen by a hash of the name, so that a video more changes nothing for the others."""
-    groups = sorted({group for source in sources for group in _groups(source)})
+    groups = sorted(names)
 
     def draw(group: str) -> int:
         # relative to the folder it is in: a collection that was moved holds out the same
@@ -193,37 +203,67 @@ def _groups(source: Source) -> list[str]:
     return [segment.group for segment in source.segments] or [str(source.path)]
 
 
-def _clip(source: Source, scan: Scan, settings: IndexSettings, held: set[str]) -> tuple[Clip, dict[str, int]]:
+class _Looked(NamedTuple):
+    """A source before it is known what is held out.
+
+    source, pts, keys, future: as in :class:`Clip`.
+    kept: [T] bool, whether the pair that starts here is of use.
+    part: [T] int32, number of the episode; -1: of none.
+    """
+
+    source: Source
+    pts: np.ndarray
+    keys: np.ndarray
+    future: np.ndarray
+    kept: np.ndarray
+    part: np.ndarray
+
+    def groups(self) -> set[str]:
+        """The groups of which there are pairs."""
+        names = _groups(self.source)
+        return {names[number] for number in np.unique(self.part[self.kept]).tolist()}
+
+
+def _without_pair(looked: _Looked) -> dict[str, str]:
+    return {"file": str(looked.source.path), "what": f"no pair of frames in {len(looked.pts)} frames", "used": "no"}
+
+
+def _look(source: Source, scan: Scan, settings: IndexSettings) -> tuple[_Looked, dict[str, int]]:
     """Which pairs of a source are of use."""
     total = len(scan.pts)
     cuts = cuts_of(scan.change, settings.cut_threshold)
-    inside, part = np.ones(total, bool), np.zeros(total, np.int32)
-    held_frames = np.full(total, bool(held & set(_groups(source))))
+    part = np.zeros(total, np.int32)
     if source.segments:
         part[:] = -1
         tick = float(np.median(np.diff(scan.seconds))) if total > 1 else 0.0
         for number, segment in enumerate(source.segments):
             # half a frame of tolerance: the table and the file round differently
             member = (scan.seconds >= segment.start - tick / 2) & (scan.seconds < segment.stop - tick / 2)
-            part[member], held_frames[member] = number, segment.group in held
-        inside = part >= 0
+            part[member] = number
     shot = np.cumsum(cuts | scan.broken)
     other = np.maximum(scan.future, 0)
-    usable = (scan.future >= 0) & inside & (shot[other] == shot) & (part[other] == part)
+    usable = (scan.future >= 0) & (part >= 0) & (shot[other] == shot) & (part[other] == part)
     still = usable & (scan.motion < settings.still_threshold)
-    kept = usable & thinned(still, settings.still_keep)
+    few = thinned(still, settings.still_keep)
+    looked = _Looked(source, scan.pts, np.flatnonzero(scan.key).astype(np.int32), scan.future, usable & few, part)
+    return looked, {
+        "frames": total, "cuts": int(cuts.sum()), "still_pairs": int(still.sum()),
+        "still_pairs_left_out": int((still & ~few).sum()),
+    }  # fmt: skip
+
+
+def _clip(looked: _Looked, settings: IndexSettings, held: set[str]) -> Clip:
+    """Divide the pairs of a source into those to train on and those that are held out."""
+    total, kept = len(looked.pts), looked.kept
+    flags = np.array([*(group in held for group in _groups(looked.source)), False])  # the last is that of part -1
+    held_frames = flags[looked.part]
     if not held and settings.held_out:
         # a single video: its last stretch is held out, and no trained pair reaches into it
         border = int(total * (1 - settings.held_out))
         held_frames = np.arange(total) >= border
-        kept &= held_frames[other] == held_frames
-    parts = np.flatnonzero(np.diff(part, prepend=-2))
-    clip = Clip(
-        source, scan.pts, np.flatnonzero(scan.key).astype(np.int32), scan.future, kept & ~held_frames, kept & held_frames,
+        kept = kept & (held_frames[np.maximum(looked.future, 0)] == held_frames)
+    parts = np.flatnonzero(np.diff(looked.part, prepend=-2))
+    return Clip(
+        looked.source, looked.pts, looked.keys, looked.future, kept & ~held_frames, kept & held_frames,
         np.append(parts, total).astype(np.int32),
     )  # fmt: skip
-    return clip, {
-        "frames": total, "pairs": int(clip.train.sum()), "held_out_pairs": int(clip.held_out.sum()),
-        "cuts": int(cuts.sum()), "still_pairs": int(still.sum()),
-        "still_pairs_left_out": int((still & ~thinned(still, settings.still_keep)).sum()),
-    }  # fmt: skip

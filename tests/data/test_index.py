@@ -118,6 +118,35 @@ def test_what_is_held_out_stays_so_when_videos_are_added_or_moved(tmp_path):
     assert held() - {"new.mp4"} == before
 
 
+@pytest.mark.parametrize("seed", range(6))  # seeds that would have drawn each of the useless ones
+def test_what_gives_no_pair_is_not_what_is_held_out(tmp_path, seed):
+    for number in range(3):
+        write_video(tmp_path / "v" / f"good{number}.mp4", square(40, number))
+    for number in range(6):
+        (tmp_path / "v" / f"broken{number}.mp4").write_bytes(b"\0" * 3000)
+        write_video(tmp_path / "v" / f"short{number}.mp4", square(3, number))
+    settings = IndexSettings(held_out=0.05, seed=seed)
+    found = build_index(find_sources([tmp_path / "v"]), settings, tmp_path / "index")
+    assert sum(clip.held_out.any() for clip in found.clips) == 1
+    assert sum(clip.train.any() for clip in found.clips) == 2
+    assert found.report["held_out_pairs"] > 20
+    assert len(found.report["faults"]) == 12
+
+
+def test_of_one_good_video_beside_broken_ones_the_end_is_held_out(tmp_path):
+    write_video(tmp_path / "v" / "good.mp4", square(100))
+    (tmp_path / "v" / "broken.mp4").write_bytes(b"\0" * 3000)
+    found = build_index(find_sources([tmp_path / "v"]), IndexSettings(held_out=0.2), tmp_path / "index")
+    assert found.report["held_out_pairs"] > 10
+    assert found.report["pairs"] > 50
+
+
+def test_a_video_that_is_too_short_to_be_divided_is_named(tmp_path):
+    write_video(tmp_path / "v" / "short.mp4", square(6))
+    report = build_index(find_sources([tmp_path / "v"]), IndexSettings(), tmp_path / "index").report
+    assert report["faults"][0]["what"] == "no pair of frames in 6 frames"
+
+
 def test_of_a_single_video_the_end_is_held_out(tmp_path):
     write_video(tmp_path / "a.mp4", square(100))
     (clip,) = build_index(find_sources([tmp_path]), IndexSettings(held_out=0.1), tmp_path / "index").clips
