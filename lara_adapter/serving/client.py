@@ -13,6 +13,12 @@ from .protocol import MAX_MESSAGE_BYTES, ModalityConfig, address_of, pack, requi
 
 __all__ = ["PolicyClient"]
 
+_RETRY_S = 0.1  # between two looks for a server that cuts the connection at once
+
+
+class _Answered(ServingError):
+    """The server is there and answered with an error; every other ServingError is one of the way to it."""
+
 
 class PolicyClient:
     """Talks to a :class:`PolicyServer`, or to the server of GR00T N1.6.
@@ -88,9 +94,7 @@ class PolicyClient:
         """Ask what is served; empty from GR00T's own server, which does not know the question."""
         try:
             answer: dict[str, Any] = self.call_endpoint("describe")
-        except ServingTimeout:
-            raise
-        except ServingError as error:
+        except _Answered as error:
             if "Unknown endpoint" in str(error):
                 return {}
             raise
@@ -105,7 +109,7 @@ class PolicyClient:
         return True
 
     def wait_until_ready(self, seconds: float = 60.0) -> None:
-        """Wait for a server that is still loading its policy.
+        """Wait for a server that is still loading its policy, also at the far end of a tunnel, which cuts until then.
 
         Raises:
             ServingTimeout: it does not answer within that time.
@@ -117,11 +121,16 @@ class PolicyClient:
                 left = end - time.monotonic()
                 self.call_endpoint("ping", timeout_ms=max(1, min(1000, int(1000 * left))))
                 return
+            except _Answered:
+                raise
             except ServingError as error:
-                if "answered" in str(error):
+                if self._context is None:
                     raise
-                if time.monotonic() >= end:
-                    raise ServingTimeout(f"no server answers at {self.address} within {seconds:g} s") from error
+                if time.monotonic() + _RETRY_S >= end:
+                    raise ServingTimeout(
+                        f"no server answers at {self.address} within {seconds:g} s; the last try: {error}"
+                    ) from error
+                time.sleep(_RETRY_S)
 
     def kill_server(self) -> None:
         """Stop the server, if it allows that."""
@@ -166,7 +175,7 @@ class PolicyClient:
         with self._lock:
             answer = unpack(self._exchange(endpoint, message, timeout_ms or self.timeout_ms))
         if isinstance(answer, dict) and "error" in answer:
-            raise ServingError(f"{self.address} answered {endpoint} with an error: {answer['error']}")
+            raise _Answered(f"{self.address} answered {endpoint} with an error: {answer['error']}")
         return answer
 
     def _exchange(self, endpoint: str, message: bytes, timeout_ms: int) -> bytes:

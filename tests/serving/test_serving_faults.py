@@ -260,6 +260,38 @@ def test_waiting_for_a_server_does_not_wait_for_a_wrong_token():
         client.wait_until_ready(60)
 
 
+def test_waiting_for_a_server_behind_a_tunnel():
+    """ssh -L takes connections before there is a server at its other end, and cuts each at once."""
+    with sockets.create_server(("127.0.0.1", 0)) as tunnel:
+        port, taken = tunnel.getsockname()[1], []
+
+        def cut():
+            with contextlib.suppress(OSError):
+                while True:
+                    tunnel.accept()[0].close()
+                    taken.append(time.monotonic())
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        with PolicyClient(port=port, timeout_ms=5000) as client:
+            with within(4), pytest.raises(ServingTimeout, match="no server answers"):
+                client.wait_until_ready(1.5)
+            assert 1 <= len(taken) < 40, "it knocks without a pause"
+            tunnel.shutdown(sockets.SHUT_RDWR)
+            tunnel.close()
+            thread.join(5)
+            with process(port=port):
+                client.wait_until_ready(20)
+                assert client.ping()
+
+
+def test_waiting_with_a_closed_client_ends_at_once():
+    client = PolicyClient(port=_free_port())
+    client.close()
+    with within(2), pytest.raises(ServingError, match="closed"):
+        client.wait_until_ready(30)
+
+
 def test_threads_share_a_client():
     with serving(Echo()) as server, PolicyClient(port=server.port) as client:
         wrong = []
