@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lara_adapter.errors import AdapterFormatError, HostNotInstalled, PolicySourceError
+from lara_adapter.errors import AdapterFormatError, HostNotInstalled, LaraArgumentError, PolicySourceError
 from lara_adapter.files import locate_folder
 from lara_adapter.serving import ModalityConfig
 
@@ -22,13 +22,15 @@ from .module import seeded
 __all__ = ["LeRobotPolicy", "load_stock"]
 
 _IMAGES, _STATE = "observation.images.", "observation.state"
+_NO_CAMERA = f"{_IMAGES}empty_camera_"  # places that pi0, pi0.5, SmolVLA and X-VLA keep free and fill themselves
+_WHOLE_CHUNKS = ("groot",)  # its relative actions and its statistics of each step need the chunk in one piece
 
 
 def load_stock(folder: str | Path, device: str) -> tuple[Any, Any, Any]:
     """Load a saved policy as any user of LeRobot does: its own class, strictly, its own saved processors.
 
     Args:
-        folder: what `save_pretrained` of policy and processors wrote.
+        folder: what `save_pretrained` of policy and processors wrote; with LoRA the adapter, which names its base policy.
         device: where the policy will be.
 
     Returns:
@@ -42,11 +44,26 @@ def load_stock(folder: str | Path, device: str) -> tuple[Any, Any, Any]:
     register_third_party_plugins()
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = device
-    policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
+    policy = _load_weights(get_policy_class(config.type), config, str(folder))
     processors = make_pre_post_processors(
         config, pretrained_path=str(folder), preprocessor_overrides={"device_processor": {"device": device}}
     )
     return policy.to(device).eval(), *processors
+
+
+def _load_weights(policy_class: Any, config: Any, folder: str) -> Any:
+    """The weights of a folder; of one that holds LoRA alone, the base policy's with the LoRA in them."""
+    if not config.use_peft:
+        return policy_class.from_pretrained(folder, config=config, strict=True)
+    from peft import PeftConfig, PeftModel
+
+    adapter = PeftConfig.from_pretrained(folder)
+    if not adapter.base_model_name_or_path:
+        raise ValueError(f"{folder}/adapter_config.json names no base policy (base_model_name_or_path)")
+    base = policy_class.from_pretrained(
+        adapter.base_model_name_or_path, config=config, revision=adapter.revision, strict=True
+    )
+    return PeftModel.from_pretrained(base, folder, config=adapter).get_base_model()
 
 
 class LeRobotPolicy:
@@ -62,7 +79,8 @@ class LeRobotPolicy:
         config = policy.config
         self.steps = int(getattr(config, "n_obs_steps", 1) or 1)
         features = config.input_features
-        self.views = [name.removeprefix(_IMAGES) for name in config.image_features]
+        cameras = [name for name in config.image_features if not name.startswith(_NO_CAMERA)]
+        self.views = [name.removeprefix(_IMAGES) for name in cameras]
         self.state_width = int(features[_STATE].shape[0]) if _STATE in features else 0
         self.horizon = int(getattr(config, "chunk_size", 0) or config.n_action_steps)
         strange = [name for name in features if name != _STATE and name not in config.image_features]
@@ -125,7 +143,10 @@ class LeRobotPolicy:
         """
         views = read_views(observation, self.views, self.steps)
         states = read_states(observation, "state", self.state_width, self.steps) if self.state_width else None
-        batch = len(states) if states is not None else len(next(iter(views.values())))
+        sizes = {name: len(array) for name, array in views.items()} | ({} if states is None else {"state": len(states)})
+        if len(set(sizes.values())) != 1:
+            raise LaraArgumentError(f"observation: one batch size is wanted, but there are {sizes}")
+        batch = next(iter(sizes.values()))
         tasks = read_instructions(observation, "task", batch)
         for part in (self.policy, self.preprocessor, self.postprocessor):
             part.reset()
@@ -140,6 +161,8 @@ class LeRobotPolicy:
                     frame[_STATE] = torch.from_numpy(np.ascontiguousarray(states[:, step]))
                 frames.append(self.preprocessor({**frame, "task": tasks}))
             chunk = self._predict(frames)
+        if self.policy.config.type in _WHOLE_CHUNKS:
+            return {"action": self.postprocessor(chunk).float().cpu().numpy()}, {}
         # one step at a time, as the processors see them in LeRobot's own rollouts
         steps = [self.postprocessor(chunk[:, step]).float().cpu().numpy() for step in range(chunk.shape[1])]
         return {"action": np.stack(steps, axis=1).astype(np.float32)}, {}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
 
 from lara_adapter.integrations.lerobot import stock_saves
 from lara_adapter.integrations.serving import open_served
-from lara_adapter.integrations.serving.lerobot import load_stock
+from lara_adapter.integrations.serving.lerobot import LeRobotPolicy, load_stock
 from lerobot.policies.factory import make_pre_post_processors
-from lerobot_tiny import ACTION, CAMERA, STATE, make_batch, make_policy
+from lerobot_processors import tiny_processors
+from lerobot_tiny import ACTION, CAMERA, POLICIES, STATE, make_batch, make_policy
 from serving_policies import serving
 from toys import OwnLam
 
@@ -37,6 +39,8 @@ STATISTICS = {
     "action": {"mean": torch.tensor([1.0, 2.0, 3.0]), "std": torch.tensor([0.5, 2.0, 1.0]),
                "min": torch.tensor([-1.0, -2.0, -3.0]), "max": torch.tensor([1.0, 2.0, 5.0])},
 }  # fmt: skip
+for _row in STATISTICS.values():  # pi0.5 normalises by quantiles
+    _row.update(q01=0.9 * _row["min"], q99=0.9 * _row["max"])
 
 
 def save(policy, folder: Path) -> Path:
@@ -120,32 +124,105 @@ def test_a_policy_that_looks_back_gets_its_history_from_the_client(tmp_path):
         assert np.array_equal(chunk, expected[:, : chunk.shape[1]])
 
 
-@pytest.mark.parametrize("kind", ["pi0", "smolvla"])
-def test_policies_that_predict_a_chunk_at_once(kind):
-    """Without their downloads: the policy is built here, and its processor's tokens come from the tiny tokenizer."""
-    from lara_adapter.integrations.serving.lerobot import LeRobotPolicy
-    from lerobot_processors import tiny_processors
-
-    torch.manual_seed(0)
-    policy = make_policy(kind).eval()
+@pytest.fixture
+def processed():
+    """Makes a policy's real processors; their tokens come from the tiny tokenizer instead of a download."""
     with tiny_processors():
-        before, after = make_pre_post_processors(policy.config, dataset_stats=STATISTICS)
-    served, given = LeRobotPolicy(policy, before, after), observation()
-    side = policy.config.input_features[CAMERA].shape[-1]
-    given["video"]["cam"] = given["video"]["cam"][:, :, :side, :side]
-    chunk = served.get_action(given, {"seed": 3})[0]["action"]
-    batch = before(
-        {
-            CAMERA: torch.from_numpy(given["video"]["cam"][:, 0]).permute(0, 3, 1, 2).float() / 255,
-            STATE: torch.from_numpy(given["state"]["state"][:, 0]),
-            "task": ["push the block"] * 2,
-        }
-    )
+        yield lambda policy: make_pre_post_processors(policy.config, dataset_stats=STATISTICS)
+
+
+def predicted(policy, before, given: dict) -> torch.Tensor:
+    """The chunk as LeRobot predicts it, still normalised."""
+    seen = {CAMERA: torch.from_numpy(given["video"]["cam"][:, 0]).permute(0, 3, 1, 2).float() / 255}
+    batch = before({**seen, STATE: torch.from_numpy(given["state"]["state"][:, 0]), "task": ["push the block"] * 2})
+    policy.reset()
     torch.manual_seed(3)
     with torch.inference_mode():
-        expected = torch.stack([after(action) for action in policy.predict_action_chunk(batch).unbind(1)], 1)
+        return policy.predict_action_chunk(batch)
+
+
+def sized(policy) -> dict:
+    """An observation whose pictures have the size that the tiny policy wants."""
+    given, side = observation(), policy.config.input_features[CAMERA].shape[-1]
+    given["video"]["cam"] = given["video"]["cam"][:, :, :side, :side]
+    return given
+
+
+@pytest.mark.parametrize("kind", [kind for kind in POLICIES if kind != "multi_task_dit"])
+def test_policies_that_predict_a_chunk_at_once(kind, processed):
+    """Against LeRobot's own prediction, each action through the processors alone; the policy is built here."""
+    torch.manual_seed(0)
+    policy = make_policy(kind, **({"tokenizer_max_length": 8} if kind == "xvla" else {})).eval()
+    before, after = processed(policy)
+    served, given = LeRobotPolicy(policy, before, after), sized(policy)
+    chunk = served.get_action(given, {"seed": 3})[0]["action"]
+    expected = torch.stack([after(action) for action in predicted(policy, before, given).unbind(1)], 1)
     assert chunk.shape == (2, 8, ACTION)
-    assert np.array_equal(chunk, expected.numpy())
+    assert chunk.dtype == np.float32
+    assert np.array_equal(chunk, expected.float().numpy())
+    assert not np.array_equal(chunk, served.get_action(given, {"seed": 4})[0]["action"])
+    assert served.get_modality_config()["action"].delta_indices == list(range(8))
+
+
+def test_gr00ts_relative_actions_are_decoded_in_one_piece(processed):
+    """Each step has statistics of its own, and all are relative to the state that the chunk was predicted from."""
+    policy = make_policy("groot", use_relative_actions=True, relative_exclude_joints=["grip"]).eval()
+    spread = torch.arange(1.0, 25.0).reshape(8, 3) / 10
+    rows = {STATE: STATISTICS[STATE], "action": {"min": -spread, "max": spread, "mean": 0 * spread, "std": spread}}
+    meta = SimpleNamespace(
+        features={"action": {"names": ["x", "y", "grip"]}, STATE: {"names": ["x", "y", "z", "grip"]}},
+        stats={STATE: STATISTICS[STATE], "action": STATISTICS["action"]},
+        camera_keys=[CAMERA],
+    )
+    before, after = make_pre_post_processors(policy.config, dataset_stats=rows, dataset_meta=meta)
+    served, given = LeRobotPolicy(policy, before, after), sized(policy)
+    chunk = served.get_action(given, {"seed": 3})[0]["action"]
+    raw = predicted(policy, before, given)
+    assert np.array_equal(chunk, after(raw).float().numpy())
+    moved = torch.from_numpy(given["state"]["state"][:, :, :2]) + raw[..., :2].clamp(-1, 1) * spread[:, :2]  # by hand
+    np.testing.assert_allclose(chunk[..., :2], moved.numpy(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(NotImplementedError, match="one step at a time"):
+        after(raw[:, 0])  # why
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05", "smolvla", "xvla"])
+def test_cameras_that_are_kept_free_are_not_asked_for(kind, processed):
+    """`empty_cameras` puts observation.images.empty_camera_0 among the policy's inputs; no robot has that one."""
+    policy = make_policy(kind, empty_cameras=1, **({"tokenizer_max_length": 8} if kind == "xvla" else {})).eval()
+    policy.config.validate_features()
+    assert f"{CAMERA.rpartition('.')[0]}.empty_camera_0" in policy.config.input_features
+    before, after = processed(policy)
+    served, given = LeRobotPolicy(policy, before, after), sized(policy)
+    assert served.get_modality_config()["video"].modality_keys == ["cam"]
+    chunk = served.get_action(given, {"seed": 3})[0]["action"]
+    expected = torch.stack([after(action) for action in predicted(policy, before, given).unbind(1)], 1)
+    assert np.array_equal(chunk, expected.float().numpy())
+
+
+def test_a_policy_with_lora_is_served_on_its_base(tmp_path):
+    """A checkpoint of `--peft.*` holds the LoRA alone and names the policy it belongs to."""
+    peft = pytest.importorskip("peft")
+    base = make_policy("multi_task_dit")
+    folder = save(base, tmp_path / "clip-base")
+    base.config.pretrained_path = str(folder)
+    tuned = base.wrap_with_peft(peft.LoraConfig(r=2, target_modules=POLICIES["multi_task_dit"].lora))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    checkpoint = tmp_path / "clip-lora"
+    for part in (tuned, tuned.config, *make_pre_post_processors(base.config, dataset_stats=STATISTICS)):
+        part.save_pretrained(checkpoint)  # as lerobot-train leaves them
+    assert not (checkpoint / "model.safetensors").exists()
+    whole = tuned.eval().merge_and_unload()
+    whole.config.use_peft = False
+    merged = save(whole, tmp_path / "clip-merged")
+    given = observation()
+    with_lora, as_one, without = (
+        open_served(source).get_action(given, {"seed": 7})[0]["action"] for source in (checkpoint, merged, folder)
+    )
+    np.testing.assert_allclose(with_lora, as_one, rtol=1e-4, atol=1e-5)
+    assert np.abs(with_lora - without).max() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -158,6 +235,7 @@ def test_policies_that_predict_a_chunk_at_once(kind):
         ({"state": {"hand": np.zeros((2, 1, 4), np.float32)}}, r"missing; there is \['hand'\]"),
         ({"state": {"state": np.full((2, 1, 4), np.nan, np.float32)}}, "NaN"),
         ({"language": {"task": ["push"]}}, r"must hold \[str\] for each of 2"),
+        ({"state": {"state": np.zeros((3, 1, 4), np.float32)}}, r"one batch size is wanted, .*'cam': 2, 'state': 3"),
         ({"state": None}, 'the maps "video", "state" and "language"'),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
