@@ -271,7 +271,7 @@ def test_waiting_for_a_server_behind_a_tunnel():
                     tunnel.accept()[0].close()
                     taken.append(time.monotonic())
 
-        thread = threading.Thread(target=cut)
+        thread = threading.Thread(target=cut, daemon=True)
         thread.start()
         with PolicyClient(port=port, timeout_ms=5000) as client:
             with within(4), pytest.raises(ServingTimeout, match="no server answers"):
