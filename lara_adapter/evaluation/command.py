@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..errors import LaraArgumentError
+from ..errors import LaraArgumentError, ServingTimeout
 
 __all__ = ["evaluate"]
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -51,7 +53,7 @@ def evaluate(
         execute: actions of each chunk that are done before the policy is asked again; without it all.
         ensemble: m of ACT's temporal ensemble over chunks, for example 0.01; without it none.
         max_steps: of an episode; without it the simulator's.
-        videos: film so many episodes of each task (needs PyAV).
+        videos: film so many episodes of each task (needs PyAV), of those that have not been run yet.
         rename: POLICY=SIMULATOR, for views and states that have different names.
         setting: KEY=VALUE for the simulator: image_size=224, suite=libero_10.
         json: print JSON instead of a table.
@@ -64,11 +66,16 @@ def evaluate(
     from .rollout import Rollouts
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it tells of an accelerator that nobody needs
     if episodes < 1 or seed < 0:
         raise LaraArgumentError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0")
     world = open_simulator(simulator, **_settings(setting))
     with PolicyClient(host, port, timeout_ms=int(1000 * timeout_s), api_token=read_token(token_file)) as client:
-        client.wait_until_ready(wait_s)
+        try:
+            client.wait_until_ready(min(1.0, wait_s))
+        except ServingTimeout:
+            logger.info("no server answers at %s yet; waiting for up to %g s", client.address, wait_s)
+            client.wait_until_ready(wait_s)
         rollouts = Rollouts(
             client, world, output, execute=execute, ensemble=ensemble, max_steps=max_steps,
             rename=_pairs("rename", rename),

@@ -86,7 +86,8 @@ class Rollouts:
         Args:
             tasks: of the simulator.
             seeds: one episode of each task for each; the same seed is the same start and the same sampling noise.
-            videos: so many episodes of each task are filmed, from the first on.
+            videos: so many episodes of each task are filmed, from the first on; one that was finished without a film by an
+                earlier run is not run again for it, which is logged.
             progress: called with (task, seed, result) after each episode, also of one that had been run before.
 
         Returns:
@@ -102,6 +103,7 @@ class Rollouts:
                 f"tasks: {unknown or 'none'}, with {len(seeds)} seeds; {self.simulator.name} has {self.simulator.tasks()}"
             )
         episodes: dict[str, list[dict[str, Any]]] = {}
+        unfilmed = 0
         for task in tasks:
             environment: Environment | None = None
             episodes[task] = []
@@ -113,12 +115,21 @@ class Rollouts:
                         film = Film(self.store.video(task, seed), environment.fps) if number < videos else None
                         result = self._episode(environment, seed, film)
                         self.store.keep(task, seed, result)
+                    elif number < videos and not self.store.video(task, seed).is_file():
+                        unfilmed += 1
                     episodes[task].append(result)
                     if progress is not None:
                         progress(task, seed, result)
             finally:
                 if environment is not None:
                     environment.close()
+        if unfilmed:
+            logger.warning(
+                "%d of the episodes to be filmed had been finished without a film, and are not run again for it: take "
+                "another output folder, or remove their files in %s",
+                unfilmed,
+                self.store.folder / "episodes",
+            )
         report = make_report(self.settings, episodes)
         write_json(self.store.folder / "report.json", report)
         return report

@@ -127,9 +127,8 @@ class PolicyClient:
                 if self._context is None:
                     raise
                 if time.monotonic() + _RETRY_S >= end:
-                    raise ServingTimeout(
-                        f"no server answers at {self.address} within {seconds:g} s; the last try: {error}"
-                    ) from error
+                    why = "" if isinstance(error, ServingTimeout) else f"; the last try: {error}"
+                    raise ServingTimeout(f"no server answers at {self.address} within {seconds:g} s{why}") from error
                 time.sleep(_RETRY_S)
 
     def kill_server(self) -> None:

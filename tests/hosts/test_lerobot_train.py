@@ -229,6 +229,15 @@ def test_several_cameras_horizon_and_size(place):
     assert DataSettings.read(last(folder) / "lara") == DataSettings((TOP, WRIST), 3, (24, 16))
 
 
+def test_a_subset_of_the_episodes(place):
+    """--dataset.episodes: pairs of those alone, by the index that counts from the dataset's first frame."""
+    folder = place / "subset"
+    run = flags(place, f"--output_dir={folder}", "--dataset.episodes=[1,2]", "--batch_size=29", steps=1)
+    text = train([*run, f"--lara.lam={place}/lam", *LARA])
+    valid = next(part.rsplit(":", 1)[1] for part in text.split() if part.startswith("lara/valid_fraction:"))
+    assert float(valid) == pytest.approx((9 - 4 + 20 - 4) / 29, abs=1e-3)  # one batch is all of the 9 + 20 frames
+
+
 def test_the_feature_cache_changes_no_weight(place, tmp_path):
     """A LAM with a frozen ViT-MAE; the second run reads what the first one left."""
     import transformers
@@ -404,6 +413,8 @@ def test_refusals_before_anything_is_loaded(place, monkeypatch, tmp_path):
     refused("give either --lara.lam=FOLDER", [*run, lam, "--lara.path=x"])
     refused("2 colour cameras; choose one of", [*flags(place, out, data="two"), lam])
     refused("longest episode has", [*run, lam, "--lara.horizon=50"])
+    refused("streams its frames .*--dataset.streaming=false", [*run, lam, "--dataset.streaming=true"])
+    refused("longest episode has 9: no pair", [*run, lam, "--dataset.episodes=[1]", "--lara.horizon=10"])
     common = ["--dataset.repo_id=local/tiny", f"--dataset.root={place}/data", *RUN, out, lam]
     refused("act regresses its chunk", ["--policy.type=act", *common])
     refused("diffusion denoises with a convolutional UNet", ["--policy.type=diffusion", *common])

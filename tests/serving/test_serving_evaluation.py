@@ -292,6 +292,19 @@ def test_episodes_are_filmed(tmp_path):
     assert np.all(np.diff(brightness) > 5)
 
 
+def test_episodes_that_were_finished_without_a_film_are_not_run_again_for_it(tmp_path, caplog):
+    pytest.importorskip("av")
+    roll(Mover(), tmp_path)
+    policy = Mover()
+    roll(policy, tmp_path, videos=1)
+    assert policy.requests == 0
+    assert "2 of the episodes to be filmed had been finished without a film" in caplog.text
+    caplog.clear()
+    roll(Mover(), tmp_path / "fresh", videos=1)
+    roll(Mover(), tmp_path / "fresh", videos=1)
+    assert caplog.text == ""
+
+
 def test_seeds_of_requests_differ_and_stay():
     seeds = {sampling_seed(seed, step) for seed in range(50) for step in range(50)}
     assert len(seeds) == 2500
