@@ -24,7 +24,7 @@ VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpe
 class Clip(NamedTuple):
     """One episode of a dataset, or one video file.
 
-    name: "episode 3", or the file's name.
+    name: "episode 3", or the file's name, with the folders below the one that was given.
     length: frames; for a video what its header says, or an estimate.
     part: the episode, or the file.
     """
@@ -61,7 +61,7 @@ class ClipSource:
         if path.is_file() or (path.is_dir() and not (path / INFO).is_file()):
             self.name = path.resolve().name
             files = [path] if path.is_file() else _videos_below(path)
-            self.clips, rates = _open_all(files)
+            self.clips, rates = _open_all(files, path.parent if path.is_file() else path)
             if not self.clips:
                 raise DatasetError(
                     f"{path} holds neither {INFO} (a LeRobot dataset) nor a video that can be read: "
@@ -107,12 +107,12 @@ def _videos_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
 
 
-def _open_all(files: list[Path]) -> tuple[list[Clip], list[float]]:
+def _open_all(files: list[Path], root: Path) -> tuple[list[Clip], list[float]]:
     clips, rates = [], []
     for path in files:
         try:
             with SequentialVideo(path) as video:
-                clips.append(Clip(path.name, video.length, path))
+                clips.append(Clip(path.relative_to(root).as_posix(), video.length or video.count(), path))
                 rates.append(video.fps)
         except DatasetError as error:
             if len(files) == 1:

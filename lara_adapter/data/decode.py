@@ -106,6 +106,19 @@ class SequentialVideo:
         seconds = self._container.duration
         return round(seconds / 1e6 * self.fps) if seconds else 0
 
+    def count(self) -> int:
+        """Frames counted by their packets, undecoded, for a file that does not state how many; to be called first of all.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        try:
+            found = sum(packet.size > 0 for packet in self._container.demux(self._stream))
+        except self._errors as error:
+            raise DatasetError(f"{self.path} is damaged ({type(error).__name__}: {error})") from error
+        self._time = 0.0  # read from: the next reader begins with a jump
+        return found
+
     def all_frames(self) -> Iterator[np.ndarray]:
         """Every frame from the beginning, [H, W, 3] uint8, whatever its time stamp.
 

@@ -202,14 +202,14 @@ def _parse(text: str, source: ClipSource) -> tuple[Clip, int]:
 
 
 def _read(source: ClipSource, wanted: list[tuple[Clip, int]], gap: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    by_clip: dict[str, dict[int, np.ndarray]] = {}
+    by_clip: dict[int, dict[int, np.ndarray]] = {}  # by identity: names need not differ
     for clip, _ in wanted:
-        if clip.name not in by_clip:
-            places = [place + shift for other, place in wanted if other.name == clip.name for shift in (0, gap)]
-            by_clip[clip.name] = pick_frames(source.frames(clip), places)
+        if id(clip) not in by_clip:
+            places = [place + shift for other, place in wanted if other is clip for shift in (0, gap)]
+            by_clip[id(clip)] = pick_frames(source.frames(clip), places)
     shown = []
     for clip, place in wanted:
-        frames = by_clip[clip.name]
+        frames = by_clip[id(clip)]
         if place + gap not in frames:
             raise LaraArgumentError(
                 f"frames: {clip.name} has no frame {place + gap}, which is {gap} after frame {place}; take an earlier one"

@@ -30,7 +30,7 @@ from .checkpoint import CONFIG, WEIGHTS
 from .health import LatentHealth
 from .pictures import write_predictions
 from .pretrain_settings import PretrainSettings
-from .pretrain_setup import index_videos, make_accelerator, make_model, make_optimizer, move, progress_bar
+from .pretrain_setup import find_videos, index_videos, make_accelerator, make_model, make_optimizer, move, progress_bar
 from .pretrain_state import MeanWeights, checkpoints_of, load_checkpoint, save_checkpoint
 from .shared_frames import share_frames
 
@@ -96,8 +96,9 @@ class _Run:
         left = checkpoints_of(self.output)
         if left and settings.resume == "never":
             raise LaraArgumentError(f"output={self.output} holds a run already, and resume is 'never'")
+        sources = find_videos(settings)  # before an image encoder is downloaded for a folder that is not there
         self.model = make_model(settings, backbone)
-        self.index = index_videos(settings, self.accelerator)
+        self.index = index_videos(settings, sources, self.accelerator)
         size = self.model.config.image_size
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.stream = PairStream(
@@ -255,7 +256,9 @@ class _Run:
         path = self.output / "health.jsonl"
         if self.main and path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            # of a run that is finished the last one is made again
+            until = self.step - (self.step == self.settings.steps)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= until]
             with replace_file(path) as fresh:
                 fresh.write_text("".join(kept), encoding="utf-8")
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import IndexSettings, PairBatch, VideoIndex, build_index, find_sources, require_pairs
+from ..data import IndexSettings, PairBatch, Source, VideoIndex, build_index, find_sources, require_pairs
 from ..errors import LaraArgumentError
 from ..files import write_json
 from .model import LatentActionModel
 from .pretrain_settings import PretrainSettings
 
-__all__ = ["index_videos", "make_accelerator", "make_model", "make_optimizer", "move", "progress_bar"]
+__all__ = ["find_videos", "index_videos", "make_accelerator", "make_model", "make_optimizer", "move", "progress_bar"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +63,24 @@ def make_model(settings: PretrainSettings, backbone: nn.Module | None) -> Latent
     return model.train()
 
 
-def index_videos(settings: PretrainSettings, accelerator: Any) -> VideoIndex:
-    """Find the videos and look at what was not looked at before; writes `videos.json`.
+def find_videos(settings: PretrainSettings) -> list[Source]:
+    """What there is to look at.
+
+    Raises:
+        LaraArgumentError: a folder does not exist, or holds nothing of the kind.
+    """
+    sources = find_sources(settings.videos, cameras=settings.cameras, picture_fps=settings.picture_fps)
+    if not sources:
+        require_pairs({"sources": 0, "pairs": 0, "faults": []})
+    return sources
+
+
+def index_videos(settings: PretrainSettings, sources: list[Source], accelerator: Any) -> VideoIndex:
+    """Look at what was not looked at before; writes `videos.json`.
 
     Raises:
         LaraArgumentError: there is nothing to train on.
     """
-    sources = find_sources(settings.videos, cameras=settings.cameras, picture_fps=settings.picture_fps)
     wanted = IndexSettings(
         gap=settings.gap, cut_threshold=settings.cut_threshold, still_threshold=settings.still_threshold,
         still_keep=settings.still_keep, held_out=settings.held_out, seed=settings.seed,

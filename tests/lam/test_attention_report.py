@@ -140,6 +140,15 @@ def test_a_video_or_a_folder_of_them(models, tmp_path):
     assert np.array_equal(alone.looked[0].attention[0], report.looked[0].attention[0])
 
 
+def test_videos_of_one_name_in_two_folders_are_told_apart(models, tmp_path):
+    for number, folder in enumerate(("left", "right")):
+        disk.write_video(tmp_path / folder / "0.mp4", disk.scene(number, 10)[0])
+    report = look(models / "lam", tmp_path, gap=GAP, frames=["0:2", "1:2"])
+    assert [name for name, _ in report.pairs] == ["left/0.mp4", "right/0.mp4"]
+    for number, frame in enumerate(report.present):
+        assert np.array_equal(frame, disk.scene(number, 10)[0][2])
+
+
 def test_refusals(models, data, tmp_path):
     for frames, message in (
         (["9:0"], "not this one"), (["x"], '"CLIP:FRAME" or "FRAME" is wanted'), (["-1:2"], '"CLIP:FRAME" or "FRAME"'),

@@ -16,6 +16,7 @@ import disk_datasets as disk
 from test_model import small, trained_tiny
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionConfig, LatentActionModel, cli
+from lara_adapter.data.decode import SequentialVideo
 from lara_adapter.lam.health_probe import cross_validated_r2
 from lara_adapter.lam.health_report import Thresholds, examine
 
@@ -173,6 +174,28 @@ def test_a_folder_of_videos_will_do_and_a_damaged_one_is_left_out(models, tmp_pa
     assert "torn.mp4" in caplog.text
     alone = examine(models / "healthy", tmp_path / "part/1.mp4", gap=1, pairs=40)
     assert alone.clips == 1
+
+
+def test_a_video_that_does_not_state_its_length_is_counted(models, tmp_path):
+    import av
+
+    disk.write_video(tmp_path / "stated.mkv", walk(0, 20, SIDE)[0])
+    with av.open(str(tmp_path / "stated.mkv")) as source:
+        packets = list(source.demux(video=0))
+        with av.open(str(tmp_path / "live.mkv"), "w", options={"live": "1"}) as target:  # as a camera streams it
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in packets:
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+    with SequentialVideo(tmp_path / "live.mkv") as video:
+        assert video.length == 0
+        assert video.count() == 20
+        assert len(list(video.all_frames())) == 20
+    live, stated = (
+        examine(models / "healthy", tmp_path / f"{name}.mkv", gap=1, pairs=40) for name in ("live", "stated")
+    )
+    assert live.gaps == stated.gaps
 
 
 # ---------------------------------------------------------------------- the probe

@@ -96,6 +96,9 @@ def test_it_learns_to_beat_the_copy_through_the_latent(videos, tmp_path):
     report = json.loads((result.output / "videos.json").read_text())
     assert report["usable"] == 8
     assert report["indexed_frames_per_second"] > 0
+    again = pretrain_lam(settings)  # nothing is left to do: it is measured, and noted once
+    assert again.health == result.health
+    assert [json.loads(line) for line in (result.output / "health.jsonl").read_text().splitlines()] == lines
     # the latent matters: another pair's is worse
     from lara_adapter.data import IndexSettings, build_index, find_sources
     from lara_adapter.data.pairs import read_pairs
@@ -334,7 +337,7 @@ def test_the_command_prints_the_result(videos, small, tmp_path, capsys, monkeypa
         (lambda f: f.mkdir(), [], "no usable video among 0 sources"),
         (lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")), [], r"no usable video among 1 sources"),
         (lambda f: f.mkdir(), ["--gap-frames", "0"], "gap_frames=0"),
-        (lambda f: f.mkdir(), ["--init", "./nothing"], "nothing does not exist"),
+        (lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")), ["--init", "./nothing"], "nothing does not exist"),
     ],
 )
 def test_refusals_are_one_line_and_status_2(tmp_path, capsys, make, more, said):
@@ -346,6 +349,16 @@ def test_refusals_are_one_line_and_status_2(tmp_path, capsys, make, more, said):
     assert said in err
     assert [line for line in err.splitlines() if line.startswith("lara: train-lam: ")]
     assert "Traceback" not in err
+
+
+def test_a_folder_that_is_not_there_is_told_before_a_model_is_made(tmp_path, monkeypatch):
+    from lara_adapter.lam import pretrain
+
+    monkeypatch.setattr(pretrain, "make_model", lambda *a: pytest.fail("an image encoder would have been downloaded"))
+    (tmp_path / "empty").mkdir()
+    for name, said in (("nowhere", "does not exist"), ("empty", "no usable video among 0 sources")):
+        with pytest.raises(LaraArgumentError, match=said):
+            pretrain_lam(PretrainSettings(videos=(tmp_path / name,), output=tmp_path / "run"))
 
 
 def test_a_missing_tracker_is_named(videos, small, tmp_path, monkeypatch):
