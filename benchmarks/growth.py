@@ -4,7 +4,8 @@
     python benchmarks/growth.py                     # or some of: import step ranks lam label; --table prints the record
 
 Each number is a ratio to something measured in turn with it, in the same process where there is one: the median of the
-rounds' ratios, and their range. Nothing here is an absolute time.
+rounds' ratios, and their range. Nothing here is an absolute time. Of one process's work it is the processor's time,
+which other work on the machine does not enter; of several ranks it is the clock's. One thread a process.
 
     import   a fresh interpreter that imports torch and lara_adapter, over one that imports torch alone
     step     the demo's training step with joint LARA, over the same without; by batch, views, pixels of a frame
@@ -31,6 +32,7 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from torch import multiprocessing
@@ -59,11 +61,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 Ratio = dict[str, Any]  # {"median": ..., "range": [lowest, highest]}
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    """How long it takes once."""
-    begin = time.perf_counter()
+def seconds_of(work: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
+    """How long it takes once, by a clock."""
+    begin = clock()
     work()
-    return time.perf_counter() - begin
+    return clock() - begin
+
+
+def of_children() -> float:
+    """Processor time of the processes that this one has waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def in_turn(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, Ratio]:
@@ -86,7 +94,7 @@ def measure_import(rounds: int) -> dict[str, Any]:
     probe = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
 
     def fresh(code: str) -> Callable[[], float]:
-        return lambda: seconds_of(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+        return lambda: seconds_of(lambda: subprocess.run([sys.executable, "-c", code], check=True), of_children)
 
     arms = {
         "import torch": fresh("import torch"),
@@ -133,7 +141,7 @@ def _rank(rank: int, world: int, port: int, rounds: int, results: Any) -> None:
             adapter = attach_lara(host.policy, lam, alignment="contrastive") if lara else None
             policy = torch.nn.parallel.DistributedDataParallel(host.policy, find_unused_parameters=True)
             inputs = with_frames if lara else alone
-            steps = [seconds_of(lambda: loss_of(policy(inputs)).backward()) for _ in range(4)]  # noqa: B023
+            steps = [seconds_of(lambda: loss_of(policy(inputs)).backward(), time.perf_counter) for _ in range(4)]  # noqa: B023
             took.append(median(steps[1:]))
             if adapter is not None:
                 adapter.detach()

@@ -7,7 +7,8 @@
 
 One policy, one process: in every round LARA is attached in one way after the other, in turn and in reverse, some steps
 (forward and backward, no optimizer) are timed, and LARA is detached. Reported are medians of the rounds' ratios to the
-policy alone. The ways build on each other, so that their differences say where the time goes:
+policy alone; on a CPU of processor time, which other work on the machine does not enter, in one thread unless
+OMP_NUM_THREADS says otherwise. The ways build on each other, so that their differences say where the time goes:
 
     idle         attached with both weights 0
     tap          the hook, the entry, the token and the cosine; a LAM and a projector that cost nothing
@@ -39,6 +40,7 @@ from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are many times slower with more where others work too
 
 import torch
 from torch import Tensor, nn
@@ -142,17 +144,20 @@ def loss_of(output: Any) -> Tensor:
 
 
 def timed_step(host: Host, inputs: Any, arguments: argparse.Namespace) -> float:
-    """Seconds of one forward and backward."""
+    """Seconds of one forward and backward: by the clock on a GPU, of the processor's own time on a CPU."""
     kind = arguments.device.partition(":")[0]
     wait: Callable[[], None] = torch.cuda.synchronize if kind == "cuda" else lambda: None
+    clock = (
+        time.perf_counter if kind == "cuda" else time.process_time
+    )  # what else a shared machine does counts for nothing
     host.policy.zero_grad(set_to_none=True)
     wait()
-    start = time.perf_counter()
+    start = clock()
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
         loss = loss_of(host.policy(inputs))
     loss.backward()
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def to_device(value: Any, device: str) -> Any:

@@ -1,0 +1,55 @@
+"""The page of evidence says what the records say, and shows pictures that are there."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import readme
+
+TEXT = readme.README.read_text()
+
+
+def test_each_section_is_what_the_records_say():
+    assert readme.filled(TEXT) == TEXT, "run python benchmarks/readme.py"
+
+
+def test_a_page_without_a_section_is_refused():
+    with pytest.raises(ValueError, match="growth"):
+        readme.filled(TEXT.replace("<!-- growth: begin -->", ""))
+
+
+def test_every_link_and_picture_of_the_page_is_there():
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXT):
+        if "://" not in target:
+            assert (readme.README.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]+)#([^)]+)\)", TEXT):
+        titles = re.findall(r"^#+ (.*)$", (readme.README.parent / target).read_text(), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}, anchor
+
+
+def test_records_name_nobody_s_machine():
+    for path in readme.RESULTS.rglob("*.json*"):
+        text = path.read_text()
+        assert not re.search(r'[" ](/home|/root|/work|/tmp|/Users)/', text), path
+
+
+def test_detached_is_free_and_hooks_are_cheap():
+    rows = json.loads((readme.RESULTS / "step_overhead.json").read_text())["rows"]
+    assert {row["settings"]["host"].partition(":")[0] for row in rows} >= {"demo", "lerobot", "gr00t-head"}
+    for row in rows:
+        low, high = row["range"]["detached"]
+        assert low <= 1.02
+        assert high >= 0.98
+
+
+def test_every_success_row_has_the_same_episodes_in_every_arm():
+    from success_rows import ROWS, read_rows
+
+    rows = read_rows(ROWS)
+    assert len({json.dumps([row["regime"], row["seed"], row["arm"], row["settings"]]) for row in rows}) == len(rows)
+    for row in rows:
+        if "solved" in row:
+            assert {len(outcome) for outcome in row["solved"].values()} == {row["settings"]["episodes"]}
+            assert set("".join(row["solved"].values())) <= {"0", "1"}
