@@ -153,7 +153,7 @@ class PolicyReport:
         yield "blocks", f"{self.blocks}: {self.depth} x {self.block_class}, {width}"
         state = f"after block {self.layer} of {self.depth}" if self.layer else "the embeddings, before block 1"
         reads = "what it returns" if self.tap_kind == "output" else "what it is given"
-        yield "tap", f"{self.tap}, {reads}: layer {self.layer}, {state} (attention kind is not known)"
+        yield "tap", f"{self.tap}, {reads}: layer {self.layer}, {state}"
         yield (
             "below it",
             (
@@ -169,6 +169,7 @@ class PolicyReport:
         yield "frames", f'batch["{self.frames}"]: uint8 in [0, 255] or float in [0, 1], now and C steps later,'
         yield "", "[B, 2, 3, H, W], or [B, V, 2, 3, H, W] for V views"
         yield "", f'batch["{self.frames_valid}"]: bool [B], optional; False past the end of the episode'
+        yield "", "or from attach_lara(frames=callable), given the first argument of the policy's forward"
         yield "noise", _DRAWS[self.draws]
         yield "adapter", f"registered as policy.{self.adapter}"
         yield from self._adds()

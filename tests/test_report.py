@@ -263,6 +263,7 @@ def test_as_json_and_as_text():
         'batch["action_mask"]',
         'batch["lara_frames"]',
         'batch["lara_frames_valid"]',
+        "attach_lara(frames=callable)",
         "registered as policy.lara",
         f"{report.added:,} parameters",
     ):
