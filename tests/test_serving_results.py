@@ -54,6 +54,8 @@ def quoted(record: dict) -> list[str]:
     lines.append(
         f"| answers at once | | | {spread(instant['ours']['p50_over_gr00t'])} | {instant['ours']['cpu_over_gr00t']:.2f} |"
     )
+    rate = slow["ours"]["requests_per_second"] / slow["direct"]["requests_per_second"]
+    lines.append(f"One client of the policy that takes 50 ms gets {rate:.2f} of the requests a second")
     soak, memory = record["soak"], record["soak"]["server_rss_mb"]
     lines.append(
         f"{soak['requests']:,} requests in {soak['seconds'] / 60:.0f} minutes, {len(soak['unexpected_errors'])} errors"
