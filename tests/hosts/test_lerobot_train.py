@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ pytest.importorskip("accelerate", reason="accelerate, which lerobot-train needs,
 from lara_adapter.integrations.lerobot import train as launcher
 from lara_adapter.integrations.lerobot.checkpoints import DataSettings
 from lara_adapter.integrations.lerobot.options import parse_options
+from lara_adapter.integrations.serving import open_served
 from lerobot.scripts import lerobot_train
 from lerobot_disk import TOP, WRIST, make_dataset
 from lerobot_processors import tiny_processors
@@ -331,6 +333,16 @@ def test_a_new_run_from_a_saved_adapter(fresh, place):
     assert json.loads((saved / "lara/lara_config.json").read_text())["align_weight"] == 0.5
 
 
+def served_action(folder: Path) -> np.ndarray:
+    """What `lara serve` gives for one observation: [1, 4, 3]."""
+    seen = {"video": {"top": np.full((1, 1, 32, 32, 3), 90, np.uint8)}, "language": {"task": [["push the block"]]}}
+    state = {"state": np.full((1, 1, 4), 3, np.float32)}
+    action = open_served(folder).get_action({**seen, "state": state}, {"seed": 0})[0]["action"]
+    assert action.shape == (1, 4, 3)
+    assert np.isfinite(action).all()
+    return action
+
+
 def test_lora(plain, place):
     """LARA is attached after LeRobot has put LoRA in, so it is not frozen; the checkpoint is peft's own."""
     pytest.importorskip("peft", reason="peft is not installed: make test-lerobot")
@@ -342,6 +354,7 @@ def test_lora(plain, place):
     assert not [key for key in load_file(late / "adapter_model.safetensors") if "lara" in key]
     for name, part in (("adapter_model.safetensors", "lora_B"), (ADAPTER, "projector"), (LAM, "inverse_dynamics")):
         assert moved(early / name, late / name, part), name
+    assert not np.array_equal(served_action(late), served_action(last(plain)))  # LoRA acts, on the base that it names
     folder = copy_of(place / "lora", "lora-resumed", "000001")
     train([*resume(folder), f"--output_dir={folder}"])
     for name in ("adapter_model.safetensors", ADAPTER, LAM):
