@@ -15,11 +15,13 @@ GR00T's server and Gr00tPolicy, which need no lara_adapter.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,7 @@ def act_once(policy_folder: Path, tag: Any) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Run; returns the exit status, 2 for what the user can mend."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    import torch
     import tyro
 
     with contextlib.ExitStack() as stack:
@@ -180,9 +183,9 @@ def main(arguments: list[str]) -> int:
             arguments = smoke_arguments(folder) + arguments
         chosen = tyro.cli(PosttrainConfig, args=arguments, description=__doc__)
         try:
-            if WORLD_SIZE > 1:
-                _join_ranks()
             config = gr00t_config(chosen)
+            if WORLD_SIZE > 1 and not torch.cuda.is_available():
+                stack.enter_context(ranks_on_cpus())
             lara = run(config, chosen.lara, chosen.lora if chosen.lora.rank else None)
             _leave_ranks()
             if int(os.environ.get("RANK", "0")) == 0:
@@ -196,6 +199,8 @@ def main(arguments: list[str]) -> int:
 def report(chosen: Any, metrics: dict[str, float]) -> None:
     """Write the policy without LARA, and say what came out."""
     lines = ["", "Last LARA metrics: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())]
+    if not metrics:
+        lines = ["", f"No LARA step was taken: --max-steps {chosen.max_steps} are done already, or both weights are 0"]
     output = Path(chosen.output_dir)
     if chosen.export:
         target = export_policy(_last_checkpoint(output), output / "policy", base_model=chosen.base_model_path)
@@ -212,12 +217,23 @@ def _last_checkpoint(output: Path) -> Path:
     return Path(get_last_checkpoint(str(output)) or output)
 
 
-def _join_ranks() -> None:
-    """GR00T's run joins by nccl unless that is done already; without GPUs it is gloo."""
-    import torch
+@contextlib.contextmanager
+def ranks_on_cpus() -> Iterator[None]:
+    """Within this context the processes that run on CPUs are ranks of one training.
 
-    if not torch.cuda.is_available():
-        torch.distributed.init_process_group("gloo")
+    GR00T's run takes several processes to have GPUs: it joins them by nccl unless they are joined already, and without
+    `use_cpu` transformers would let each of them train alone.
+    """
+    import torch
+    from gr00t.experiment import experiment
+
+    stock = experiment.TrainingArguments
+    torch.distributed.init_process_group("gloo")
+    experiment.TrainingArguments = functools.partial(stock, use_cpu=True)
+    try:
+        yield
+    finally:
+        experiment.TrainingArguments = stock
 
 
 def _leave_ranks() -> None:
