@@ -71,7 +71,8 @@ class LaraSettings:
         """
         if not self.lam:
             raise LaraArgumentError(
-                "no latent action model is named: --lara.lam FOLDER_OR_HUB_ID (train one with LARA's LAM tools)"
+                "no latent action model is named: --lara.lam FOLDER_OR_HUB_ID (to make one: lara train-lam VIDEOS --output "
+                "FOLDER)"
             )
         return LatentActionModel.from_pretrained(self.lam)
 

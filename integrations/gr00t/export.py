@@ -14,25 +14,25 @@ from safetensors.torch import save_file
 from lara_adapter import AdapterFormatError
 from lara_adapter.files import read_json, replace_folder, write_json
 
-from ..trainer import FOLDER
-
 __all__ = ["export_policy"]
 
 logger = logging.getLogger(__name__)
 
 _PREFIX = "lara."  # of every LARA tensor in the state_dict of a GR00T model: the adapter is registered at its top
 _INDEX = "model.safetensors.index.json"
-# what serves training alone: LARA's folder, and what transformers' Trainer and DeepSpeed write to resume
+# what serves training alone: files that transformers' Trainer and DeepSpeed write to resume
 _TRAINING = (
     "optimizer.pt",
     "optimizer.bin",
     "scheduler.pt",
+    "scaler.pt",
     "trainer_state.json",
     "training_args.bin",
     "latest",
-    FOLDER,
 )
-_TRAINING_PATTERNS = ("rng_state*.pth", "global_step*", "zero_to_fp32.py", "scaler.pt", "checkpoint-*")
+_TRAINING_PATTERNS = ("rng_state*.pth", "zero_to_*.py")
+_FOLDERS = ("experiment_cfg",)  # of the folders in a checkpoint the one that belongs to the policy
+_PROCESSOR = "processor"  # in the output folder of a run; into a checkpoint GR00T puts its files themselves
 
 
 def export_policy(checkpoint: str | Path, target: str | Path, *, base_model: str | None = None) -> Path:
@@ -65,6 +65,8 @@ def export_policy(checkpoint: str | Path, target: str | Path, *, base_model: str
         for entry in sorted(checkpoint.iterdir()):
             if _serves_acting(entry):
                 (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, fresh / entry.name)
+        if (checkpoint / _PROCESSOR).is_dir():
+            shutil.copytree(checkpoint / _PROCESSOR, fresh, dirs_exist_ok=True)
         if lora:
             _merge_lora(checkpoint, fresh, base_model)
         else:
@@ -73,6 +75,8 @@ def export_policy(checkpoint: str | Path, target: str | Path, *, base_model: str
 
 
 def _serves_acting(entry: Path) -> bool:
+    if entry.is_dir():  # an output folder also holds checkpoints, and maybe an earlier export
+        return entry.name in _FOLDERS
     training = entry.name in _TRAINING or any(entry.match(pattern) for pattern in _TRAINING_PATTERNS)
     weights = entry.match("model*.safetensors*") or entry.match("adapter_*") or entry.name == "README.md"
     return not training and not weights

@@ -113,7 +113,7 @@ def add_frames(
         What was put in place, one for each dataset of the mixture.
 
     Raises:
-        LaraArgumentError: an argument outside the above.
+        LaraArgumentError: an argument outside the above, or no episode of a dataset is longer than C.
         FrameError: a view that the dataset does not load, different numbers of views, or frames are added already.
     """
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
@@ -128,6 +128,13 @@ def add_frames(
         chosen = _views_of(part, views)
         chunk = part.modality_configs["action"].delta_indices
         steps = (max(chunk) - min(chunk) + 1) if horizon is None else horizon
+        longest = max(getattr(getattr(part, "episode_loader", None), "episode_lengths", ()), default=None)
+        if longest is not None and longest <= steps:
+            where = getattr(part, "dataset_path", "the dataset")
+            raise LaraArgumentError(
+                f"add_frames: horizon={steps} steps, but the longest episode of {where} has {longest}: no pair would be "
+                "valid (--lara.horizon)"
+            )
         placed.append(EpisodeFrames(part, chosen, steps, size))
     counts = sorted({len(frames.views) for frames in placed})
     if len(counts) > 1:

@@ -43,7 +43,7 @@ from lara_adapter.integrations.gr00t import (
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
-from lara_adapter import AttachOrderError, FrameError, LatentActionModel, attach_lara
+from lara_adapter import AttachOrderError, FrameError, LaraArgumentError, LatentActionModel, attach_lara
 
 TAG, OTHER = "new_embodiment", "oxe_widowx"  # 16 steps, and 8 steps; both padded to the model's 50
 HORIZONS = {TAG: 16, OTHER: 8}
@@ -191,6 +191,11 @@ def test_several_views_and_the_mistakes(world):
         build_dataset(world, views=["top"])
     with pytest.raises(FrameError, match="already"):
         add_frames(build_dataset(world))
+    with pytest.raises(
+        LaraArgumentError, match=r"horizon=40 steps, but the longest episode of .*demonstrations has 40"
+    ):
+        build_dataset(world, horizon=40)
+    assert bool(samples_of(build_dataset(world, horizon=39), (0,))[0]["lara_frames_valid"])
 
 
 def test_the_dataset_still_pickles(world):
@@ -326,6 +331,51 @@ def test_two_trainer_steps(world, tmp_path):
     )
     assert lara.step == 2
     assert not trainer.model_accepts_loss_kwargs
+
+
+def test_two_trainer_steps_equal_the_same_steps_by_hand(world, tmp_path):
+    """In each of two steps of GR00T's trainer: every term, every gradient, and the weights that come of them."""
+    dataset, model = build_dataset(world), build_model(world)
+    lara = attach_lara(model, build_lam(world), align_weight=0.3, lam_weight=0.2)
+    twin = copy.deepcopy(model)
+    batches, steps = [], []
+
+    def collate_and_keep(samples):
+        batches.append(collate(dataset, samples))
+        return copy.deepcopy(batches[-1])
+
+    class Look(LaraCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            found = {"total": trainer.loss, "align": self.lara.losses.align, "lam": self.lara.losses.lam}
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            steps.append(({name: value.detach().clone() for name, value in found.items()}, gradients))
+
+    model.register_forward_pre_hook(lambda module, args: (torch.manual_seed(7), None)[1])
+    settings = {"optim": "sgd", "lr_scheduler_type": "constant", "learning_rate": 0.05}
+    trainer = trainer_of(model, dataset, tmp_path, collate_and_keep, **settings)
+    trainer.add_callback(Look(lara))
+    trainer.train()
+
+    assert len(steps) == 2
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+    for batch, (terms, gradients) in zip(batches, steps, strict=False):
+        optimizer.zero_grad()
+        torch.manual_seed(7)
+        wanted = reference(twin, twin.lara, batch, [15] * 4)
+        wanted["total"].backward()
+        for name, value in terms.items():
+            torch.testing.assert_close(value, wanted[name].detach(), rtol=1e-5, atol=1e-6, msg=name)
+        by_hand = {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+        assert gradients.keys() == by_hand.keys()
+        assert len(gradients) > 150
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(
+                gradient, by_hand[name], rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )
+        optimizer.step()
+    assert not torch.equal(steps[0][1]["lara.projector.0.weight"], steps[1][1]["lara.projector.0.weight"])
+    for (name, p), (_, q) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_accumulation_divides_lara_like_the_action_loss(world, tmp_path):
@@ -530,6 +580,11 @@ def test_the_exported_policy_acts_in_stock_gr00t_without_lara_adapter(finished, 
     assert action.shape == (1, 16, 2)
     assert np.isfinite(action).all()
     assert "lara" not in said.replace(str(tmp_path), "").lower()
+    # the output folder holds the last step's model too, and its processor in a folder of its own
+    whole = export_policy(folder, tmp_path / "whole")
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in weights(whole).items())
+    assert AutoProcessor.from_pretrained(whole).get_modality_configs().keys() == {TAG}
+    assert not list(whole.glob("checkpoint-*"))
     unstripped, said = act_without_lara(folder / "checkpoint-4", tmp_path)
     assert np.array_equal(action, unstripped)  # LARA's tensors are ignored, with transformers' warning
     assert "lara.projector" in said

@@ -122,6 +122,18 @@ def test_mixtures_whose_views_do_not_fit_into_one_batch():
     assert all("get_datapoint" not in vars(dataset) for dataset in mixture.datasets)
 
 
+def test_a_horizon_that_no_episode_reaches():
+    dataset = Dataset(horizon=5)
+    dataset.episode_loader = SimpleNamespace(episode_lengths=[3, 5])
+    with pytest.raises(
+        LaraArgumentError, match=r"horizon=5 steps, but the longest episode of demonstrations has 5: no pair"
+    ):
+        add_frames(dataset)
+    assert "get_datapoint" not in vars(dataset)
+    dataset.episode_loader.episode_lengths.append(6)
+    assert add_frames(dataset)[0].horizon == 5
+
+
 def test_the_memory_is_said(caplog):
     with caplog.at_level("INFO", logger="lara_adapter"):
         add_frames(Dataset())
@@ -148,7 +160,8 @@ def checkpoint(folder: Path, shards: int) -> Path:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in ("config.json", "processor_config.json", "statistics.json"):
         (folder / name).write_text("{}")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth", "trainer_state.json", "latest"):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth", "trainer_state.json", "latest",
+                 "zero_to_fp32.py", "zero_to_torch.py"):  # fmt: skip
         (folder / name).write_bytes(b"x")
     for name in ("experiment_cfg", "lara", "global_step10"):
         (folder / name).mkdir()
@@ -182,6 +195,25 @@ def test_a_second_export_leaves_nothing_of_the_first(tmp_path):
     assert [file.name for file in (tmp_path / "policy").glob("model*")] == ["model.safetensors"]
 
 
+def test_export_of_an_output_folder_has_the_processor_and_neither_checkpoints_nor_earlier_exports(tmp_path):
+    output = checkpoint(tmp_path / "run", 1)
+    for name in ("processor_config.json", "statistics.json"):
+        (output / name).unlink()
+    (output / "processor").mkdir()
+    (output / "processor" / "processor_config.json").write_text('{"of": "the processor"}')
+    (output / "checkpoint-10").mkdir()
+    (output / "checkpoint-10" / "model.safetensors").write_bytes(b"x")
+    wanted = {"config.json", "processor_config.json", "experiment_cfg", "model.safetensors"}
+    for _ in range(2):  # into the output folder itself, where the first one already is
+        target = export_policy(output, output / "policy")
+        assert {entry.name for entry in target.iterdir()} == wanted
+    assert json.loads((target / "processor_config.json").read_text()) == {"of": "the processor"}
+    assert (
+        load_file(target / "model.safetensors").keys() == torch.load(tmp_path / "policy.pt", weights_only=True).keys()
+    )
+    assert {entry.name for entry in export_policy(output, tmp_path / "elsewhere").iterdir()} == wanted
+
+
 def test_export_refuses_what_is_no_checkpoint(tmp_path):
     with pytest.raises(AdapterFormatError, match="neither model"):
         export_policy(tmp_path, tmp_path / "policy")
@@ -195,7 +227,7 @@ def test_export_refuses_what_is_no_checkpoint(tmp_path):
 
 
 def test_a_run_without_a_lam_says_which_flag():
-    with pytest.raises(LaraError, match=r"--lara\.lam"):
+    with pytest.raises(LaraError, match=r"--lara\.lam FOLDER_OR_HUB_ID .*lara train-lam VIDEOS"):
         LaraSettings().build_lam()
 
 
