@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ def prepare_smoke(folder: Path, stack: contextlib.ExitStack) -> list[str]:
             time.sleep(0.2)
     elif not (folder / "ready").exists():
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "lerobot", ignore_errors=True)  # of a run that was stopped in here
         openpi_tiny.write_all(folder)
         (folder / "ready").touch()
     steps = {"num_train_steps": 12, "save_interval": 6, "batch_size": 4 * WORLD_SIZE}
