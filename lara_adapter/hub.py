@@ -12,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import distributed as dist
 
 from . import card, lora, policy_weights
-from .files import gathered, replace_folder, sha256, write_json, write_tensors
+from .files import gathered, replace_folder, sha256, whole, write_json, write_tensors
+from .lam.model import LatentActionModel
 from .layout import CARD_FILE, CONFIG_FILE, CURVE_FILE, LAM_FOLDER, OURS, TOP_LEVEL, WEIGHTS_FILE
 from .saved import COUNTERS, SavedAdapter, read_adapter, restore_adapter
 
@@ -58,7 +59,8 @@ def save_adapter(
     Raises:
         LaraArgumentError: an unknown `save_policy`, or trainable weights are asked of a policy sharded by FSDP1.
         AdapterFormatError: `folder` is a file.
-        OSError: the disk is full or not writable; the folder is as before.
+        OSError: the disk is full or not writable; the folder is as before. Of a sharded policy every rank raises what
+            went wrong on rank 0.
     """
     _write(adapter, folder, save_policy, max_shard_size, base_model=base_model, dataset=dataset, license=license)
 
@@ -71,25 +73,82 @@ def _write(
     policy_weights.check_choice(save_policy)
     facts = card.Facts.of(adapter, **{"base_model": None, "dataset": None, "license": None, **told})
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    if rank and not _is_sharded(adapter):
+    if not _is_sharded(adapter):
+        if rank == 0:
+            with replace_folder(folder, ours=TOP_LEVEL) as fresh:
+                _fill(adapter, fresh, folder, facts, save_policy, max_shard_size, _now)
         return facts
-    with replace_folder(folder, ours=TOP_LEVEL) if rank == 0 else _scratch() as fresh:
-        with gathered(adapter.projector):
-            tensors = {f"projector.{name}": tensor for name, tensor in adapter.projector.state_dict().items()}
-            tensors |= {name: getattr(adapter, f"_{name}") for name in COUNTERS}
-            write_tensors(fresh / WEIGHTS_FILE, tensors)
-        save_lam = getattr(adapter.lam, "save_pretrained", None)
-        if callable(save_lam):
-            save_lam(fresh / LAM_FOLDER)
-        if adapter._peft is not None:
-            facts.lora = lora.save(fresh, adapter._peft, writes=rank == 0)
-        if save_policy is not None:
-            policy_weights.save(fresh, adapter.policy, writes=rank == 0, max_shard_size=max_shard_size)
-            facts.policy = True
-        if rank:
-            return facts
-        finish(fresh, folder, facts, adapter.history)
+    # The other ranks take part in the gathering and write nothing. What goes wrong with the disk of rank 0 must not keep
+    # it from the rest of the gathering, where they would wait for it: it is raised in the end, and by all.
+    later = _Later(rank == 0)
+    try:
+        with contextlib.ExitStack() as stack:
+            fresh = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if rank == 0:
+                try:
+                    fresh = stack.enter_context(replace_folder(folder, ours=TOP_LEVEL))
+                except Exception as error:
+                    later.error = error
+            _fill(adapter, fresh, folder, facts, save_policy, max_shard_size, later)
+            later.settle()
+    except Exception as error:
+        later.error = error
+    failed: list[str | None] = [None if later.error is None else f"{type(later.error).__name__}: {later.error}"]
+    dist.broadcast_object_list(failed, src=0)
+    if later.error is not None:
+        raise later.error
+    if failed[0] is not None:
+        raise OSError(f"rank 0 could not save the adapter: {failed[0]}")
     return facts
+
+
+def _now(step: Callable[[], Any]) -> None:
+    """Do what touches the disk."""
+    step()
+
+
+class _Later:
+    """Does what touches the disk where `writes`, unless something went wrong before; keeps the first error."""
+
+    def __init__(self, writes: bool) -> None:
+        self.writes = writes
+        self.error: Exception | None = None
+
+    def __call__(self, step: Callable[[], Any]) -> None:
+        if self.writes and self.error is None:
+            try:
+                step()
+            except Exception as error:
+                self.error = error
+
+    def settle(self) -> None:
+        """Raise what was kept."""
+        if self.error is not None:
+            raise self.error
+
+
+def _fill(
+    adapter: LaraAdapter, fresh: Path, folder: str | os.PathLike[str], facts: card.Facts, save_policy: str | None,
+    max_shard_size: int | str, write: Callable[[Callable[[], Any]], None],
+) -> None:  # fmt: skip
+    """Gather each part, and hand what writes it to `write`."""
+    with gathered(adapter.projector):
+        tensors = {f"projector.{name}": whole(tensor) for name, tensor in adapter.projector.state_dict().items()}
+        tensors |= {name: whole(getattr(adapter, f"_{name}")) for name in COUNTERS}
+        write(lambda: write_tensors(fresh / WEIGHTS_FILE, tensors))
+    lam: Any = adapter.lam
+    if isinstance(lam, LatentActionModel):
+        with gathered(lam):
+            state = {name: whole(tensor) for name, tensor in lam.state_dict().items()}
+            write(lambda: lam.save_pretrained(fresh / LAM_FOLDER, state_dict=state))
+    elif callable(getattr(lam, "save_pretrained", None)):
+        lam.save_pretrained(fresh / LAM_FOLDER)  # a user's own may gather too, so that every rank calls it
+    if adapter._peft is not None:
+        facts.lora = lora.save(fresh, adapter._peft, write=write)
+    if save_policy is not None:
+        policy_weights.save(fresh, adapter.policy, write=write, max_shard_size=max_shard_size)
+        facts.policy = True
+    write(lambda: finish(fresh, folder, facts, adapter.history))
 
 
 def finish(fresh: Path, folder: str | os.PathLike[str], facts: card.Facts, history: History) -> None:
@@ -112,13 +171,6 @@ def _is_sharded(adapter: LaraAdapter) -> bool:
     modules = (adapter, adapter.policy)
     tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
     return any(hasattr(t, "full_tensor") or hasattr(t, "ds_id") for t in tensors)
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """Where the other ranks of a sharded policy write what rank 0 writes: the gathering needs all of them."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 def push_adapter(

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,13 @@ def unwrapped(policy: nn.Module) -> nn.Module:
     return policy
 
 
-def save(folder: Path, wrapped: Any, *, writes: bool) -> bool:
+def save(folder: Path, wrapped: Any, *, write: Callable[[Callable[[], Any]], None]) -> bool:
     """Write the active adapter of a PeftModel, without naming a base: that may be a path of this machine.
 
     Args:
         folder: of LARA's adapter; `policy_lora/` is made in it.
         wrapped: the PeftModel; its tensors may be sharded, then every rank must call this.
-        writes: whether this rank writes.
+        write: is handed what touches the disk; it does that, on the rank that writes.
 
     Returns:
         Whether there was LoRA to write.
@@ -77,11 +77,10 @@ def save(folder: Path, wrapped: Any, *, writes: bool) -> bool:
     with gathered(wrapped):
         tensors = get_peft_model_state_dict(wrapped, adapter_name=names[0])
         tensors = {name: whole(tensor) for name, tensor in tensors.items()}
-    if writes:
-        content = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-        content |= {"inference_mode": True, "base_model_name_or_path": None, "revision": None, "auto_mapping": None}
-        write_tensors(folder / LORA_WEIGHTS, tensors)
-        write_json(folder / LORA_CONFIG, content)
+        write(lambda: write_tensors(folder / LORA_WEIGHTS, tensors))
+    content = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    content |= {"inference_mode": True, "base_model_name_or_path": None, "revision": None, "auto_mapping": None}
+    write(lambda: write_json(folder / LORA_CONFIG, content))
     return True
 
 

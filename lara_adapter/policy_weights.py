@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +88,15 @@ def trained_tensors(policy: nn.Module) -> tuple[dict[str, torch.Tensor], dict[st
     return chosen, ties
 
 
-def save(folder: Path, policy: nn.Module, *, writes: bool, max_shard_size: int | str = "4GB") -> None:
+def save(
+    folder: Path, policy: nn.Module, *, write: Callable[[Callable[[], Any]], None], max_shard_size: int | str = "4GB"
+) -> None:
     """Write what was trained of the policy; shard by shard, so that no more than one is in memory twice.
 
     Args:
         folder: of the adapter; `policy_weights/` is made in it.
         policy: may be sharded by FSDP2 or ZeRO-3; then every rank must call this.
-        writes: whether this rank writes.
+        write: is handed what touches the disk; it does that, on the rank that writes.
         max_shard_size: bytes of a shard, or "4GB".
     """
     from huggingface_hub import split_state_dict_into_shards_factory
@@ -107,15 +111,13 @@ def save(folder: Path, policy: nn.Module, *, writes: bool, max_shard_size: int |
     for name, members in split.filename_to_tensors.items():
         with gathered(tensors[member] for member in members):
             shard = {member: whole(tensors[member]) for member in members}
-            if writes:
-                write_tensors(folder / POLICY_FOLDER / name, shard)
-    if writes:
-        content = {
-            "metadata": {"total_size": int(split.metadata["total_size"]), "save_policy": "trainable"},
-            "weight_map": dict(split.tensor_to_filename),
-            "ties": ties,
-        }
-        write_json(folder / POLICY_INDEX, content)
+            write(functools.partial(write_tensors, folder / POLICY_FOLDER / name, shard))
+    content = {
+        "metadata": {"total_size": int(split.metadata["total_size"]), "save_policy": "trainable"},
+        "weight_map": dict(split.tensor_to_filename),
+        "ties": ties,
+    }
+    write(lambda: write_json(folder / POLICY_INDEX, content))
 
 
 def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -83,6 +83,61 @@ def test_trained_weights_under_fsdp2_are_gathered_by_all_and_written_once(tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def _fsdp_full_disk(rank, folder, where):
+    """What each rank is told when only rank 0 cannot write; then a save that goes well, by the same ranks."""
+    from torch.distributed.fsdp import fully_shard
+
+    from lara_adapter import files
+
+    policy, lara = build("output", lam="tiny")
+    for block in policy.transformer_blocks:
+        fully_shard(block)
+    for unit in lara.fsdp_units():
+        fully_shard(unit)
+    fully_shard(policy)
+    real, written = files.save_file, []
+
+    def full(tensors, path, **options):
+        written.append(path)
+        if rank == 0 and len(written) == where:
+            raise OSError(28, "No space left on device")
+        real(tensors, path, **options)
+
+    target = Path(folder) / "a"
+    if where == 0:  # a file stands where the folder is to be
+        if rank == 0:
+            target.write_text("in the way")
+        dist.barrier()
+    files.save_file = full
+    try:
+        lara.save_pretrained(target, save_policy="trainable", max_shard_size=4000)
+        said = ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    finally:
+        files.save_file = real
+    dist.barrier()
+    left = sorted(path.name for path in Path(folder).iterdir())
+    dist.barrier()
+    lara.save_pretrained(Path(folder) / "b", save_policy="trainable", max_shard_size=4000)
+    dist.barrier()
+    return said, left, len(written), _compare(Path(folder) / "b", _whole(policy))
+
+
+@pytest.mark.skipif(TORCH < (2, 11), reason="FSDP2 is supported from torch 2.11 on")
+@pytest.mark.parametrize("where", [0, 1, 2, 3, 5])  # the folder; projector, LAM, first and later shards of the policy
+def test_when_rank_0_cannot_write_no_rank_waits_for_it(tmp_path, where):
+    (first, left, attempts, good), (other, _, on_others, good_there) = run_ranks(_fsdp_full_disk, str(tmp_path), where)
+    assert ("is a file" if where == 0 else "No space left") in first
+    assert other.startswith("OSError: rank 0 could not save the adapter: ")
+    assert first in other  # with the reason
+    assert left == (["a"] if where == 0 else [])
+    assert attempts == where  # after the first failure nothing is tried
+    assert on_others == 0  # the other ranks write nothing
+    assert good
+    assert good_there
+
+
 def _fsdp_lora(rank, folder):
     import peft
     from torch.distributed.fsdp import fully_shard
