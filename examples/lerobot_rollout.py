@@ -47,6 +47,7 @@ def closed_loop(
                 actor = _Actor(policy, preprocessor, postprocessor, describe(task))
                 outcomes += _together(scene, actor, world, split, first, envs, max_steps, filmed)
                 bar.update(len(envs))
+            scene.close()
             successes[task] = sum(outcomes)
     _write_film(pictures, film)
     result = {task: _rate(count, episodes) for task, count in successes.items()}

@@ -147,6 +147,7 @@ def record(root: Path, repo_id: str, world: World, episodes: int, fps: int) -> d
                     if dropped[task] > 20 + 2 * kept:
                         raise RuntimeError(f"the expert of {task} failed in {dropped[task]} of {index + 1} episodes")
                 index += 1
+            scene.close()
         dataset.finalize()
         for path in list((fresh / "dataset").iterdir()):
             path.rename(fresh / path.name)

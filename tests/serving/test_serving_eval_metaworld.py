@@ -132,3 +132,29 @@ def test_mini_vla_acts_from_the_camera_with_a_temporal_ensemble(tmp_path):
     assert report["settings"]["sampling_seed"] == "sent with every request"
     assert (report["settings"]["execute"], report["settings"]["ensemble"]) == (4, 0.01)
     assert report["settings"]["simulator_settings"] == {"image_size": 64, "split": 10_000}
+
+
+def test_a_closed_environment_gives_its_memory_back():
+    """`lara eval all` opens fifty tasks in one process; a task's renderers hold some 290 MB."""
+    pytest.importorskip("psutil")
+    program = """
+import gc, psutil
+from lara_adapter.integrations.simulators import open_simulator
+world, pictures, memory = open_simulator("metaworld"), [], []
+for _ in range(4):
+    environment = world.open("drawer-open")
+    environment.reset(3)
+    pictures.append(environment.picture().tobytes() + environment.observe().views["front"].tobytes())
+    environment.close()
+    del environment
+    gc.collect()
+    memory.append(psutil.Process().memory_info().rss / 2**20)
+assert len(set(pictures)) == 1
+print(memory[-1] - memory[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Exception" not in done.stderr
+    assert float(done.stdout) < 150
