@@ -98,9 +98,11 @@ class Layout:
         self.states = self._match("state", config, offered.states, rename)
         if rename:
             raise LaraArgumentError(f"rename: the policy wants nothing named {sorted(rename)}")
-        self.language = config["language"].modality_keys[0] if "language" in config else "task"
+        self.language = ([*config["language"].modality_keys, "task"] if "language" in config else ["task"])[0]
         self.actions = list(config["action"].modality_keys) if "action" in config else None
-        self.deltas = {kind: list(config[kind].delta_indices) if kind in config else [0] for kind in ("video", "state")}
+        # a part without entries may come without time steps
+        given = {kind: list(config[kind].delta_indices) if kind in config else [] for kind in ("video", "state")}
+        self.deltas = {kind: deltas or [0] for kind, deltas in given.items()}
         if max(map(max, self.deltas.values())) > 0:
             raise LaraArgumentError(f"the policy wants observations of the future: {self.deltas}")
         self.history = 1 - min(map(min, self.deltas.values()))  # observations to keep

@@ -99,6 +99,14 @@ def test_without_a_configuration_the_policy_gets_everything():
     assert request["language"] == {"task": [["push"]]}
 
 
+def test_a_policy_that_wants_nothing_of_a_kind():
+    nothing = {kind: ModalityConfig([], []) for kind in ("state", "language")}
+    request = Layout({"video": ModalityConfig([0], ["top"]), **nothing}, SEEN).request([SEEN])
+    assert list(request["video"]) == ["top"]
+    assert request["state"] == {}
+    assert request["language"] == {"task": [["push"]]}
+
+
 def test_names_history_and_order_are_the_policys():
     config = {
         "video": ModalityConfig([-2, 0], ["front"]),
