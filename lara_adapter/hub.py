@@ -140,7 +140,7 @@ def _fill(
     if isinstance(lam, LatentActionModel):
         with gathered(lam):
             state = {name: whole(tensor) for name, tensor in lam.state_dict().items()}
-            write(lambda: lam.save_pretrained(fresh / LAM_FOLDER, state_dict=state))
+            write(lambda: lam.save_pretrained(fresh / LAM_FOLDER, state_dict=state))  # while it is gathered: no copies
     elif callable(getattr(lam, "save_pretrained", None)):
         lam.save_pretrained(fresh / LAM_FOLDER)  # a user's own may gather too, so that every rank calls it
     if adapter._peft is not None:

@@ -262,9 +262,11 @@ class LatentActionModel(nn.Module):
             state_dict: the gathered state where this process holds only a shard (FSDP1). FSDP2's and ZeRO-3's shards
                 are gathered here: call it from every rank.
         """
+        if state_dict is not None:  # whole already: nothing to gather, and perhaps no other rank to do it with
+            checkpoint.write(folder, self.config, state_dict, self.origin)
+            return
         with gathered(self):
-            state = self.state_dict() if state_dict is None else state_dict
-            checkpoint.write(folder, self.config, state, self.origin)
+            checkpoint.write(folder, self.config, self.state_dict(), self.origin)
 
     def push_to_hub(
         self,
