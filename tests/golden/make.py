@@ -67,7 +67,11 @@ def main() -> None:
             policy = Policy().train()
             policy.load_state_dict(base.state_dict())
             lara = load_lara(policy, HERE / name)
+        with lara.disabled(), torch.no_grad():
+            acting = policy(batch())["loss"].item()
         expected[name] = losses(policy, lara)
+        if name in ("lora", "trainable"):  # what a base policy with it must give
+            expected[name]["acting"] = acting
     lam = LatentActionModel(LatentActionConfig.tiny(**SIZES))
     lam.save_pretrained(HERE / "lam-alone")
     frames = batch()["lara_frames"]

@@ -33,17 +33,19 @@ def test_golden_adapters(name):
         peft = pytest.importorskip("peft")
         policy = peft.PeftModel.from_pretrained(policy, HERE / name / "policy_lora", is_trainable=True)
     lara = load_lara(policy, HERE / name)
-    assert losses(policy, lara) == pytest.approx(EXPECTED[name], rel=1e-3)
+    wanted = {key: value for key, value in EXPECTED[name].items() if key != "acting"}
+    assert losses(policy, lara) == pytest.approx(wanted, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["lora", "trainable"])
-def test_golden_policies_act(name):
+@pytest.mark.parametrize(("name", "merge"), [("lora", False), ("lora", True), ("trainable", False)])
+def test_golden_policies_act(name, merge):
     if name == "lora":
         pytest.importorskip("peft")
-    before = base()(batch())["loss"]
-    acting = load_lara(base(), HERE / name, inference=True)
+    acting = load_lara(base(), HERE / name, inference=True, merge=merge)
     with torch.no_grad():
-        assert not torch.allclose(acting(batch())["loss"], before)
+        found, before = (policy(batch())["loss"].item() for policy in (acting, base()))
+    assert found == pytest.approx(EXPECTED[name]["acting"], rel=1e-5)
+    assert abs(before - found) > 1e-4  # the base is another policy
 
 
 def test_golden_latent_action_model():
