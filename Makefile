@@ -66,7 +66,7 @@ test-hosts-pins: test-pins-gr00t test-pins-lerobot
 GR00T_NEEDS := "torchvision==0.22.1" "albumentations==1.4.18" "av==15.0.0" "diffusers==0.35.1" "dm-tree==0.1.8" \
   "lmdb==1.7.5" "msgpack==1.1.0" "msgpack-numpy==0.4.8" "pandas==2.2.3" "pyarrow" "termcolor==3.2.0" "tyro==0.9.17" \
   "click==8.1.8" "datasets==3.6.0" "einops==0.8.1" "gymnasium==1.2.2" "omegaconf==2.3.0" "scipy==1.15.3" \
-  "wandb==0.23.0" "pyzmq==27.0.1"
+  "wandb==0.23.0" "pyzmq==27.0.1" "numpy==1.26.4" "opencv-python-headless<4.12"
 test-gr00t: $(VENV)-gr00t/.installed
 	@test -n "$(LARA_GR00T_SRC)" || { echo 'make test-gr00t: LARA_GR00T_SRC=PATH names a checkout of NVIDIA Isaac GR00T' \
 	  '(git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T)' >&2; exit 1; }
