@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -78,6 +81,24 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def abandon_decoders(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Read a few frames of an H.264 video and put the decoder away, many times, with FFmpeg's messages going to Python."""
+    code = f"""
+        import av
+        av.logging.set_level(av.logging.ERROR)  # as torchvision.io does when it is imported
+        from pathlib import Path
+        from lara_adapter.data.decode import SequentialVideo
+        for number in range(200):
+            with SequentialVideo(Path({str(write_video(folder / "walk.mp4", square(90), "libx264"))!r})) as video:
+                for place, _ in enumerate(video.all_frames()):
+                    if place == number % 7:
+                        break
+        print("done")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def write_audio(path: Path) -> Path:

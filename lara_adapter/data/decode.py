@@ -80,7 +80,10 @@ class SequentialVideo:
             self._container.close()
             raise DatasetError(f"{path} holds no video stream")
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        # One thread: where somebody set av.logging's level (torchvision.io does), a decoding thread of FFmpeg that has
+        # something to say waits for the interpreter's lock, while a decoder that is put away holds it and waits for its
+        # threads: a deadlock (seen with PyAV 15.0 and 15.1, not with 18.1).
+        self._stream.thread_type, self._stream.codec_context.thread_count = "NONE", 1
         self._decoder: Iterator[Any] = iter(())
         self._time: float | None = None  # of the last frame decoded; None: nothing yet
 

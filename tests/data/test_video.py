@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("av")
 
-from videos import number_of, numbered, png, square, write_audio, write_video
+from videos import abandon_decoders, number_of, numbered, png, square, write_audio, write_video
 
 from lara_adapter import FrameError
 from lara_adapter.data import Source
@@ -94,3 +94,8 @@ def test_a_damaged_stretch_breaks_pairs_and_not_the_file(tmp_path):
     scan = scan_source(Source(path), Gap(5))
     assert 60 < len(scan.pts) <= 120
     assert scan.broken.any() or len(scan.pts) < 120
+
+
+def test_a_decoder_that_is_put_away_in_the_middle_waits_for_no_thread(tmp_path):
+    found = abandon_decoders(tmp_path)
+    assert found.stdout == "done\n", found.stderr

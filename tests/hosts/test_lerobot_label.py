@@ -15,6 +15,7 @@ from lerobot.datasets.dataset_tools import delete_episodes
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from lerobot_disk import LENGTHS, TOP, WRIST, make_dataset, open_dataset
+from videos import abandon_decoders
 
 from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.lam.label import label_dataset
@@ -139,3 +140,8 @@ def test_half_precision_latents(tmp_path, lam):
         torch.testing.assert_close(
             half[number]["lara.latent"], full[number]["lara.latent"].half().to(half[number]["lara.latent"].dtype)
         )
+
+
+def test_a_decoder_of_lerobots_pyav_is_put_away_without_a_deadlock(tmp_path):
+    found = abandon_decoders(tmp_path)
+    assert found.stdout == "done\n", found.stderr
