@@ -64,6 +64,7 @@ class FreeLam(nn.Module):
     """A LAM that costs nothing: one latent for every pair."""
 
     latent_width = LATENT[0] * LATENT[1]
+    draws_random_numbers = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class FreeLam(nn.Module):
         latent = self.latent.expand(len(present), *LATENT)
         return LatentAction(latent, latent, torch.zeros(len(present), LATENT[0], dtype=torch.long))
 
-    def forward(self, present: Tensor, future: Tensor) -> Any:
+    def forward(self, present: Tensor, future: Tensor, valid: Tensor | None = None) -> Any:
         """Its latent, and a loss of zero."""
         return SimpleNamespace(loss=0.0 * self.latent.sum(), latent=self.encode(present, future))
 

@@ -412,7 +412,9 @@ class LaraAdapter(nn.Module):
         device = self._step.device
         devices = [device] if device.type != "cpu" else []
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            torch.manual_seed(int(self._seed + self._step))
+            seed = int(self._seed + self._step)
+            # torch.manual_seed on a CPU also notes a whole stack trace for each kind of device that is not there
+            (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
             yield
 
     def _remember(self, terms: dict[str, torch.Tensor]) -> None:
