@@ -46,7 +46,12 @@ def make_accelerator(settings: PretrainSettings) -> Any:
             raise LaraArgumentError(f"tracker={tracker!r} is not installed: pip install {tracker}")
         plain = {name: value if isinstance(value, int | float | str) else str(value)
                  for name, value in settings.to_dict().items()}  # fmt: skip
-        accelerator.init_trackers("lara-lam", config=plain)
+        try:
+            accelerator.init_trackers("lara-lam", config=plain)
+        except ImportError as error:  # there, and broken: accelerate looks for the package without importing it
+            raise LaraArgumentError(
+                f"tracker={tracker!r} cannot be imported: {error}; pip install {tracker}"
+            ) from error
     return accelerator
 
 
