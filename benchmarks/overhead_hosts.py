@@ -77,7 +77,8 @@ def gr00t_head(layers: int | None, tokens: int = 300) -> Host:
     from gr00t.configs.model.gr00t_n1d6 import Gr00tN1d6Config
     from gr00t.model.gr00t_n1d6.gr00t_n1d6 import Gr00tN1d6
 
-    config = Gr00tN1d6Config()
+    # the padding that GR00T-N1.6-3B's config.json is reported to have; the class's own defaults are 16 and 29
+    config = Gr00tN1d6Config(action_horizon=50, max_action_dim=128, max_state_dim=128)
     if layers:
         config.diffusion_model_cfg = {**config.diffusion_model_cfg, "num_layers": layers}
     with gr00t_tiny.tiny_backbone():
