@@ -39,7 +39,8 @@ def ablations() -> str:
 
     groups = success_report.groups_of(success_report.read_rows(success_report.ROWS))
     tables = {name: success_report.ablation_table(success_report.summarise(rows)) for name, rows in groups.items()}
-    return "\n\n".join(f"{name}:\n\n{table}" for name, table in tables.items() if table)
+    found = [f"{name}:\n\n{table}" for name, table in tables.items() if table]
+    return "\n\n".join(found) if found else "No row is recorded yet."
 
 
 def overhead() -> str:

@@ -33,7 +33,7 @@ def gains(groups: Summaries, arms: tuple[str, ...], path: Path) -> None:
             axis.set_yticks(range(len(shown)), list(reversed(shown)))
             axis.axvline(0, color="0.6", lw=1)
             seeds = max((summary[arm][key]["seeds"] for arm in shown), default=0)
-            axis.set_title(f"{name}, {seeds} seeds: {title}", fontsize=9)
+            axis.set_title(f"{title}\n{name}, {seeds} seeds", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
