@@ -184,16 +184,28 @@ def main(arguments: list[str]) -> int:
         chosen = tyro.cli(PosttrainConfig, args=arguments, description=__doc__)
         try:
             config = gr00t_config(chosen)
-            if WORLD_SIZE > 1 and not torch.cuda.is_available():
-                stack.enter_context(ranks_on_cpus())
-            lara = run(config, chosen.lara, chosen.lora if chosen.lora.rank else None)
-            _leave_ranks()
+            metrics: dict[str, float] = {}
+            if not is_done(chosen):
+                if WORLD_SIZE > 1 and not torch.cuda.is_available():
+                    stack.enter_context(ranks_on_cpus())
+                metrics = run(config, chosen.lara, chosen.lora if chosen.lora.rank else None).metrics()
+                _leave_ranks()
             if int(os.environ.get("RANK", "0")) == 0:
-                report(chosen, lara.metrics())
+                report(chosen, metrics)
         except LaraError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return 2
     return 0
+
+
+def is_done(chosen: Any) -> bool:
+    """Whether the last checkpoint is that of the last step: transformers' Trainer would take one more, and save it."""
+    output = Path(chosen.output_dir)
+    if not output.is_dir():
+        return False
+    last = _last_checkpoint(output)
+    step = last.name.rpartition("checkpoint-")[2]
+    return step.isdigit() and int(step) >= chosen.max_steps and (last / "lara").is_dir()
 
 
 def report(chosen: Any, metrics: dict[str, float]) -> None:
