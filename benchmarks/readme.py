@@ -67,11 +67,13 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 def filled(text: str) -> str:
     """The page with each section made anew from the records."""
-    for name, section in SECTIONS.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        before, found, rest = text.partition(begin)
-        if not found or end not in rest:
+    marks = {name: (f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->") for name in SECTIONS}
+    for begin, end in marks.values():
+        if end not in text.partition(begin)[2]:
             raise ValueError(f"{README.name} has no section between {begin.strip()} and {end}")
+    for name, section in SECTIONS.items():
+        begin, end = marks[name]
+        before, _, rest = text.partition(begin)
         text = before + begin + section() + "\n" + rest[rest.index(end) :]
     return text
 

@@ -126,6 +126,7 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
     random = Job("lam-random", random_lam, {"steps": s.lam_steps, "seed": seed}, 1)
     pretraining = {"data": data, "steps": s.lam_steps, **training}
     worlds = {arm: {} if arm == CONTROL else world_of(ARMS[arm]) for arm in arms}
+    gaps = {arm: {key: value for key, value in changed.items() if key == "gap"} for arm, changed in worlds.items()}
     of_video = {
         key: Job("-".join(["lam-before", *key.split()]), pretrain_lam, {**pretraining, **world}, s.lam_steps)
         for key, world in {"": {}, **{_key(world): world for world in worlds.values()}}.items()
@@ -140,7 +141,7 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
             continue
         lam = random_folder if ARMS[arm].lam == "random" else before[_key(worlds[arm])]
         given |= {"lam": None if ARMS[arm].options is None else lam, "lara_options": ARMS[arm].options}
-        given |= {"execute": s.execute, **{key: value for key, value in worlds[arm].items() if key == "gap"}}
+        given |= {"execute": s.execute, **gaps[arm]}
         jobs.append(Job(f"policy-{arm}", train_policy, given, s.policy_steps))
     trained = dict(zip(arms, stage("train", jobs)))
 
@@ -156,19 +157,14 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
         ],
     )
     asked = {"before": before[""], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
-
-    def gap_of(name: str) -> dict[str, Any]:
-        return {key: value for key, value in worlds.get(name, {}).items() if key == "gap"}
-
+    examining = {"data": data, "shown": 1, **world}
     probes = dict(
         zip(
             asked,
             stage(
                 "probe",
                 [
-                    Job(
-                        f"probe-{name}", examine_lam, {"data": data, "lam": lam, "shown": 1, **world, **gap_of(name)}, 1
-                    )
+                    Job(f"probe-{name}", examine_lam, {**examining, "lam": lam, **gaps.get(name, {})}, 1)
                     for name, lam in asked.items()
                 ],
             ),
