@@ -16,6 +16,8 @@ LAMS = {"plain", "control", "cosine", "contrastive"}
 
 sys.path.insert(0, str(ROOT / "examples"))
 
+pytest.importorskip("tyro")  # the report of the example imports its settings
+
 
 @pytest.fixture(scope="module")
 def results():
