@@ -21,20 +21,20 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def success() -> str:
-    """Tables of the main arms, one for each regime, and what difference they could have shown."""
+    """Tables of the main arms, one for each group of rows, and what difference they could have shown."""
     import success_report
 
     groups = success_report.groups_of(success_report.read_rows(success_report.ROWS))
     parts = []
     for name, rows in groups.items():
-        parts.append(f"**{name[0].upper()}{name[1:]} a task**")
+        parts.append(f"**{name[0].upper()}{name[1:]}**")
         parts.append(success_report.table(success_report.summarise(rows)))
-        parts.append(f"{success_report.power(rows).capitalize()}.")
+        parts.append(success_report.power(rows))
     return "\n\n".join(parts)
 
 
 def ablations() -> str:
-    """Table of the ablations, by regime."""
+    """Table of the ablations, by group of rows."""
     import success_report
 
     groups = success_report.groups_of(success_report.read_rows(success_report.ROWS))

@@ -6,11 +6,11 @@
     python benchmarks/success_report.py                        # tables and pictures of the rows that are there
 
 The first command is the first stage: two tasks, ten demonstrations, the main arms (benchmarks/success_arms.py), eight
-seeds, with distractors and without: hours on two cores. What follows it, one command each, into files of their own:
+seeds, with distractors and without: hours on two cores. What follows it, one command each:
 
-    for n in 3 30; do python benchmarks/success.py --demos $n --rows benchmarks/results/success/rows-$n.jsonl; done
+    for n in 3 30; do python benchmarks/success.py --demos $n; done
     python benchmarks/success.py --tasks button-press-topdown drawer-open door-open window-open hammer peg-insert-side \\
-        --seeds 0 1 2 3 4 5 6 7 8 9 10 11 --rows benchmarks/results/success/rows-6-tasks.jsonl
+        --seeds 0 1 2 3 4 5 6 7 8 9 10 11
 
 Fixed before the first run: the primary endpoint is the success rate of `contrastive` minus that of `dit_only`, distractors,
 10 demonstrations a task, mean over tasks, paired over seeds; the paper's comparison, `cosine` minus `dit_only`, is the

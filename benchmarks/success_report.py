@@ -33,17 +33,18 @@ PRIMARY = ("contrastive", "dit_only")
 # two-sided 97.5 % quantiles of Student's t by degrees of freedom
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
+ORDER = ("before", CONTROL, *ARMS)  # of the tables, in whatever order rows came
 Rows = dict[tuple[int, str], Row]  # by seed and arm, of one regime and one set of settings
 
 
 def groups_of(rows: list[Row]) -> dict[str, Rows]:
-    """Rows by regime and number of demonstrations; other settings must be one set within each."""
+    """Rows by regime, tasks and number of demonstrations; other settings must be one set within each."""
     groups: dict[str, Rows] = defaultdict(dict)
     seen: dict[str, Any] = {}
     for row in rows:
-        name = f"{row['regime']}, {row['settings']['demos']} demonstrations"
+        name = f"{row['regime']}, {len(row['settings']['tasks'])} tasks, {row['settings']['demos']} demonstrations each"
         if seen.setdefault(name, row["settings"]) != row["settings"]:
-            raise ValueError(f"rows of {name!r} have different settings; report them from separate files")
+            raise ValueError(f"rows of {name!r} have different settings; this page does not mix them")
         groups[name][row["seed"], row["arm"]] = row
     return dict(groups)
 
@@ -108,7 +109,8 @@ def error_of(row: Row) -> float | None:
 def summarise(rows: Rows) -> dict[str, Any]:
     """Per arm: means over seeds, and differences to the DiT-only policy (success, error) and to the control (probe)."""
     summary = {}
-    for arm in dict.fromkeys(arm for _, arm in rows):
+    there = {arm for _, arm in rows}
+    for arm in (name for name in ORDER if name in there):
         own = [row for (_, name), row in sorted(rows.items()) if name == arm]
         entry: dict[str, Any] = {"seeds": len(own)}
         if "solved" in own[0]:
@@ -235,12 +237,12 @@ def power(rows: Rows) -> str:
         if (seed, arm) in rows and (seed, base) in rows
     ]
     if len(pairs) < 2:
-        return "one seed: no interval"
+        return "One seed: no interval."
     quantile = _T[min(len(pairs) - 2, len(_T) - 1)]
     found = (quantile + 0.84) * stdev(pairs) / math.sqrt(len(pairs))
     return (
-        f"paired differences of {arm} over {base} spread by {100 * stdev(pairs):.1f} points (SD of {len(pairs)} seeds): "
-        f"a true difference of {100 * found:.0f} points would be found with 80 % probability"
+        f"Paired differences of {arm} over {base} spread by {100 * stdev(pairs):.1f} points (SD of {len(pairs)} seeds): "
+        f"a true difference of {100 * found:.0f} points would be found with 80 % probability."
     )
 
 

@@ -17,7 +17,7 @@ def row(seed, arm, rate, r2=0.5, regime="distractors", episodes=50, demos=10):
     lam = {"r2": r2, "codes_used": 9, "mean_direction": 0.5, "reconstruction_over_copy": 0.6}
     return {
         "seed": seed, "arm": arm, "regime": regime, "solved": solved, "action_error": 0.05, "lam": lam,
-        "settings": {"demos": demos},
+        "settings": {"demos": demos, "tasks": ["a", "b"]},
     }  # fmt: skip
 
 
@@ -57,9 +57,11 @@ def test_pairs_are_of_one_seed():
 def test_regimes_and_demonstrations_are_apart_and_settings_never_mixed():
     rows = [row(0, "dit_only", 0.5), row(0, "dit_only", 0.5, regime="clean"), row(0, "dit_only", 0.5, demos=3)]
     assert set(report.groups_of(rows)) == {
-        "distractors, 10 demonstrations", "clean, 10 demonstrations", "distractors, 3 demonstrations"
-    }  # fmt: skip
-    rows.append({**row(1, "dit_only", 0.5), "settings": {"demos": 10, "lr": 1.0}})
+        "distractors, 2 tasks, 10 demonstrations each",
+        "clean, 2 tasks, 10 demonstrations each",
+        "distractors, 2 tasks, 3 demonstrations each",
+    }
+    rows.append({**row(1, "dit_only", 0.5), "settings": {"demos": 10, "tasks": ["a", "b"], "lr": 1.0}})
     with pytest.raises(ValueError, match="different settings"):
         report.groups_of(rows)
 
@@ -73,7 +75,7 @@ def test_the_report_is_written(tmp_path, monkeypatch, capsys):
     assert "would be found with 80 %" in capsys.readouterr().out
     assert (tmp_path / "success.png").stat().st_size > 5000
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["distractors, 10 demonstrations"]["contrastive"]["seeds"] == 2
+    assert summary["distractors, 2 tasks, 10 demonstrations each"]["contrastive"]["seeds"] == 2
 
 
 def test_rows_survive_a_kill_in_the_middle_of_a_line(tmp_path):
