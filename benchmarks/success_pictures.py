@@ -56,6 +56,8 @@ def ablations(points: dict[str, dict[str, dict[str, list[float]]]], references: 
     figure, axes = plt.subplots(
         len(points), len(knobs), figsize=(0.8 + 2.0 * len(knobs), 0.5 + 2.1 * len(points)), squeeze=False, sharey="row"
     )
+    for axis, knob in zip(axes[0], knobs):
+        axis.set_title(knob, fontsize=9)
     for row, (measure, found) in zip(axes, points.items()):
         row[0].set_ylabel(measure)
         for axis, knob in zip(row, knobs):
@@ -69,8 +71,6 @@ def ablations(points: dict[str, dict[str, dict[str, list[float]]]], references: 
             )
             if measure in references:
                 axis.axhline(references[measure], color="0.6", lw=1, ls="--")
-            if row is axes[0]:
-                axis.set_title(knob, fontsize=9)
     figure.suptitle(
         f"One thing changed of the arm {BASE!r} (in brackets: as it is there); dashed: DiT-only; for R2 the {CONTROL} LAM",
         fontsize=9,

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import success_report as report
-from success_arms import ARMS, CONTROL, STAGES
+from success_arms import ARMS, CONTROL, DEFAULTS, STAGES
 from success_rows import append_row, read_rows
 
 
@@ -87,7 +87,7 @@ def test_rows_survive_a_kill_in_the_middle_of_a_line(tmp_path):
     assert read_rows(path) == [{"seed": 0}, {"seed": 2}]
 
 
-def test_each_ablation_is_held_against_the_arm_it_changes(tmp_path):
+def test_each_ablation_is_held_against_the_arm_it_changes(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     import success_pictures
 
@@ -111,8 +111,14 @@ def test_each_ablation_is_held_against_the_arm_it_changes(tmp_path):
     assert points["probe R2"]["layer"]["2"] == pytest.approx([0.8, 0.81, 0.82])  # the unchanged arm is on each line
     assert sorted(points["probe R2"]["cosine, layer"]) == ["0", "1", "2", "3", "4"]
     assert len(points["success"]["w1"]["0.1"]) == 2  # only seeds that have all of a knob
+    import matplotlib.pyplot as plt
+
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
     success_pictures.ablations(points, report.references(rows), tmp_path / "ablations.png")
     assert (tmp_path / "ablations.png").stat().st_size > 5000
+    titles = [axis.get_title() for axis in drawn[0].axes]
+    assert titles[:9] == [*DEFAULTS, "cosine, layer"]  # the upper row says which knob a column is
 
 
 @pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if arm.options is not None])
