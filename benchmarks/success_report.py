@@ -204,8 +204,8 @@ def ablation_table(summary: dict[str, Any]) -> str:
 def table(summary: dict[str, Any]) -> str:
     """The main arms in Markdown."""
     head = (
-        "arm", "seeds", "success", "gain over dit_only, points (t, 95 %)", "bootstrap", "action error", "probe R2",
-        "over control (t, 95 %)", "codes", "mean direction",
+        "arm", "seeds", "success", "gain over dit_only, points (t, 95 %)", "bootstrap", "action error",
+        "over dit_only (t, 95 %)", "probe R2", "over control (t, 95 %)", "codes", "mean direction",
     )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm, entry in summary.items():
@@ -219,6 +219,7 @@ def table(summary: dict[str, Any]) -> str:
             _gain(gain, 100, 1),
             _range(gain["bootstrap"], 100, 1) if gain else "",
             f"{entry['action_error']:.4f}" if "action_error" in entry else "",
+            _gain(entry.get("error_gain"), 1, 4),
             f"{entry['r2']:.2f}" if "r2" in entry else "",
             _gain(entry.get("probe_gain"), 1, 2),
             f"{entry['codes_used']:.0f}" if "codes_used" in entry else "",

@@ -60,10 +60,14 @@ def test_every_success_row_has_the_same_episodes_in_every_arm():
 def test_every_number_of_the_reading_is_one_of_the_tables():
     table = TEXT.split("<!-- success: begin -->")[1].split("<!-- success: end -->")[0]
     reading = TEXT.split("<!-- reading: begin -->")[1].split("<!-- reading: end -->")[0]
+    changes = TEXT.split("<!-- ablations: begin -->")[1].split("<!-- ablations: end -->")[0]
+    of_changes = TEXT.split("<!-- ablation reading: begin -->")[1].split("<!-- ablation reading: end -->")[0]
     front = (readme.ROOT / "README.md").read_text().split("## Does it work, what does it cost")[1].split("\n## ")[0]
     overhead = TEXT.split("<!-- overhead: begin -->")[1].split("<!-- overhead: end -->")[0]
     number = r"[+-]?\d+\.\d+"
     quoted = re.findall(number, reading)
     assert len(quoted) > 10
     assert set(quoted) - set(re.findall(number, table)) <= {"0.3", "0.1"}  # names of settings
+    # names of settings; and what the first seed said of w1 = 1, before there were eight
+    assert set(re.findall(number, of_changes)) - set(re.findall(number, changes)) <= {"0.1", "+4.0"}
     assert set(re.findall(number, front)) - set(re.findall(number, table + overhead)) <= {"1.6"}  # GR00T N1.6
