@@ -160,8 +160,9 @@ def points_of(rows: Rows) -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def references(rows: Rows) -> dict[str, float]:
-    """What needs no LARA, over the seeds of the ablations: DiT-only policies, and the control LAM."""
-    seeds = {seed for seed, arm in rows if is_ablation(arm)}
+    """What needs no LARA, over the seeds that have all ablations: DiT-only policies, and the control LAM."""
+    arms = {arm for _, arm in rows if is_ablation(arm)}
+    seeds = set.intersection(*({seed for seed, name in rows if name == arm} for arm in arms)) if arms else set()
     policy = [rows[seed, "dit_only"] for seed in seeds if (seed, "dit_only") in rows]
     lam = [rows[seed, CONTROL] for seed in seeds if (seed, CONTROL) in rows]
     found = {

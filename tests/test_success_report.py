@@ -111,6 +111,9 @@ def test_each_ablation_is_held_against_the_arm_it_changes(tmp_path, monkeypatch)
     assert points["probe R2"]["layer"]["2"] == pytest.approx([0.8, 0.81, 0.82])  # the unchanged arm is on each line
     assert sorted(points["probe R2"]["cosine, layer"]) == ["0", "1", "2", "3", "4"]
     assert len(points["success"]["w1"]["0.1"]) == 2  # only seeds that have all of a knob
+    # one arm on more seeds than the others: the dashed line is of the seeds of the dots
+    more = {**rows, (7, "dit_only"): row(7, "dit_only", 0.0), (7, "w1=1.0"): row(7, "w1=1.0", 0.5)}
+    assert report.references(more)["success"] == report.references(rows)["success"]
     import matplotlib.pyplot as plt
 
     drawn = []
