@@ -222,15 +222,23 @@ def measure_memory(arguments: argparse.Namespace, way: str) -> float:
             return peak_mb(lambda: timed_step(host, inputs, arguments), arguments.device)
 
 
+def peaks_of(arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak MB of each way, by a process of its own; a way that runs out of memory is left out, and said."""
+    peaks = {}
+    for way in (way for way in ways_of(arguments) if way in ("alone", "frozen", "joint", "cached")):
+        command = [sys.executable, __file__, "--measure-memory", way, *sys.argv[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.stderr.write(f"no peak memory of {way!r}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+            continue
+        peaks[way] = float(done.stdout.split()[-1])
+    return peaks
+
+
 def row_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is recorded of one run."""
+    peak = peaks_of(arguments) if arguments.memory else {}  # first: this process is still small
     ratios, size = measure_time(arguments)
-    peak = {}
-    for way in ("alone", "frozen", "joint", "cached") if arguments.memory else ():
-        if way in ratios:
-            command = [sys.executable, __file__, "--measure-memory", way, *sys.argv[1:]]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            peak[way] = float(done.stdout.split()[-1])
     return {
         "settings": {
             "host": arguments.host, "lam": arguments.lam, "batch": arguments.batch, "views": arguments.views,
@@ -266,7 +274,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         s, peak = row["settings"], row["peak_mb"]
         cells = [f"{row['ratio'][way]:.2f}" if way in row["ratio"] else "" for way in ways]
-        memory = f"{peak['joint'] / peak['alone']:.2f}" if peak else ""
+        memory = f"{peak['joint'] / peak['alone']:.2f}" if {"joint", "alone"} <= peak.keys() else ""
         name = f"{s['host']} ({row['policy_parameters']}{', compiled' if s['compile'] else ''})"
         if s["device"] != "cpu":
             name += f", {row['environment']['machine']}"
