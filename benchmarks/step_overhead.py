@@ -235,15 +235,20 @@ def peaks_of(arguments: argparse.Namespace) -> dict[str, float]:
     return peaks
 
 
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a row is a row of."""
+    return {
+        "host": arguments.host, "lam": arguments.lam, "batch": arguments.batch, "views": arguments.views,
+        "dtype": arguments.dtype, "compile": arguments.compile, "device": arguments.device.partition(":")[0],
+    }  # fmt: skip
+
+
 def row_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is recorded of one run."""
     peak = peaks_of(arguments) if arguments.memory else {}  # first: this process is still small
     ratios, size = measure_time(arguments)
     return {
-        "settings": {
-            "host": arguments.host, "lam": arguments.lam, "batch": arguments.batch, "views": arguments.views,
-            "dtype": arguments.dtype, "compile": arguments.compile, "device": arguments.device.partition(":")[0],
-        },
+        "settings": settings_of(arguments),
         "policy_parameters": size,
         "ratio": {way: median(values) for way, values in ratios.items()},
         "range": {way: [min(values), max(values)] for way, values in ratios.items()},
@@ -262,6 +267,16 @@ def record(row: dict[str, Any], path: Path) -> None:
     rows = read_json(path)["rows"] if path.exists() else []
     rows = [other for other in rows if other["settings"] != row["settings"]]
     write_json(path, {"rows": sorted([*rows, row], key=lambda r: str(r["settings"]))})
+
+
+def with_memory(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The recorded row of these settings with its peak memory measured; None where there is no such row."""
+    rows = read_json(arguments.out)["rows"] if arguments.out.exists() else []
+    row = next((row for row in rows if row["settings"] == settings_of(arguments)), None)
+    if row is not None:
+        arguments.ways = [way for way in row["ratio"] if way != "alone"]
+        row["peak_mb"] = peaks_of(arguments)
+    return row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -300,6 +315,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--memory", action="store_true", help="peak memory too")
+    parser.add_argument("--memory-only", action="store_true", help="into the recorded row of the same settings")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
@@ -311,7 +327,12 @@ def main() -> int:
     if arguments.measure_memory:
         print(measure_memory(arguments, arguments.measure_memory))
         return 0
-    row = row_of(arguments)
+    row = with_memory(arguments) if arguments.memory_only else row_of(arguments)
+    if row is None:
+        sys.stderr.write(
+            f"{arguments.out} has no row of {settings_of(arguments)}: time it first, without --memory-only\n"
+        )
+        return 1
     record(row, arguments.out)
     print(table([row]))
     print(f"written to {arguments.out}")
