@@ -24,7 +24,7 @@ def success() -> str:
     """Tables of the main arms, one for each group of rows, and what difference they could have shown."""
     import success_report
 
-    groups = success_report.groups_of(success_report.read_rows(success_report.ROWS))
+    groups = success_report.groups_at(success_report.ROWS)
     parts = []
     for name, rows in groups.items():
         parts.append(f"**{name[0].upper()}{name[1:]}**")
@@ -37,7 +37,7 @@ def ablations() -> str:
     """Table of the ablations, by group of rows."""
     import success_report
 
-    groups = success_report.groups_of(success_report.read_rows(success_report.ROWS))
+    groups = success_report.groups_at(success_report.ROWS)
     tables = {name: success_report.ablation_table(success_report.summarise(rows)) for name, rows in groups.items()}
     found = [f"{name}:\n\n{table}" for name, table in tables.items() if table]
     return "\n\n".join(found) if found else "No row is recorded yet."

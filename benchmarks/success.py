@@ -16,8 +16,8 @@ Fixed before the first run: the primary endpoint is the success rate of `contras
 10 demonstrations a task, mean over tasks, paired over seeds; the paper's comparison, `cosine` minus `dit_only`, is the
 second. All else is secondary.
 
-Fixed before its run, after eight seeds of 3 demonstrations with distractors had shown `contrastive` ahead: the same difference
-on eight new seeds, where `frozen_random` says whether content or regularisation is at work:
+Fixed before its run, after eight seeds of 3 demonstrations with distractors had shown `contrastive` ahead: the same
+difference on eight new seeds, where `frozen_random` says whether content or regularisation is at work:
 
     python benchmarks/success.py --demos 3 --regimes distractors --arms dit_only contrastive frozen_random \\
         --seeds 8 9 10 11 12 13 14 15 --rows benchmarks/results/success/rows-confirm.jsonl

@@ -18,13 +18,21 @@ def gains(groups: Summaries, arms: tuple[str, ...], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(groups), 2, figsize=(11, 0.6 + 2.7 * len(groups)), squeeze=False, sharex="col")
+    heights = [2 + sum("success_gain" in summary.get(arm, {}) for arm in arms) for summary in groups.values()]
+    figure, axes = plt.subplots(
+        len(groups), 2, figsize=(11, 0.6 + 0.33 * sum(heights)), squeeze=False, sharex="col",
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
     for row, (name, summary) in zip(axes, groups.items()):
         for axis, key, scale, title in (
             (row[0], "success_gain", 100, "success over DiT-only, points"),
             (row[1], "probe_gain", 1, "probe R2 over the control LAM"),
         ):
             shown = [arm for arm in arms if summary.get(arm, {}).get(key)]
+            if not shown:
+                axis.set_axis_off()
+                continue
+            axis.set_ylim(-0.6, len(shown) - 0.4)
             for height, arm in enumerate(reversed(shown)):
                 gain = summary[arm][key]
                 if gain["t"]:
@@ -32,7 +40,8 @@ def gains(groups: Summaries, arms: tuple[str, ...], path: Path) -> None:
                 axis.plot(scale * gain["mean"], height, "o", color="C0")
             axis.set_yticks(range(len(shown)), list(reversed(shown)))
             axis.axvline(0, color="0.6", lw=1)
-            seeds = max((summary[arm][key]["seeds"] for arm in shown), default=0)
+            seeds = max(summary[arm][key]["seeds"] for arm in shown)
+            axis.tick_params(labelbottom=True)  # the last panel of a column may be empty
             axis.set_title(f"{title}\n{name}, {seeds} seeds", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

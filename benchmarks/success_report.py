@@ -25,7 +25,7 @@ for folder in (ROOT, ROOT / "benchmarks"):
 
 import success_pictures  # noqa: E402
 from success_arms import ARMS, BASE, CONTROL, DEFAULTS, STAGES  # noqa: E402
-from success_rows import ROWS, Row, read_rows  # noqa: E402
+from success_rows import CONFIRM, ROWS, Row, read_rows  # noqa: E402
 
 from lara_adapter.files import write_json  # noqa: E402
 
@@ -47,6 +47,12 @@ def groups_of(rows: list[Row]) -> dict[str, Rows]:
             raise ValueError(f"rows of {name!r} have different settings; this page does not mix them")
         groups[name][row["seed"], row["arm"]] = row
     return dict(groups)
+
+
+def groups_at(path: Path) -> dict[str, Rows]:
+    """The groups of a file of rows; and, apart from them, of the confirmation beside it, if there is one."""
+    confirmed = groups_of(read_rows(path.with_name(CONFIRM)))
+    return groups_of(read_rows(path)) | {f"{name}, confirmation": rows for name, rows in confirmed.items()}
 
 
 def solved(row: Row) -> np.ndarray:
@@ -254,7 +260,7 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--out", type=Path, help="folder of summary.json and pictures; default: beside the rows")
     arguments = parser.parse_args()
-    groups = groups_of(read_rows(arguments.rows))
+    groups = groups_at(arguments.rows)
     if not groups:
         sys.stderr.write(f"{arguments.rows} holds no row: run benchmarks/success.py first\n")
         return 1

@@ -9,6 +9,8 @@ from typing import Any
 
 ROWS = Path(__file__).resolve().parent / "results" / "success" / "rows.jsonl"
 
+CONFIRM = "rows-confirm.jsonl"  # beside the others: rows of a confirmation on new seeds, never mixed with them
+
 Row = dict[str, Any]
 
 

@@ -71,11 +71,15 @@ def test_the_report_is_written(tmp_path, monkeypatch, capsys):
     rows = [row(seed, arm, 0.5) for seed in range(2) for arm in ("dit_only", "contrastive", "control")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"cut sh')
     monkeypatch.setattr(sys, "argv", ["success_report.py", "--rows", str(tmp_path / "rows.jsonl")])
+    confirm = [row(seed, arm, 0.5) for seed in (8, 9, 10) for arm in ("dit_only", "contrastive")]
+    (tmp_path / "rows-confirm.jsonl").write_text("".join(json.dumps(r) + "\n" for r in confirm))
     assert report.main() == 0
     assert "would be found with 80 %" in capsys.readouterr().out
     assert (tmp_path / "success.png").stat().st_size > 5000
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["distractors, 2 tasks, 10 demonstrations each"]["contrastive"]["seeds"] == 2
+    # the confirmation's seeds are not mixed with those that suggested it
+    assert summary["distractors, 2 tasks, 10 demonstrations each, confirmation"]["contrastive"]["seeds"] == 3
 
 
 def test_rows_survive_a_kill_in_the_middle_of_a_line(tmp_path):
