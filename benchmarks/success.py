@@ -22,6 +22,10 @@ difference on eight new seeds, where `frozen_random` says whether content or reg
     python benchmarks/success.py --demos 3 --regimes distractors --arms dit_only contrastive frozen_random \\
         --seeds 8 9 10 11 12 13 14 15 --rows benchmarks/results/success/rows-confirm.jsonl
 
+Whether the policy is too small to gain: one of eleven times as many parameters (8.1 M), twice as deep:
+
+    python benchmarks/success.py --width 256 --depth 8 --regimes distractors --arms dit_only cosine contrastive control
+
 For each seed and regime everything is new: starts, demonstrations, play video, the LAM trained on it, weights. Within a
 seed all arms share data, order, initial weights, starts and sampling noise of the evaluation, and distractors. What
 trains, acts and measures are the demo's modules (examples/quickstart_*.py), with the demo's settings.
@@ -44,6 +48,7 @@ for folder in (ROOT, ROOT / "examples", ROOT / "benchmarks"):  # jobs run in spa
 import torch  # noqa: E402
 import tyro  # noqa: E402
 from metaworld_sim import find_gl  # noqa: E402
+from mini_vla import MiniVLAConfig  # noqa: E402
 from quickstart_data import collect  # noqa: E402
 from quickstart_eval import closed_loop  # noqa: E402
 from quickstart_probe import examine_lam  # noqa: E402
@@ -80,6 +85,10 @@ class Settings:
     """Closed-loop episodes per task and arm."""
     max_steps: int = 150
     execute: int = 8
+    width: int = 96
+    """Of the policy."""
+    depth: int = 4
+    """Of the policy: blocks of its diffusion transformer."""
     workers: int = 2
     """Processes at a time, one thread each."""
     cache: Path = Path("outputs/success")
@@ -87,8 +96,13 @@ class Settings:
 
     def same(self) -> dict[str, Any]:
         """Those settings that a row depends on, beside its regime, seed and arm."""
-        left_out = ("seeds", "regimes", "stages", "arms", "workers", "cache", "rows")
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+        left_out = ("seeds", "regimes", "stages", "arms", "workers", "cache", "rows", "width", "depth")
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out} | self.size()
+
+    def size(self) -> dict[str, int]:
+        """What changes of the policy's sizes; nothing for most rows, which so keep the names of their results."""
+        default = MiniVLAConfig()
+        return {key: getattr(self, key) for key in ("width", "depth") if getattr(self, key) != getattr(default, key)}
 
     def wanted(self) -> tuple[str, ...]:
         """Names of the arms to run."""
@@ -147,7 +161,7 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
             continue
         lam = random_folder if ARMS[arm].lam == "random" else before[_key(worlds[arm])]
         given |= {"lam": None if ARMS[arm].options is None else lam, "lara_options": ARMS[arm].options}
-        given |= {"execute": s.execute, **gaps[arm]}
+        given |= {"execute": s.execute, **gaps[arm], **({"size": s.size()} if s.size() else {})}
         jobs.append(Job(f"policy-{arm}", train_policy, given, s.policy_steps))
     trained = dict(zip(arms, stage("train", jobs)))
 

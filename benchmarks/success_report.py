@@ -38,12 +38,15 @@ Rows = dict[tuple[int, str], Row]  # by seed and arm, of one regime and one set 
 
 
 def groups_of(rows: list[Row]) -> dict[str, Rows]:
-    """Rows by regime, tasks and number of demonstrations; other settings must be one set within each."""
+    """Rows by regime, tasks, demonstrations and size of the policy; other settings must be one set within each."""
     groups: dict[str, Rows] = defaultdict(dict)
     seen: dict[str, Any] = {}
     for row in rows:
-        name = f"{row['regime']}, {len(row['settings']['tasks'])} tasks, {row['settings']['demos']} demonstrations each"
-        if seen.setdefault(name, row["settings"]) != row["settings"]:
+        settings = row["settings"]
+        name = f"{row['regime']}, {len(settings['tasks'])} tasks, {settings['demos']} demonstrations each"
+        size = [f"{key} {settings[key]}" for key in ("width", "depth") if key in settings]
+        name = ", ".join([name, f"a policy of {' and '.join(size)}"] if size else [name])
+        if seen.setdefault(name, settings) != settings:
             raise ValueError(f"rows of {name!r} have different settings; this page does not mix them")
         groups[name][row["seed"], row["arm"]] = row
     return dict(groups)

@@ -41,6 +41,13 @@ class MiniVLAConfig:
     time_beta: float = 1.0
     time_scale: float = 0.999
 
+    @classmethod
+    def of_weights(cls, state: Mapping[str, Tensor]) -> MiniVLAConfig:
+        """Read tasks, width and depth off a policy's state_dict; the rest as by default."""
+        num_tasks, width = state["backbone.task.weight"].shape
+        blocks = {name.split(".")[3] for name in state if name.startswith("action_head.model.transformer_blocks.")}
+        return cls(num_tasks=num_tasks, width=width, depth=len(blocks))
+
 
 def sinusoid(position: Tensor, width: int) -> Tensor:
     """Embed positions.

@@ -143,7 +143,7 @@ class Run:
 def load_policy(file: Path) -> MiniVLA:
     """Load a policy for acting."""
     state = torch.load(file, weights_only=True)
-    policy = MiniVLA(MiniVLAConfig(num_tasks=len(state["backbone.task.weight"])))
+    policy = MiniVLA(MiniVLAConfig.of_weights(state))
     policy.load_state_dict(state)
     return policy.eval()
 

@@ -123,6 +123,7 @@ def train_policy(
     execute: int,
     seed: int,
     gap: int = HORIZON,
+    size: dict[str, int] | None = None,
 ) -> None:
     """Train the policy on a few demonstrations. A job.
 
@@ -142,10 +143,11 @@ def train_policy(
         execute: how many actions of a chunk are done: those whose error is measured.
         seed: of weights, order and noise.
         gap: C, steps between the two frames that the LAM sees.
+        size: what changes of the policy's sizes, fields of `MiniVLAConfig`; None: nothing.
     """
     demos = load_table(data, "demos", distractors=distractors, seed=seed, gap=gap)
     torch.manual_seed(seed)
-    policy, lara, history = MiniVLA(MiniVLAConfig(num_tasks=len(data))), None, {}
+    policy, lara, history = MiniVLA(MiniVLAConfig(num_tasks=len(data), **(size or {}))), None, {}
     policy.set_state_statistics(demos["state"])
 
     if lara_options is not None:

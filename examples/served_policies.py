@@ -91,7 +91,7 @@ def trained(arm: str) -> ServedMiniVLA:
     if not files:
         raise FileNotFoundError(f"{OUTPUT}/cache has no policy of {arm}; run `make demo`, or set QUICKSTART_OUTPUT")
     state = torch.load(files[-1], weights_only=True)
-    policy = MiniVLA(MiniVLAConfig(num_tasks=len(state["backbone.task.weight"])))
+    policy = MiniVLA(MiniVLAConfig.of_weights(state))
     policy.load_state_dict(state)  # the policy alone: nothing of LARA is needed to act
     return ServedMiniVLA(policy)
 

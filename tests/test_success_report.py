@@ -61,6 +61,10 @@ def test_regimes_and_demonstrations_are_apart_and_settings_never_mixed():
         "clean, 2 tasks, 10 demonstrations each",
         "distractors, 2 tasks, 3 demonstrations each",
     }
+    larger = {**row(0, "dit_only", 0.5), "settings": {**row(0, "dit_only", 0.5)["settings"], "width": 256, "depth": 8}}
+    assert "distractors, 2 tasks, 10 demonstrations each, a policy of width 256 and depth 8" in report.groups_of(
+        [larger]
+    )
     rows.append({**row(1, "dit_only", 0.5), "settings": {"demos": 10, "tasks": ["a", "b"], "lr": 1.0}})
     with pytest.raises(ValueError, match="different settings"):
         report.groups_of(rows)
@@ -140,3 +144,11 @@ def test_every_arm_is_something_that_attach_lara_takes(name):
         assert lara.config.layer == int(value)
     if knob in ("w1", "w2"):
         assert {"w1": lara.config.align_weight, "w2": lara.config.lam_weight}[knob] == float(value)
+
+
+def test_rows_of_the_usual_size_say_nothing_of_it():
+    pytest.importorskip("tyro")
+    success = pytest.importorskip("success", exc_type=ImportError)
+    recorded = read_rows(report.ROWS)[0]["settings"]
+    assert json.loads(json.dumps(success.Settings().same())) == recorded  # so the committed rows are never run again
+    assert success.Settings(width=256, depth=8).same() == {**success.Settings().same(), "width": 256, "depth": 8}

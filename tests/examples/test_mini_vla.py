@@ -92,3 +92,10 @@ def test_lara_finds_the_blocks_by_itself_and_reaches_everything(alignment):
     report = lara.check(batch, optimizer)
     assert report.ok, str(report)
     assert report.tap == "action_head.model.transformer_blocks.1"
+
+
+def test_sizes_are_read_off_the_weights():
+    config = MiniVLAConfig(num_tasks=3, width=48, depth=6)
+    state = MiniVLA(config).state_dict()
+    assert MiniVLAConfig.of_weights(state) == config
+    MiniVLA(MiniVLAConfig.of_weights(state)).load_state_dict(state)
