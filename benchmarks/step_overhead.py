@@ -2,6 +2,7 @@
 
     python benchmarks/step_overhead.py --host demo                          # the demo's policy, its small LAM
     python benchmarks/step_overhead.py --host lerobot:pi05                  # in LeRobot's environment; any of its policies
+    python benchmarks/step_overhead.py --host lerobot-full:smolvla --lam paper --batch 2    # the size that users train
     python benchmarks/step_overhead.py --host gr00t-head --lam paper        # in GR00T's; PYTHONPATH has its checkout
     python benchmarks/step_overhead.py --table                              # the committed rows
 
@@ -266,7 +267,12 @@ def record(row: dict[str, Any], path: Path) -> None:
     """Put a row into the file, in the place of an earlier one of the same settings."""
     rows = read_json(path)["rows"] if path.exists() else []
     rows = [other for other in rows if other["settings"] != row["settings"]]
-    write_json(path, {"rows": sorted([*rows, row], key=lambda r: str(r["settings"]))})
+    write_json(path, {"rows": sorted([*rows, row], key=_place)})
+
+
+def _place(row: dict[str, Any]) -> list[str]:
+    """Where a row stands in the table: by host first."""
+    return [str(row["settings"][key]) for key in ("host", "lam", "device", "dtype", "compile", "batch", "views")]
 
 
 def with_memory(arguments: argparse.Namespace) -> dict[str, Any] | None:
