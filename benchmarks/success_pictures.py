@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,7 +19,7 @@ def gains(groups: Summaries, arms: tuple[str, ...], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    heights = [2 + sum("success_gain" in summary.get(arm, {}) for arm in arms) for summary in groups.values()]
+    heights = [2.4 + sum("success_gain" in summary.get(arm, {}) for arm in arms) for summary in groups.values()]
     figure, axes = plt.subplots(
         len(groups), 2, figsize=(11, 0.6 + 0.33 * sum(heights)), squeeze=False, sharex="col",
         gridspec_kw={"height_ratios": heights},
@@ -42,7 +43,7 @@ def gains(groups: Summaries, arms: tuple[str, ...], path: Path) -> None:
             axis.axvline(0, color="0.6", lw=1)
             seeds = max(summary[arm][key]["seeds"] for arm in shown)
             axis.tick_params(labelbottom=True)  # the last panel of a column may be empty
-            axis.set_title(f"{title}\n{name}, {seeds} seeds", fontsize=9)
+            axis.set_title(f"{title}\n{textwrap.fill(f'{name}, {seeds} seeds', 66)}", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
