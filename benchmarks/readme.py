@@ -5,10 +5,12 @@ python benchmarks/readme.py            # --check: only say whether it is up to d
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, ROOT / "benchmarks"):
@@ -20,15 +22,23 @@ README = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+@functools.cache
+def _summaries() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The groups of rows and their summaries, whose bootstrap takes seconds and which two sections need."""
+    import success_report
+
+    groups = success_report.groups_at(success_report.ROWS)
+    return {name: (rows, success_report.summarise(rows)) for name, rows in groups.items()}
+
+
 def success() -> str:
     """Tables of the main arms, one for each group of rows, and what difference they could have shown."""
     import success_report
 
-    groups = success_report.groups_at(success_report.ROWS)
     parts = []
-    for name, rows in groups.items():
+    for name, (rows, summary) in _summaries().items():
         parts.append(f"**{name[0].upper()}{name[1:]}**")
-        parts.append(success_report.table(success_report.summarise(rows)))
+        parts.append(success_report.table(summary))
         parts.append(success_report.power(rows))
     return "\n\n".join(parts)
 
@@ -37,8 +47,7 @@ def ablations() -> str:
     """Table of the ablations, by group of rows."""
     import success_report
 
-    groups = success_report.groups_at(success_report.ROWS)
-    tables = {name: success_report.ablation_table(success_report.summarise(rows)) for name, rows in groups.items()}
+    tables = {name: success_report.ablation_table(summary) for name, (_, summary) in _summaries().items()}
     found = [f"{name}:\n\n{table}" for name, table in tables.items() if table]
     return "\n\n".join(found) if found else "No row is recorded yet."
 
