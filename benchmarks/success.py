@@ -85,9 +85,9 @@ class Settings:
     """Closed-loop episodes per task and arm."""
     max_steps: int = 150
     execute: int = 8
-    width: int = 96
+    width: int = MiniVLAConfig.width
     """Of the policy."""
-    depth: int = 4
+    depth: int = MiniVLAConfig.depth
     """Of the policy: blocks of its diffusion transformer."""
     workers: int = 2
     """Processes at a time, one thread each."""

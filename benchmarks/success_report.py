@@ -45,7 +45,8 @@ def groups_of(rows: list[Row]) -> dict[str, Rows]:
         settings = row["settings"]
         name = f"{row['regime']}, {len(settings['tasks'])} tasks, {settings['demos']} demonstrations each"
         size = [f"{key} {settings[key]}" for key in ("width", "depth") if key in settings]
-        name = ", ".join([name, f"a policy of {' and '.join(size)}"] if size else [name])
+        if size:
+            name += f", a policy of {' and '.join(size)}"
         if seen.setdefault(name, settings) != settings:
             raise ValueError(f"rows of {name!r} have different settings; this page does not mix them")
         groups[name][row["seed"], row["arm"]] = row
