@@ -46,7 +46,7 @@ from overhead_hosts import build  # noqa: E402
 from step_overhead import loss_of, measure_time  # noqa: E402
 
 from lara_adapter import LatentActionConfig, LatentActionModel, __version__, attach_lara  # noqa: E402
-from lara_adapter.files import read_json, write_json  # noqa: E402
+from lara_adapter.storage.files import read_json, write_json  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "growth.json"
 HEAVY = ("transformers", "peft", "accelerate", "torchvision", "matplotlib", "av", "zmq")

@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lara_adapter import LatentActionConfig, LatentActionModel, __version__  # noqa: E402
-from lara_adapter.files import write_json, write_tensors  # noqa: E402
-from lara_adapter.lam.convert import config_to_official, state_to_official  # noqa: E402
+from lara_adapter.convert import config_to_official, state_to_official  # noqa: E402
+from lara_adapter.storage.files import write_json, write_tensors  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "lam_speed.json"
 RELEASE = {"legacy_token_types": True, "legacy_commitment": True, "perceptual_weight": 0.0}

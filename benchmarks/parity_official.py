@@ -6,7 +6,7 @@
     python benchmarks/parity_official.py --official LARA/LARA_full      # or LARA_OFFICIAL_SRC=LARA/LARA_full
 
 The official code is imported and never changed. Both sides get the same weights, seeds (so the same flow noise, times
-and dropout), frames and perceptual network; ours gets the tokenizer's weights through `lara_adapter.lam.convert`.
+and dropout), frames and perceptual network; ours gets the tokenizer's weights through `lara_adapter.convert`.
 Compared: L_ACT, the alignment loss, L_LAM and its terms, the total (summed by the official trainer's own
 `compute_loss`), the latent, its codes, and every gradient by name, of each loss on its own and of the total.
 
@@ -56,13 +56,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lara_adapter import FramePair, LatentActionConfig, LatentActionModel, __version__, attach_lara  # noqa: E402
-from lara_adapter.files import write_json, write_tensors  # noqa: E402
-from lara_adapter.lam.convert import (  # noqa: E402
-    config_from_official,
-    config_to_official,
-    state_from_official,
-    state_to_official,
-)
+from lara_adapter.convert import config_from_official, config_to_official, state_from_official, state_to_official
+from lara_adapter.storage.files import write_json, write_tensors  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "parity_official.json"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}

@@ -8,7 +8,7 @@
 parity_official.py for the second release, LARA_posttrain_openpi; how differences are taken, judged and printed is said
 there. The official code is imported and never changed. Their openpi is used on both sides: with
 `use_latent_motion_queries=True`, and without it and with lara_adapter.integrations.openpi. Both get the same weights,
-flow noise, times, augmentations and frames; the tokenizer's weights go through `lara_adapter.lam.convert`. The total is
+flow noise, times, augmentations and frames; the tokenizer's weights go through `lara_adapter.convert`. The total is
 `losses.mean() + 0.01 * latent_loss + 0.01 * vae_loss`, as in their scripts/train_pytorch.py; ours is `.mean()` of what the
 attached policy returns.
 
@@ -44,13 +44,8 @@ from lara_adapter.integrations.openpi import OpenpiLaraSettings, attach  # noqa:
 from parity_official import IMAGE, PATCH, Case, Measured, Missing  # noqa: E402
 
 from lara_adapter import LatentActionConfig, LatentActionModel  # noqa: E402
-from lara_adapter.files import write_json, write_tensors  # noqa: E402
-from lara_adapter.lam.convert import (  # noqa: E402
-    config_from_official,
-    config_to_official,
-    state_from_official,
-    state_to_official,
-)
+from lara_adapter.convert import config_from_official, config_to_official, state_from_official, state_to_official
+from lara_adapter.storage.files import write_json, write_tensors  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "parity_openpi.json"
 SOURCES = (

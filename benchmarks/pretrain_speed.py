@@ -43,9 +43,9 @@ from lam_speed import ROOT, backbone_of, machine_of, official_model, our_model
 from lara_adapter import __version__
 from lara_adapter.data import IndexSettings, PairStream, build_index, find_sources
 from lara_adapter.data.cuts import Gap, scan_source
-from lara_adapter.files import write_json
-from lara_adapter.lam.pretrain_setup import move
-from lara_adapter.lam.shared_frames import share_frames
+from lara_adapter.lam.pretrain.setup import move
+from lara_adapter.lam.pretrain.shared_frames import share_frames
+from lara_adapter.storage.files import write_json
 
 RESULT = ROOT / "benchmarks" / "results" / "pretrain_speed.json"
 GAP, SIDE, FPS, CAMERA = 5, 256, 20, "observation.images.image"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, ROOT / "benchmarks"):
     sys.path.insert(0, str(folder))
 
-from lara_adapter.files import read_json  # noqa: E402
+from lara_adapter.storage.files import read_json  # noqa: E402
 
 README = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from lara_adapter.errors import ServingError, ServingTimeout
-from lara_adapter.files import read_json, write_json
 from lara_adapter.serving import PolicyClient, PolicyServer
+from lara_adapter.storage.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serving.json"

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 from mini_vla import MiniVLA, MiniVLAConfig  # noqa: E402
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara  # noqa: E402
-from lara_adapter.files import write_json  # noqa: E402
+from lara_adapter.storage.files import write_json  # noqa: E402
 
 BATCH, STEPS = 8, 4
 

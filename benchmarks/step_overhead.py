@@ -54,7 +54,7 @@ from lam_speed import backbone_of, machine_of, peak_mb  # noqa: E402
 from overhead_hosts import Host, build  # noqa: E402
 
 from lara_adapter import LatentAction, LatentActionConfig, LatentActionModel, __version__, attach_lara  # noqa: E402
-from lara_adapter.files import read_json, write_json  # noqa: E402
+from lara_adapter.storage.files import read_json, write_json  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "step_overhead.json"
 WAYS = ("alone", "idle", "tap", "projector", "frozen", "joint", "cached", "detached")

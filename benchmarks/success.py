@@ -58,7 +58,7 @@ from success_arms import ARMS, CONTROL, STAGES, Arm  # noqa: E402
 from success_rows import ROWS, append_row, read_rows  # noqa: E402
 
 from lara_adapter import LatentActionConfig, LatentActionModel, __version__  # noqa: E402
-from lara_adapter.files import read_json  # noqa: E402
+from lara_adapter.storage.files import read_json  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import success_pictures  # noqa: E402
 from success_arms import ARMS, BASE, CONTROL, DEFAULTS, STAGES  # noqa: E402
 from success_rows import CONFIRM, ROWS, Row, read_rows  # noqa: E402
 
-from lara_adapter.files import write_json  # noqa: E402
+from lara_adapter.storage.files import write_json  # noqa: E402
 
 PRIMARY = ("contrastive", "dit_only")
 # two-sided 97.5 % quantiles of Student's t by degrees of freedom

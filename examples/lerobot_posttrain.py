@@ -34,7 +34,7 @@ try:
     from accelerate.utils import DistributedDataParallelKwargs, set_seed
     from lara_adapter.integrations.lerobot import LaraDataset, stock_saves
     from lara_adapter.integrations.lerobot.dataset import FRAMES, VALID
-    from lara_adapter.integrations.serving.lerobot import load_stock
+    from lara_adapter.integrations.lerobot.serve import load_stock
     from lerobot.datasets.factory import resolve_delta_timestamps
     from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
     from lerobot_policy import build, choose_policy
@@ -44,7 +44,7 @@ try:
     from torch.utils.data import DataLoader, Subset
 
     from lara_adapter import LaraAdapter, LatentActionConfig, LatentActionModel, attach_lara
-    from lara_adapter.files import read_json, write_json
+    from lara_adapter.storage.files import read_json, write_json
 except ImportError as problem:
     require("lerobot", "accelerate", "datasets", "tyro")
     print(f"lerobot_posttrain.py: {problem}: {NEEDS}", file=sys.stderr)

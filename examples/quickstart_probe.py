@@ -16,7 +16,7 @@ from quickstart_stages import Progress
 from torch import Tensor
 
 from lara_adapter import LatentActionModel
-from lara_adapter.files import write_json
+from lara_adapter.storage.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from quickstart_probe import Probe, r2_interval
 from quickstart_tables import Rows, aligned, markdown_table, wrapped
 
 from lara_adapter.evaluation import wilson_interval
-from lara_adapter.files import read_json, replace_file, write_json
+from lara_adapter.storage.files import read_json, replace_file, write_json
 
 ARMS = {
     "dit_only": "DiT only (no LARA)",

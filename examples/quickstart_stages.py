@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lara_adapter.files import read_json, replace_folder, write_json
+from lara_adapter.storage.files import read_json, replace_folder, write_json
 
 _VERSION = 1  # raise it when a stage computes something else from the same settings
 _RECORD = "stage.json"

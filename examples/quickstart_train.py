@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara
-from lara_adapter.files import read_json, write_json
+from lara_adapter.storage.files import read_json, write_json
 
 LOG_EVERY = 10
 

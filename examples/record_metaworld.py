@@ -23,7 +23,7 @@ import numpy as np
 from lara_adapter.integrations.simulators.metaworld import describe
 from metaworld_sim import GLMissing, Scene, add_distractors, find_gl
 
-from lara_adapter.files import read_json, replace_folder, write_json
+from lara_adapter.storage.files import read_json, replace_folder, write_json
 
 NEEDS = (
     "pip install 'lerobot[training,multi_task_dit]==0.6.1' metaworld==3.1.1 mujoco==3.3.0 packaging tyro "

@@ -13,7 +13,7 @@ from refine_moto_gpt import MotoGPT, MotoGPTConfig
 from refine_pseudo_labels import load_demonstrations
 from torch import Tensor
 
-from lara_adapter.files import write_json
+from lara_adapter.storage.files import write_json
 
 _VIDEO = ("image", "task", "codes", "valid")
 _DEMONSTRATION = (*_VIDEO, "action", "action_mask")

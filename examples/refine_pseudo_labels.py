@@ -21,7 +21,7 @@ from quickstart_train import train_policy
 from refine_codes import code_action_information, encode
 from torch import Tensor
 
-from lara_adapter.files import write_json
+from lara_adapter.storage.files import write_json
 
 UNLABELLED = 1000  # added to the seed of the unlabelled demonstrations: starts and distractors of their own
 

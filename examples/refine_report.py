@@ -11,7 +11,7 @@ from refine_results import LAMS, REFERENCES, RESULTS, WORLDS, ResultsUnusable, R
 from refine_statistics import difference_interval, interval_of_mean, over_demonstrations, paired_bootstrap, values_of
 
 from lara_adapter.evaluation import wilson_interval
-from lara_adapter.files import read_json
+from lara_adapter.storage.files import read_json
 
 # measure, value, title, digits
 COLUMNS = (

@@ -16,7 +16,7 @@ from refine_pseudo_labels import probe_content
 from refine_settings import Settings
 
 from lara_adapter import __version__
-from lara_adapter.files import read_json, write_json
+from lara_adapter.storage.files import read_json, write_json
 
 Row = dict[str, Any]
 

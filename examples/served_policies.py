@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lara_adapter.integrations.serving.module import seeded
+from lara_adapter.integrations.module_policy import seeded
 from mini_vla import MiniVLA, MiniVLAConfig
 
 from lara_adapter.serving import ModalityConfig

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lara_adapter import AdapterFormatError, HostNotInstalled, PolicySourceError
-from lara_adapter.files import read_json
+from lara_adapter.storage.files import read_json
 
 from .skeleton import skeleton
 

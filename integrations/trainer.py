@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from lara_adapter import AttachOrderError, LaraAdapter
-from lara_adapter.hub import restore_adapter
+from lara_adapter.saving.write import restore_adapter
 
 __all__ = ["LaraCallback", "LaraTrainerMixin"]
 
@@ -76,7 +76,7 @@ class LaraCallback(TrainerCallback):
                 f"{checkpoint} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
                 "Start a new run from its weights instead of resuming"
             )
-        if self.lara._peft is not None:
+        if self.lara.binding.peft is not None:
             restore_adapter(self.lara, folder)
             logger.info("LARA restored from %s", folder)
 

@@ -6,11 +6,11 @@ lam = LatentActionModel.from_pretrained("user/lam")
 lara = attach_lara(policy, lam, layer=-3)
 """
 
-__version__ = "0.1.0"
-
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
+
+from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .adapter import LaraAdapter, LaraLosses

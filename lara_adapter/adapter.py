@@ -12,17 +12,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from .binding import Binding, call_host, refuse_export
 from .config import LaraConfig
 from .errors import LaraArgumentError, NonFiniteError, TapNeverFired
-from .guards import check_gradient, refuse_export, refuse_unbound, stop_if_not_finite, verify_attachment
-from .history import History
 from .hostcall import HostCall, fold_loss, read_frames
 from .losses import Alignment, Contrastive, masked_mean, scale_gradient
-from .monitor import CollapseMonitor
+from .metrics import CollapseMonitor, History
 from .policies import PolicySpec
 from .schedules import Weight, weight_at
-from .tap import first_tensor
-from .terms import align_rows, frozen_latent, latent_statistics, project, trained_latent
+from .terms import (
+    align_rows,
+    check_gradient,
+    frozen_latent,
+    latent_statistics,
+    project,
+    stop_if_not_finite,
+    trained_latent,
+)
 from .tokens import TokenRule, action_steps, select_rows
 
 if TYPE_CHECKING:
@@ -59,27 +65,23 @@ class LaraAdapter(nn.Module):
         lam: the latent action model.
         projector: from the tapped hidden state to the latent action's width; float32.
         config: what it was attached with.
-        spec: the row of the policy table it was attached by.
-        attached: False after :meth:`detach`.
+        binding: its hold on the policy: the entry into `forward`, the hook, the policy and its PeftModel.
         history: of what :meth:`metrics` returned, in bounded memory; the model card's picture is drawn from it.
     """
 
     lam: nn.Module
     projector: nn.Module
-    _policy: nn.Module
-    _peft: Any
     _step: torch.Tensor
     _direction: torch.Tensor
     _seed: torch.Tensor
 
     def __init__(
         self,
-        policy: nn.Module,
+        binding: Binding,
         lam: nn.Module,
         projector: nn.Module,
         config: LaraConfig,
         *,
-        spec: PolicySpec,
         frames: str | Callable[[Any], Any],
         token: TokenRule,
         alignment: Alignment,
@@ -90,23 +92,14 @@ class LaraAdapter(nn.Module):
         self.lam = lam
         self.projector = projector
         self.config = config
-        self.spec = spec
+        self.binding = binding
         self._frames, self._token, self._alignment = frames, token, alignment
         self._align_weight, self._lam_weight = align_weight, lam_weight
-        # not submodules: the policy owns the adapter; the PeftModel around it, if there is one, is set by attach_lara
-        object.__setattr__(self, "_policy", policy)
-        object.__setattr__(self, "_peft", None)
-        signature = inspect.signature(policy.forward)
-        parameters = list(signature.parameters.values())
-        self._names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-        self._accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._enabled, self._armed, self._verified, self._unbound = True, False, False, False
-        self._captured: torch.Tensor | None = None
+        self._enabled, self._verified = True, False
         self._losses: LaraLosses | None = None
         self._values: dict[str, torch.Tensor | float] = {}
         self.history = History()
         self._monitor = CollapseMonitor(contrastive=isinstance(alignment, Contrastive))
-        self.attached = True
         self.register_buffer("_step", torch.zeros((), dtype=torch.long))
         self.register_buffer("_direction", torch.zeros(config.latent_width))
         self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31))  # of a LAM's own draws
@@ -122,14 +115,24 @@ class LaraAdapter(nn.Module):
         # a LAM with dropout must not shift the policy's noise; ours draws nothing and says so
         self._lam_draws = bool(getattr(lam, "draws_random_numbers", True))
         self._trainable = {name for name, p in self.named_parameters() if p.requires_grad}
-        self.train(policy.training)
+        self.train(binding.policy.training)
 
     # ------------------------------------------------------------------ what users hold
 
     @property
     def policy(self) -> nn.Module:
         """The policy it is attached to."""
-        return self._policy
+        return self.binding.policy
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The row of the policy table it was attached by."""
+        return self.binding.spec
+
+    @property
+    def attached(self) -> bool:
+        """False after :meth:`detach`."""
+        return self.binding.attached
 
     @property
     def losses(self) -> LaraLosses:
@@ -151,7 +154,7 @@ class LaraAdapter(nn.Module):
     def step(self, value: int) -> None:
         self._step.fill_(value)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, *, record: bool = True) -> dict[str, float]:
         """The last training forward in plain floats; empty before the first.
 
         Keys: align_loss, lam_loss, total, align_weight, lam_weight, cosine (mean over valid pairs, [-1, 1]),
@@ -159,7 +162,8 @@ class LaraAdapter(nn.Module):
         batches, [0, 1]; near 1: collapsed), and of a LAM that trains, where it reports them: reconstruction_loss,
         copy_loss, reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
 
-        What is read here is also kept, thinned out, in :attr:`history`.
+        Args:
+            record: also keep the values, thinned out, in :attr:`history`.
 
         Raises:
             NonFiniteError: a LARA term was NaN or infinite; under torch.compile this is where it is noticed.
@@ -168,7 +172,7 @@ class LaraAdapter(nn.Module):
         for name in ("align_loss", "lam_loss"):
             if name in values and values[name] - values[name] != 0:
                 raise NonFiniteError(f"LARA's {name} is {values[name]}")
-        if values:
+        if values and record:
             self.history.record(self.step, values)
         return values
 
@@ -235,56 +239,36 @@ class LaraAdapter(nn.Module):
         Raises:
             AttachOrderError: it is detached already.
         """
-        from .attach import take_off
-
-        take_off(self)
-        self._captured = self._losses = None
+        self.binding.take_off()
+        self._losses = None
         for name, parameter in self.lam.named_parameters():
             parameter.requires_grad_(self._lam_flags.get(name, parameter.requires_grad))
         self.lam.train(self._lam_was_training)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, save_policy: str | None = None, **card: Any) -> None:
-        """Write the adapter; see :func:`lara_adapter.hub.save_adapter`.
+        """Write the adapter; see :func:`lara_adapter.saving.write.save_adapter`.
 
         Args:
             folder: is created or replaced, as a whole or not at all.
             save_policy: "trainable" also writes what was trained of the policy itself; its LoRA is always written.
             **card: `base_model`, `dataset`, `license`: Hub ids and a licence for the model card.
         """
-        from .hub import save_adapter
+        from .saving.write import save_adapter
 
         save_adapter(self, folder, save_policy=save_policy, **card)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload the adapter; see :func:`lara_adapter.hub.push_adapter`."""
-        from .hub import push_adapter
+        """Upload the adapter; see :func:`lara_adapter.saving.write.push_adapter`."""
+        from .saving.write import push_adapter
 
         return push_adapter(self, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, policy: nn.Module, repo_or_dir: str | os.PathLike[str], **kwargs: Any) -> LaraAdapter:
         """The same as :func:`lara_adapter.load_lara`."""
-        from .attach import load_lara
+        from .attach import load_lara  # the one import against the direction of the house: a second name for a function
 
         return load_lara(policy, str(repo_or_dir), **kwargs)
-
-    # ------------------------------------------------------------------ the tap
-
-    def capture_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the tapped block. Stores, and does nothing else: a hook that computes breaks gradient
-        checkpointing and compile, one that returns a value replaces the output."""
-        if self._armed and self._captured is None:
-            self._captured = first_tensor(output)
-        elif self._unbound:
-            refuse_unbound(self)
-
-    def capture_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Forward pre-hook of the norm (or block) that reads the tapped state."""
-        if self._armed and self._captured is None:
-            state = first_tensor(args)
-            self._captured = first_tensor(kwargs) if state is None else state
-        elif self._unbound:
-            refuse_unbound(self)
 
     # ------------------------------------------------------------------ one call of the policy
 
@@ -299,21 +283,17 @@ class LaraAdapter(nn.Module):
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
         """
-        refuse_export(self)
-        call = HostCall(self._names, args, kwargs)
-        taken = call.take_frames(self._frames, self._accepts_any) if isinstance(self._frames, str) else None
+        refuse_export()
+        binding = self.binding
+        call = HostCall(binding.names, args, kwargs)
+        taken = call.take_frames(self._frames, binding.accepts_any) if isinstance(self._frames, str) else None
         if not (policy.training and torch.is_grad_enabled() and self._enabled) or self._idle:
-            return _call_host(policy, own, call)
+            return call_host(policy, own, call)
         if not self._verified and not torch.compiler.is_compiling():
-            verify_attachment(self)
+            binding.verify(self, self._trainable)
             self._verified = True
         pair = read_frames(call, self._frames, taken)
-        self._captured, self._armed = None, True
-        try:
-            output = _call_host(policy, own, call)
-        finally:
-            self._armed = False
-            hidden, self._captured = self._captured, None
+        output, hidden = binding.run(policy, own, call)
         if hidden is None:
             raise TapNeverFired(
                 f"no tensor passed {self.config.tap!r} ({self.config.tap_kind}) in this training forward of "
@@ -336,11 +316,11 @@ class LaraAdapter(nn.Module):
         if self._align_weight == 0:
             vectors = vectors.detach()  # w1 = 0: not even a zero may flow into the policy
         else:
-            check_gradient(self, hidden)
+            check_gradient(hidden, self)
         terms = self(vectors, pair.present, pair.future, valid, real)
         self._remember(terms)
         if not torch.compiler.is_compiling():
-            stop_if_not_finite(self, hidden, terms)
+            stop_if_not_finite(hidden, terms, self._step)
             self._monitor.observe(self._values, self.config.train_lam)
         if not self.config.add_to_loss:
             return output
@@ -459,15 +439,9 @@ class LaraAdapter(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For deepcopy and pickle: without what the last forward left behind."""
         state = self.__dict__.copy()
-        state.update(_captured=None, _losses=None, _armed=False)
+        state["_losses"] = None
         state["_values"] = {name: float(value) for name, value in self._values.items()}
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Out of a pickle the policy's `forward` is its class's again (a bound method is pickled by name); the tap then
-        refuses to train until :meth:`rebind`, where LARA would silently be missing."""
-        super().__setstate__(state)
-        self._unbound = self.attached
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LaraAdapter:
         """A copy with its own LAM, bound to the copied policy: EMA implementations zip the parameters of both."""
@@ -478,27 +452,16 @@ class LaraAdapter(nn.Module):
 
     def rebind(self) -> None:
         """Make a policy that came out of a pickle train with LARA again."""
-        from .attach import bind_forward
-
-        bind_forward(self)
-        self._unbound = False
+        self.binding.bind_forward()
 
     def detached_copy(self) -> nn.Module:
         """A deep copy of the policy without LARA: no adapter, no LAM, no hook; for export, EMA teachers, serving."""
-        from .attach import copy_without
-
-        return copy_without(self)
+        return self.binding.detached_copy(self)
 
     def extra_repr(self) -> str:
         """The settings, in print(policy)."""
         c = self.config
         return f"layer={c.layer}/{c.depth}, tap={c.tap!r}, token={c.token!r}, train_lam={c.train_lam}"
-
-
-def _call_host(policy: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
-    if own is not None:
-        return own(*call.args, **call.kwargs)
-    return type(policy).forward(policy, *call.args, **call.kwargs)
 
 
 _RENAMED = {"align": "align_loss", "lam": "lam_loss"}

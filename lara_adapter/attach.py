@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import types
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -12,24 +10,23 @@ from typing import Any, Literal, overload
 import torch
 from torch import nn
 
-from . import __version__
+from ._version import __version__
 from .adapter import LaraAdapter
-from .config import LaraConfig
+from .binding import Binding
+from .config import DEFAULT_FRAMES, LaraConfig
 from .errors import AdapterFormatError, AttachOrderError, LaraArgumentError
-from .lora import unwrapped
 from .losses import Alignment, resolve_alignment
-from .origins import origins_of, warn_of_others
-from .policies import GENERIC, PolicySpec, find_spec
-from .projector import build_projector
+from .policies import GENERIC, PolicySpec, find_spec, unwrapped
+from .saving.read import read_adapter
 from .schedules import Weight, check_weight, weight_to_json
+from .storage.origins import origins_of, warn_of_others
 from .tap import Tap, resolve_tap
+from .terms import build_projector
 from .tokens import TokenRule, check_rule
 
 __all__ = ["attach_lara", "load_lara", "locate"]
 
-_NAME = "lara"  # attribute of the owner under which the adapter is registered
-_HOST_FORWARD = "_lara_host_forward"  # instance attribute: a forward that the instance had of its own
-_DEFAULT_FRAMES = "lara_frames"
+logger = logging.getLogger(__name__)
 
 _WRAPPERS = {
     "DistributedDataParallel": "attach_lara first, then DDP(policy)",
@@ -46,7 +43,7 @@ def attach_lara(
     layer: int | str = -3,
     *,
     blocks: str | nn.Module | None = None,
-    frames: str | Callable[[Any], Any] = _DEFAULT_FRAMES,
+    frames: str | Callable[[Any], Any] = DEFAULT_FRAMES,
     token: TokenRule = "last_valid",
     projector: str | nn.Module = "mlp",
     alignment: str | Alignment = "cosine",
@@ -55,6 +52,7 @@ def attach_lara(
     lam_grad_scale: float = 1.0,
     train_lam: bool = True,
     add_to_loss: bool = True,
+    spec: PolicySpec | None = None,
 ) -> LaraAdapter:
     """Attach LARA to a policy: from now on its training forward returns L_ACT + w1 L_LARA + w2 L_LAM (LARA, Eq. 7).
 
@@ -83,6 +81,7 @@ def attach_lara(
         lam_grad_scale: factor >= 0 on the alignment gradient that reaches the LAM (1: the paper; 0: stop-gradient).
         train_lam: False: frozen LAM (LARA, Eq. 5); its loss is not computed.
         add_to_loss: False: the policy's loss is left alone and `lara.losses.total` is yours to add.
+        spec: row of the policy table for this call; None: the one that :func:`register_policy` or we know for the policy.
 
     Returns:
         The adapter, registered in the policy's tree as `lara`.
@@ -93,8 +92,8 @@ def attach_lara(
         LaraArgumentError: an argument has a value outside the above.
         AdapterFormatError: `lam` is a folder or repository that holds no latent action model.
     """
-    wrapper = policy
-    policy, spec, tap = locate(policy, layer, blocks)
+    peft = policy
+    policy, spec, tap = locate(policy, layer, blocks, spec)
     check_rule(token)
     check_weight("align_weight", align_weight)
     check_weight("lam_weight", lam_weight)
@@ -110,7 +109,7 @@ def attach_lara(
             "attach_lara: the LAM shares parameters with the policy; give each policy a LAM of its own (copy.deepcopy(lam))"
         )
     width = _latent_width(lam)
-    if frames == _DEFAULT_FRAMES:
+    if frames == DEFAULT_FRAMES:
         frames = spec.frames
     config = LaraConfig(
         layer=tap.layer,
@@ -138,30 +137,31 @@ def attach_lara(
     with torch.random.fork_rng(devices=[]):
         head = build_projector(projector, tap.width, width)
     adapter = LaraAdapter(
-        policy,
+        Binding(policy, None if peft is policy else peft, spec, tap),
         lam,
         head,
         config,
-        spec=spec,
         frames=frames,
         token=token,
         alignment=align,
         align_weight=align_weight,
         lam_weight=lam_weight,
     )
-    object.__setattr__(adapter, "_peft", None if wrapper is policy else wrapper)
     adapter.to(_device_of(policy.get_submodule(tap.path), policy))
-    _put_on(adapter)
+    adapter.binding.put_on(adapter)
     return adapter
 
 
-def locate(policy: nn.Module, layer: int | str, blocks: str | nn.Module | None) -> tuple[nn.Module, PolicySpec, Tap]:
+def locate(
+    policy: nn.Module, layer: int | str, blocks: str | nn.Module | None, spec: PolicySpec | None = None
+) -> tuple[nn.Module, PolicySpec, Tap]:
     """Where LARA goes in a policy; changes nothing.
 
     Args:
         policy: as for :func:`attach_lara`; may be on the meta device.
         layer: likewise.
         blocks: likewise.
+        spec: likewise.
 
     Returns:
         The policy without its PeftModel, the row of the policy table that applies, and the tap.
@@ -173,7 +173,7 @@ def locate(policy: nn.Module, layer: int | str, blocks: str | nn.Module | None) 
     """
     policy = _unwrap_peft(policy)
     _refuse_wrapped(policy)
-    spec = find_spec(policy)
+    spec = spec or find_spec(policy)
     if blocks is not None and blocks != spec.blocks:
         # the user's blocks: what the table says of how to read its own blocks does not apply
         spec = PolicySpec(GENERIC.name, frames=spec.frames, owner=spec.owner)
@@ -234,8 +234,6 @@ def load_lara(
         LaraArgumentError: `merge` without `inference`, or `inference` with overrides.
         TapNotFound: this policy has not the saved blocks or layer.
     """
-    from .hub import read_adapter
-
     if inference:
         if overrides:
             raise LaraArgumentError(f"load_lara: {sorted(overrides)} are settings of a training, but inference=True")
@@ -261,96 +259,16 @@ def load_lara(
     except BaseException:
         adapter.detach()
         raise
+    if adapter.config.tap != saved.config.tap and not overrides.keys() & {"layer", "blocks", "spec"}:
+        logger.warning(
+            "%s was saved with the state at %s, but here it is read at %s",
+            saved.source,
+            saved.config.tap,
+            adapter.config.tap,
+        )
     warn_of_others(saved.config.origins, adapter.config.origins)
     adapter.config.origins = {**saved.config.origins, **adapter.config.origins}
     return adapter
-
-
-# ---------------------------------------------------------------------- putting on and taking off
-
-
-def _entry(owner: tuple[str, ...], signature: inspect.Signature) -> Callable[..., Any]:
-    """The function bound as the policy's `forward`.
-
-    It carries the original's signature: transformers' Trainer reads it (a **kwargs would stop the division by the
-    accumulation steps), and no `__wrapped__`: accelerate unwraps along it and would strip LARA. It finds the adapter
-    through `self`, so that a deep copy of the policy uses the copy's adapter.
-    """
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        module: Any = self
-        for name in owner:
-            module = getattr(module, name)
-        return getattr(module, _NAME).run(self, self.__dict__.get(_HOST_FORWARD), args, kwargs)
-
-    forward.__signature__ = signature  # type: ignore[attr-defined]
-    forward.__doc__ = "The policy's own forward with the LARA terms folded into its loss; see lara_adapter."
-    return forward
-
-
-def _put_on(adapter: LaraAdapter) -> None:
-    policy, config, spec = adapter.policy, adapter.config, adapter.spec
-    tapped = policy.get_submodule(config.tap)
-    policy.get_submodule(spec.owner).add_module(_NAME, adapter)
-    if config.tap_kind == "output":
-        tapped.register_forward_hook(adapter.capture_output)
-    else:
-        tapped.register_forward_pre_hook(adapter.capture_input, with_kwargs=True)
-    if "forward" in policy.__dict__:
-        policy.__dict__[_HOST_FORWARD] = policy.__dict__["forward"]
-    bind_forward(adapter)
-
-
-def bind_forward(adapter: LaraAdapter) -> None:
-    """Bind LARA's entry as the policy's `forward`."""
-    policy = adapter.policy
-    signature = inspect.signature(policy.forward)
-    unbound = signature.replace(
-        parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
-    )
-    owner = tuple(filter(None, adapter.spec.owner.split(".")))
-    object.__setattr__(policy, "forward", types.MethodType(_entry(owner, unbound), policy))
-
-
-def copy_without(adapter: LaraAdapter) -> nn.Module:
-    """A deep copy of the adapter's policy as if LARA had never been attached; the LAM is not copied on the way."""
-    policy = adapter.policy
-    kept = dict(adapter._modules)
-    adapter._modules.clear()
-    try:
-        double = copy.deepcopy(policy)
-    finally:
-        adapter._modules.update(kept)
-    for module in double.modules():
-        if isinstance(module, LaraAdapter):
-            take_off(module)
-            break
-    return double
-
-
-def take_off(adapter: LaraAdapter) -> None:
-    """Undo what attaching did to the policy.
-
-    Raises:
-        AttachOrderError: the adapter is not attached.
-    """
-    if not adapter.attached:
-        raise AttachOrderError("lara.detach: this adapter is not attached to a policy")
-    policy = adapter.policy
-    for module in policy.modules():
-        for hooks, companions in (
-            (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
-            (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
-        ):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is adapter]:
-                for table in (hooks, *companions):
-                    table.pop(key, None)
-    delattr(policy.get_submodule(adapter.spec.owner), _NAME)
-    policy.__dict__.pop("forward", None)
-    own = policy.__dict__.pop(_HOST_FORWARD, None)
-    if own is not None:
-        policy.__dict__["forward"] = own
-    adapter.attached = False
 
 
 # ---------------------------------------------------------------------- what attach_lara is given

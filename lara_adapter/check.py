@@ -6,15 +6,12 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from .errors import LaraArgumentError, OptimizerCoverageError
-
-if TYPE_CHECKING:
-    from .adapter import LaraAdapter
 
 __all__ = ["CheckReport", "check_optimizer", "run_check"]
 
@@ -72,7 +69,7 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def run_check(adapter: LaraAdapter, batch: Any, optimizer: torch.optim.Optimizer | None) -> CheckReport:
+def run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None) -> CheckReport:
     """Run one training forward and the backward of the LARA terms; leave no trace of it.
 
     Gradients, buffers, the LAM's weights (its codebook may be refreshed in a forward), the mode, the random state and
@@ -99,12 +96,12 @@ def run_check(adapter: LaraAdapter, batch: Any, optimizer: torch.optim.Optimizer
         _call(policy, batch)
         losses = adapter.losses
         losses.total.backward()
-        values = adapter.metrics()
+        values = adapter.metrics(record=False)
         report = _report(adapter, policy, values, covers)
     return report
 
 
-def _report(adapter: LaraAdapter, policy: nn.Module, values: dict[str, float], covers: bool | None) -> CheckReport:
+def _report(adapter: Any, policy: nn.Module, values: dict[str, float], covers: bool | None) -> CheckReport:
     blocks = list(policy.get_submodule(adapter.config.blocks).children())
     below, above = blocks[: adapter.config.layer], blocks[adapter.config.layer :]
     trainable_below = [b for b in below if any(p.requires_grad for p in b.parameters())]
@@ -145,7 +142,7 @@ def _has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool((p.grad != 0).any()) for p in module.parameters())
 
 
-def check_optimizer(adapter: LaraAdapter, optimizer: torch.optim.Optimizer) -> bool:
+def check_optimizer(adapter: Any, optimizer: torch.optim.Optimizer) -> bool:
     """True if the optimizer holds every trainable LARA parameter.
 
     Raises:
@@ -172,7 +169,7 @@ def _call(policy: nn.Module, batch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _no_trace(adapter: LaraAdapter, policy: nn.Module) -> Iterator[None]:
+def _no_trace(adapter: Any, policy: nn.Module) -> Iterator[None]:
     parameters = list(policy.parameters())
     gradients = [p.grad for p in parameters]
     modes = [(module, module.training) for module in policy.modules()]

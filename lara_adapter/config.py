@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from .errors import AdapterFormatError
-from .untrusted import short
+from .errors import AdapterFormatError, LaraArgumentError
+from .losses import resolve_alignment
+from .policies import GENERIC
+from .schedules import check_weight, weight_from_json
+from .storage.untrusted import short
+from .tokens import check_rule
 
 __all__ = ["SCHEMA_VERSION", "LaraConfig"]
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+DEFAULT_FRAMES = "lara_frames"  # batch key of the frames, where the policy table names no other
 
 
 @dataclass
@@ -52,7 +58,7 @@ class LaraConfig:
     tap_kind: str
     hidden_width: int | None
     latent_width: int
-    frames: str | None = "lara_frames"
+    frames: str | None = DEFAULT_FRAMES
     token: str | int | None = "last_valid"
     projector: str | None = "mlp"
     alignment: dict[str, Any] | None = field(default_factory=lambda: {"name": "cosine"})
@@ -107,27 +113,50 @@ class LaraConfig:
                 )
         return cls(**values)
 
+    def arguments(self, source: str = "lara_config.json") -> dict[str, Any]:
+        """The arguments of `attach_lara`, but for the LAM, that the settings amount to; None for what was a callable or a
+        module.
 
-_NONE = type(None)
-_TYPES: dict[str, tuple[type, ...]] = {
-    "layer": (int,),
-    "depth": (int,),
-    "blocks": (str,),
-    "tap": (str,),
-    "tap_kind": (str,),
-    "hidden_width": (int, _NONE),
-    "latent_width": (int,),
-    "frames": (str, _NONE),
-    "token": (str, int, _NONE),
-    "projector": (str, _NONE),
-    "alignment": (dict, _NONE),
-    "align_weight": (int, float, dict, _NONE),
-    "lam_weight": (int, float, dict, _NONE),
-    "lam_grad_scale": (int, float),
-    "train_lam": (bool,),
-    "add_to_loss": (bool,),
-    "policy_family": (str,),
-    "policy_class": (str,),
-    "origins": (dict,),
-    "lara_version": (str,),
-}
+        Args:
+            source: where the settings come from, for messages.
+
+        Raises:
+            AdapterFormatError: a setting is out of range.
+        """
+        if self.projector not in (None, "mlp", "linear") or self.tap_kind not in ("output", "input"):
+            raise AdapterFormatError(
+                f"{source}: projector={short(self.projector)}, tap_kind={short(self.tap_kind)} are not known here"
+            )
+        if self.latent_width < 1 or self.depth < 1 or (self.hidden_width is not None and self.hidden_width < 1):
+            raise AdapterFormatError(f"{source}: a width or depth below 1")
+        try:
+            weights = {name: weight_from_json(getattr(self, name)) for name in ("align_weight", "lam_weight")}
+            for name, weight in (*weights.items(), ("lam_grad_scale", self.lam_grad_scale)):
+                if weight is not None:
+                    check_weight(name, weight)
+            if self.token is not None:
+                check_rule(self.token)
+            if self.alignment is not None:
+                resolve_alignment(self.alignment)
+        except (LaraArgumentError, TypeError) as error:
+            raise AdapterFormatError(f"{source} holds a setting out of range: {short(str(error))}") from error
+        blocks = self.blocks if self.policy_family == GENERIC.name else None
+        return {**{name: getattr(self, name) for name in _ARGUMENTS}, "blocks": blocks, **weights}
+
+
+# of the fields above: what attach_lara was given, and not what that resolved to
+_ARGUMENTS = ("layer", "frames", "token", "projector", "alignment", "lam_grad_scale", "train_lam", "add_to_loss")
+
+
+def _allowed_types(annotation: Any) -> tuple[type, ...]:
+    """The types that a field's annotation allows in JSON; () for anything. An int will do for a float."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    types = tuple(get_origin(member) or member for member in members)
+    if Any in types:
+        return ()
+    return (*types, int) if float in types else types
+
+
+_WEIGHT_TYPES = (int, float, dict, type(None))
+_TYPES = {name: _allowed_types(annotation) for name, annotation in get_type_hints(LaraConfig).items()}
+_TYPES |= {"align_weight": _WEIGHT_TYPES, "lam_weight": _WEIGHT_TYPES}

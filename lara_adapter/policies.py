@@ -20,7 +20,7 @@ from torch import nn
 
 from .errors import LaraArgumentError
 
-__all__ = ["GENERIC", "PolicySpec", "find_spec", "register_policy"]
+__all__ = ["GENERIC", "PolicySpec", "find_spec", "register_policy", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -170,3 +170,10 @@ def find_spec(policy: nn.Module) -> PolicySpec:
             if name in spec.classes:
                 return spec
     return GENERIC
+
+
+def unwrapped(policy: nn.Module) -> nn.Module:
+    """The policy inside a PeftModel; another module itself."""
+    if any(cls.__name__ == "PeftModel" for cls in type(policy).__mro__):
+        return policy.get_base_model()  # type: ignore[operator]
+    return policy

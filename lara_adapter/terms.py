@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import LaraArgumentError
+from .errors import LaraArgumentError, NonFiniteError, TapDetached
 from .losses import Alignment
 
-__all__ = ["LAM_REPORT", "align_rows", "frozen_latent", "latent_statistics", "project", "trained_latent"]
+__all__ = ["LAM_REPORT", "align_rows", "build_projector", "check_gradient", "frozen_latent", "latent_statistics", "project",
+           "stop_if_not_finite", "trained_latent"]  # fmt: skip
 
 LAM_REPORT = ("reconstruction_loss", "copy_loss", "codebook_loss", "commitment_loss", "perceptual_loss", "perplexity",
               "codes_used")  # fmt: skip
@@ -116,3 +117,67 @@ def latent_statistics(
     rate = torch.where(real.any(), 1 - _MEMORY, 0.0)
     direction.mul_(1 - rate).add_(rate * now)
     return spread, (direction / (1 - _MEMORY ** (step + 1).float())).square().sum()
+
+
+def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_width: int) -> nn.Module:
+    """The projection head f_psi: "linear" (official release), "mlp" (paper), or the user's own module.
+
+    Raises:
+        LaraArgumentError: unknown kind, or the width of the hidden state is unknown.
+    """
+    if isinstance(kind, nn.Module):
+        return kind
+    if kind not in ("mlp", "linear"):
+        raise LaraArgumentError(
+            f"attach_lara: projector={kind!r}, but 'mlp', 'linear' or a module from the hidden width to "
+            f"{latent_width} is wanted"
+        )
+    if hidden_width is None:
+        raise LaraArgumentError(
+            "attach_lara: the blocks do not tell the width of their hidden state; "
+            f"pass projector=nn.Linear(width, {latent_width}) or another module"
+        )
+    if kind == "linear":
+        return nn.Linear(hidden_width, latent_width)
+    inner = 2 * hidden_width
+    return nn.Sequential(nn.Linear(hidden_width, inner), nn.SiLU(), nn.Linear(inner, latent_width))
+
+
+def check_gradient(hidden: torch.Tensor, adapter: Any) -> None:
+    """The alignment must reach the policy, unless nothing of the policy trains.
+
+    Raises:
+        TapDetached: the hidden state carries no graph.
+    """
+    if hidden.requires_grad:
+        return
+    own = {id(p) for p in adapter.parameters()}
+    if any(p.requires_grad and id(p) not in own for p in adapter.policy.parameters()):
+        raise TapDetached(
+            f"the hidden state at {adapter.config.tap!r} does not require grad, so LARA cannot reach the policy. Either "
+            "no trainable parameter lies below that layer (unfreeze some, or tap a later layer), or reentrant "
+            "gradient checkpointing cut the graph: use_reentrant=False"
+        )
+
+
+def stop_if_not_finite(hidden: torch.Tensor, terms: dict[str, torch.Tensor], step: torch.Tensor) -> None:
+    """One synchronisation with the device; the search for the culprit only if something is wrong.
+
+    Raises:
+        NonFiniteError: a LARA term is NaN or infinite; the message names where it began.
+    """
+    align, lam = terms["align"].detach(), terms["lam"].detach()
+    if bool(torch.isfinite(torch.stack([align, lam])).all()):
+        return
+    suspects = [
+        ("the policy's hidden state", hidden),
+        *((f"the LAM's {name}", terms[name]) for name in LAM_REPORT if name in terms),
+        ("the LAM's latent action (latent_std)", terms["latent_std"]),
+        ("the LAM's loss", lam),
+        ("the alignment loss", align),
+    ]
+    culprit = next(name for name, value in suspects if not torch.isfinite(value.detach()).all())
+    raise NonFiniteError(
+        f"LARA: {culprit} is not finite at step {int(step) - 1}; stopped before it reaches a weight "
+        f"(align {float(align):.4g}, LAM {float(lam):.4g})"
+    )

@@ -21,7 +21,7 @@ from lara_adapter import (
     NonFiniteError,
     attach_lara,
 )
-from lara_adapter.monitor import CollapseMonitor
+from lara_adapter.metrics import CollapseMonitor
 
 
 @pytest.fixture

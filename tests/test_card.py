@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from test_policy_weights import build, lara_on, optimizer_of, train
 from toys import DitPolicy, make_batch
 
-from lara_adapter import card
-from lara_adapter.history import History
+from lara_adapter.metrics import History
+from lara_adapter.saving import card
 
 
 def front(text):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lara_adapter import AdapterFormatError
-from lara_adapter.files import (
+from lara_adapter.storage.files import (
     load_into,
     read_json,
     read_tensors,

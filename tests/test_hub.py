@@ -168,8 +168,8 @@ def test_a_policy_of_another_width(saved):
 
 
 def test_foreign_tensors(saved):
-    from lara_adapter.files import read_tensors, write_tensors
-    from lara_adapter.remote import sha256 as _sha256
+    from lara_adapter.storage.files import read_tensors, write_tensors
+    from lara_adapter.storage.hub import sha256 as _sha256
 
     _, _, folder = saved
     path = folder / "lara_adapter.safetensors"
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_saved_adapter_as_it_was(saved, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lara_adapter.hub.write_json", full)
+    monkeypatch.setattr("lara_adapter.saving.write.write_json", full)
     lara.step = 50
     with pytest.raises(OSError, match="No space left"):
         lara.save_pretrained(folder)
@@ -248,7 +248,7 @@ def test_projector_module_round_trip(tmp_path):
 def test_a_download_sums_the_files_that_were_asked_for_and_no_others(tmp_path, monkeypatch):
     import huggingface_hub
 
-    from lara_adapter.remote import download
+    from lara_adapter.storage.hub import download
 
     folder, blobs = tmp_path / "snapshots" / ("0" * 40), tmp_path / "blobs"
     for name in ("config.json", "lam/model.safetensors", "policy.safetensors"):

@@ -21,7 +21,7 @@ from lara_adapter import (
     attach_lara,
     load_lara,
 )
-from lara_adapter.files import read_tensors
+from lara_adapter.storage.files import read_tensors
 
 TARGETS = ["mlp.0", "mlp.2"]
 SMALL = {"encoder_width": 16, "idm_width": 16, "idm_mlp": 16, "fdm_width": 16, "fdm_mlp": 16, "fdm_layers": 1,

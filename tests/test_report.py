@@ -20,8 +20,8 @@ from lara_adapter import (
     policies,
     register_policy,
 )
+from lara_adapter.inspection import describe_policy
 from lara_adapter.lam.model import count_parameters
-from lara_adapter.report import describe_policy
 
 ARGUMENTS = (
     {},

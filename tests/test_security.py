@@ -16,9 +16,9 @@ from test_policy_weights import SMALL, build, lara_on
 from toys import DitPolicy
 
 from lara_adapter import AdapterFormatError, LaraConfig, LaraError, LatentActionConfig, LatentActionModel, load_lara
-from lara_adapter.files import read_json, read_tensors, write_tensors
-from lara_adapter.saved import read_adapter
-from lara_adapter.untrusted import check_tensor_file, inside, parse_json
+from lara_adapter.saving.read import read_adapter
+from lara_adapter.storage.files import read_json, read_tensors, write_tensors
+from lara_adapter.storage.untrusted import check_tensor_file, inside, parse_json
 
 
 @pytest.fixture(scope="module")
@@ -558,7 +558,7 @@ def test_fuzzed_headers_give_the_one_error_or_what_safetensors_reads(tmp_path, o
 
 
 def test_fuzzed_index_of_the_policys_weights(folder, original):
-    from lara_adapter import policy_weights
+    from lara_adapter.saving import policy_weights
 
     draw = random.Random(2)
     path = folder / "policy_weights" / "model.safetensors.index.json"
@@ -572,7 +572,7 @@ def test_fuzzed_index_of_the_policys_weights(folder, original):
 
 
 def test_fuzzed_settings_of_lora(lora_folder):
-    from lara_adapter import lora
+    from lara_adapter.saving import lora
 
     draw = random.Random(3)
     path = lora_folder / "policy_lora" / "adapter_config.json"

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lara_adapter import AdapterFormatError
-from lara_adapter.files import read_json, replace_folder, write_json
+from lara_adapter.storage.files import read_json, replace_folder, write_json
 
 __all__ = ["export_policy"]
 

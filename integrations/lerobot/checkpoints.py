@@ -22,7 +22,7 @@ from torch import nn
 
 from lara_adapter import LaraAdapter
 from lara_adapter.errors import AdapterFormatError
-from lara_adapter.files import read_json, write_json
+from lara_adapter.storage.files import read_json, write_json
 
 __all__ = ["FOLDER", "DataSettings", "find_adapter", "save_beside", "stock_saves"]
 

@@ -16,7 +16,7 @@ import safetensors.torch
 from safetensors import safe_open
 
 from lara_adapter import AttachOrderError, LaraAdapter
-from lara_adapter.hub import LAM_FOLDER, restore_adapter
+from lara_adapter.saving.write import LAM_FOLDER, restore_adapter
 
 __all__ = ["FOLDER", "LAM_FOLDER", "CheckpointFiles", "latest_checkpoint", "load_policy", "save_policy", "without_lara"]
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import AdapterFormatError, DatasetError, LaraArgumentError
-from ..files import locate_folder, read_json
+from ..storage.files import read_json
+from ..storage.hub import locate_folder
 from .decode import SequentialVideo, decode_picture
 
 __all__ = ["INFO", "VERSIONS", "Episode", "EpisodeDataset", "require_parquet"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FrameError
-from ..files import replace_file
+from ..storage.files import replace_file
 from .cuts import Gap, Scan, scan_source
 from .sources import Source, pictures_of
 

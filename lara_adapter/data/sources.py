@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import AdapterFormatError, LaraArgumentError
-from ..files import read_json
+from ..storage.files import read_json
 from .episodes import require_parquet
 
 __all__ = ["PICTURES", "VIDEOS", "Segment", "Source", "find_sources", "natural_key", "pictures_of"]

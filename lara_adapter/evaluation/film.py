@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import HostNotInstalled
-from ..files import replace_file
+from ..storage.files import replace_file
 
 __all__ = ["Film"]
 

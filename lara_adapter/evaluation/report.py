@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LaraArgumentError
-from ..files import read_json, write_json
+from ..storage.files import read_json, write_json
 
 __all__ = ["EpisodeStore", "format_report", "make_report", "wilson_interval"]
 

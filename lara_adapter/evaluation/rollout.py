@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import LaraArgumentError
-from ..files import write_json
 from ..serving import PolicyClient
+from ..storage.files import write_json
 from .chunking import ChunkExecutor
 from .environment import Environment, Layout, Observation, Simulator
 from .film import Film

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AdapterFormatError, LaraArgumentError
-from ..files import locate_folder, read_json, replace_folder, write_json, write_tensors
-from ..origins import Origin, checked, snapshot_origin
-from ..remote import push_folder
-from ..untrusted import inside
+from ..storage.files import read_json, replace_folder, write_json, write_tensors
+from ..storage.hub import locate_folder, push_folder
+from ..storage.origins import Origin, checked, snapshot_origin
+from ..storage.untrusted import inside
 from .config import ORIGIN, LatentActionConfig
 
 __all__ = ["CONFIG", "WEIGHTS", "locate", "push", "read_config", "read_origin", "write"]
@@ -60,7 +60,7 @@ def write(
 
 
 def push(folder: Path, repo_id: str, config: LatentActionConfig, **options: Any) -> str:
-    """Upload a model's folder; see :func:`lara_adapter.remote.push_folder`. A README.md that is there stays as it is."""
+    """Upload a model's folder; see :func:`lara_adapter.storage.hub.push_folder`. An existing README.md stays."""
     return push_folder(folder, repo_id, [CONFIG, WEIGHTS], card=lambda old: old or _card(repo_id, config), **options)
 
 

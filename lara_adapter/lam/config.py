@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AdapterFormatError, LaraArgumentError
-from ..files import read_json, write_json
+from ..storage.files import read_json, write_json
 
 __all__ = ["FORMAT", "ORIGIN", "SCHEMA_VERSION", "LatentActionConfig"]
 

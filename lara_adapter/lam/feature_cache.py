@@ -21,17 +21,14 @@ import struct
 import uuid
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import AdapterFormatError
-from ..files import read_json, write_json
-
-if TYPE_CHECKING:
-    from .image_encoder import FrozenImageEncoder
+from ..storage.files import read_json, write_json
 
 __all__ = ["FeatureCache"]
 
@@ -41,6 +38,16 @@ _SCHEMA = 1
 _RECORD = struct.Struct("<QQI")  # key, CRC-32
 _GROW = 256  # rows by which a features file grows: a memory map has a fixed length
 Key = tuple[int, int]
+
+
+class CachedEncoder(Protocol):
+    """What a cache needs of an image encoder."""
+
+    network: Any  # the frozen backbone
+    config: Any  # its encoder_size, image_mean and image_std
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Tokens [B, P, E] of images [B, 3, H, W]."""
 
 
 class FeatureCache:
@@ -75,7 +82,7 @@ class FeatureCache:
         """Bytes of features that this process has added."""
         return sum(store.written for store in self._stores.values())
 
-    def encode(self, encoder: FrozenImageEncoder, images: Tensor) -> Tensor:
+    def encode(self, encoder: CachedEncoder, images: Tensor) -> Tensor:
         """Tokens of images, from the cache where it has them.
 
         Args:
@@ -109,7 +116,7 @@ class FeatureCache:
         found = {**fresh, **dict(zip(known, rows.unbind()))}
         return torch.stack([found[key].to(store.gives) for key in keys])
 
-    def _store(self, encoder: FrozenImageEncoder, images: Tensor) -> _Store:
+    def _store(self, encoder: CachedEncoder, images: Tensor) -> _Store:
         kind = images.device.type
         autocast = torch.is_autocast_enabled(kind)
         precision = str(torch.get_autocast_dtype(kind) if autocast else torch.float32).removeprefix("torch.")
@@ -270,10 +277,10 @@ def _keys(images: Tensor) -> list[Key]:
     return [(high % 2**64, low % 2**64) for high, low in mixed.tolist()]
 
 
-def _fingerprint(encoder: FrozenImageEncoder) -> str:
+def _fingerprint(encoder: CachedEncoder) -> str:
     """Of the backbone's weights and of how images are brought to it: a name and a revision could be of other weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.network.state_dict().items()):  # type: ignore[union-attr]
+    for name, tensor in sorted(encoder.network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     config = encoder.config

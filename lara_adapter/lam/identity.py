@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..files import sha256
+from ..storage.files import sha256
 from . import checkpoint
 from .config import LatentActionConfig
 from .model import LatentActionModel

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterFormatError, HubError, LaraArgumentError
-from ..files import locate_folder, read_json
-from ..remote import find_conversion
+from ..storage.files import read_json
+from ..storage.hub import find_conversion, locate_folder
 from .config import LatentActionConfig
 from .feature_cache import FeatureCache
 from .outside import OutsideTree

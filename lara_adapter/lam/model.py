@@ -12,24 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterFormatError, LaraArgumentError
-from ..files import gathered, load_into, read_tensors
-from ..origins import Origin
-from ..remote import check_target
+from ..storage.files import load_into, read_tensors
+from ..storage.hub import check_target
+from ..storage.origins import Origin
+from ..storage.sharding import gathered
 from . import checkpoint, foreign
 from .config import LatentActionConfig
 from .feature_cache import FeatureCache
 from .forward_dynamics import ForwardDynamics
-from .health import LatentHealth, measure_health
 from .image_encoder import FrozenImageEncoder, PatchEncoder, build_image_encoder, pinned
 from .inverse_dynamics import InverseDynamics
+from .measure import STILL, LatentHealth, measure_health
 from .perceptual import PerceptualDistance
 from .pixels import prepare_pair
 from .quantizer import QuantizerTerms, VectorQuantizer
 
 __all__ = ["LatentAction", "LatentActionModel", "LatentActionOutput", "count_parameters"]
-
-# Mean squared error of copying the present frame below which a batch counts as still; a moving arm gives 1e-2.
-_STILL = 1e-4
 
 
 class LatentAction(NamedTuple):
@@ -158,7 +156,7 @@ class LatentActionModel(nn.Module):
             perceptual_loss = torch.zeros_like(reconstruction_loss)
             if self.perceptual is not None:
                 perceptual_loss = _mean(self.perceptual(judged, future), valid)
-            scale = copy_loss.clamp(min=_STILL) if config.reconstruction_over_copy else 1.0
+            scale = copy_loss.clamp(min=STILL) if config.reconstruction_over_copy else 1.0
             loss = reconstruction_loss / scale + quantizer_loss + config.perceptual_weight * perceptual_loss
         return LatentActionOutput(
             loss=loss,

@@ -18,7 +18,7 @@ from refine_pseudo_labels import (
 from test_data import make_episode
 
 from lara_adapter import LatentActionConfig, LatentActionModel
-from lara_adapter.files import read_json
+from lara_adapter.storage.files import read_json
 
 
 def make_table(seed: int, episodes: int, steps: int = 12) -> dict[str, torch.Tensor]:

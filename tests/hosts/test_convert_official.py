@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import parity_official as parity
 
 from lara_adapter import FramePair, LatentActionModel, load_lara
-from lara_adapter.files import read_tensors
-from lara_adapter.lam.convert import convert_checkpoint
-from lara_adapter.lam.convert import state as mapping
+from lara_adapter.convert import convert_checkpoint
+from lara_adapter.convert import state as mapping
+from lara_adapter.storage.files import read_tensors
 
 logger = logging.getLogger(__name__)
 

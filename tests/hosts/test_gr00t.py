@@ -616,7 +616,7 @@ def test_a_lora_run_resumes_and_its_export_is_the_merged_policy(world, tmp_path)
     assert again.step == 3
     target = export_policy(tmp_path / "run/checkpoint-3", tmp_path / "policy")
     assert weights(target).keys() == weights(world / f"base-{TAG}").keys()
-    trained = again._peft.merge_and_unload()
+    trained = again.binding.peft.merge_and_unload()
     again.detach()
     merged = weights(target)
     for name, tensor in trained.state_dict().items():

@@ -24,7 +24,7 @@ from gr00t.data.types import ActionConfig, ActionFormat, ActionRepresentation, A
 from gr00t.data.types import ModalityConfig as TheirModalityConfig
 from gr00t.policy import server_client as theirs
 from gr00t.policy.policy import BasePolicy
-from lara_adapter.integrations.serving import open_served
+from lara_adapter.integrations.served import open_served
 from serving_policies import serving
 
 from lara_adapter import LatentActionModel, PolicySourceError, ServingError, ServingTimeout, attach_lara

@@ -14,7 +14,7 @@ from lara_adapter.integrations.loading import open_policy
 from lara_adapter.integrations.skeleton import skeleton
 
 from lara_adapter import PolicySourceError, attach_lara, cli
-from lara_adapter.report import describe_policy
+from lara_adapter.inspection import describe_policy
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ pytest.importorskip("msgpack", reason="the extra serve is not installed: pip ins
 sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
 
 from lara_adapter.integrations.lerobot import stock_saves
-from lara_adapter.integrations.serving import open_served
-from lara_adapter.integrations.serving.lerobot import LeRobotPolicy, load_stock
+from lara_adapter.integrations.lerobot.serve import LeRobotPolicy, load_stock
+from lara_adapter.integrations.served import open_served
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot_processors import tiny_processors
 from lerobot_tiny import ACTION, CAMERA, POLICIES, STATE, make_batch, make_policy

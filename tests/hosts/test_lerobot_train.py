@@ -24,7 +24,7 @@ pytest.importorskip("accelerate", reason="accelerate, which lerobot-train needs,
 from lara_adapter.integrations.lerobot import train as launcher
 from lara_adapter.integrations.lerobot.checkpoints import DataSettings
 from lara_adapter.integrations.lerobot.options import parse_options
-from lara_adapter.integrations.serving import open_served
+from lara_adapter.integrations.served import open_served
 from lerobot.scripts import lerobot_train
 from lerobot_disk import TOP, WRIST, make_dataset
 from lerobot_processors import tiny_processors

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from toys import DitPolicy, make_batch
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara
-from lara_adapter.files import read_tensors, write_tensors
+from lara_adapter.storage.files import read_tensors, write_tensors
 
 SIZES = {"encoder_width": 16, "idm_width": 16, "idm_mlp": 16, "fdm_width": 16, "fdm_mlp": 16, "fdm_layers": 1}
 waits: list[float] = []

@@ -17,8 +17,8 @@ from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
 from lara_adapter.data.decode import decode_picture
-from lara_adapter.lam.attention_picture import draw
-from lara_adapter.lam.attention_report import look, save_arrays
+from lara_adapter.lam.attention.picture import draw
+from lara_adapter.lam.attention.report import look, save_arrays
 
 GAP = 3
 

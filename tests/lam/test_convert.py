@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lara_adapter import AdapterFormatError, LatentActionConfig, LatentActionModel
-from lara_adapter.lam.convert import (
+from lara_adapter.convert import (
     config_from_official,
     config_to_official,
     official_shapes,

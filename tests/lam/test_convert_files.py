@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from test_convert import Backbone, published, small
 
 from lara_adapter import AdapterFormatError, LaraArgumentError, LatentActionConfig, LatentActionModel
-from lara_adapter.files import read_json, read_tensors
-from lara_adapter.hub import read_adapter
-from lara_adapter.lam.convert import config_to_official, convert_checkpoint, state_to_official
-from lara_adapter.lam.convert.frames import IMAGENET
-from lara_adapter.lam.convert.layouts import encoder_of, parse, to_moto
-from lara_adapter.lam.convert.source import read_settings
+from lara_adapter.convert import config_to_official, convert_checkpoint, state_to_official
+from lara_adapter.convert.frames import IMAGENET
+from lara_adapter.convert.layouts import encoder_of, parse, to_moto
+from lara_adapter.convert.source import read_settings
+from lara_adapter.saving.write import read_adapter
+from lara_adapter.storage.files import read_json, read_tensors
 
 ENCODER = "user/tiny"
 PREFIX = "action_head.latent_motion_tokenizer."

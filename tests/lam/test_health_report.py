@@ -17,8 +17,9 @@ from test_model import small, trained_tiny
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionConfig, LatentActionModel, cli
 from lara_adapter.data.decode import SequentialVideo
-from lara_adapter.lam.health_probe import cross_validated_r2
-from lara_adapter.lam.health_report import Thresholds, examine
+from lara_adapter.lam.health.probe import cross_validated_r2
+from lara_adapter.lam.health.report import examine
+from lara_adapter.lam.health.verdicts import Thresholds
 
 SIDE = 64
 pytestmark = pytest.mark.slow  # a model is trained, once

@@ -25,8 +25,8 @@ from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
 from lara_adapter.data.decode import SequentialVideo
-from lara_adapter.lam import label_work
 from lara_adapter.lam.label import label_dataset
+from lara_adapter.lam.label import work as label_work
 from lara_adapter.lam.sequence import encode_sequence, frames_of_gap
 
 GAP = 4
@@ -382,7 +382,7 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(tmp_path, lam, so
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lara_adapter.lam.label.write_copy", stop)
+        patch.setattr("lara_adapter.lam.label.run.write_copy", stop)
         with pytest.raises(KeyboardInterrupt):
             label_dataset(source, lam, tmp_path / "copy", gap=GAP)
     with pytest.raises(LaraArgumentError, match=r"unfinished labelling.*gap_frames 4 \(now 5\)"):

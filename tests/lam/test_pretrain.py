@@ -24,8 +24,8 @@ from videos import square, write_v30, write_video
 
 from lara_adapter import LaraArgumentError, LatentActionConfig, LatentActionModel, NonFiniteError, cli
 from lara_adapter.data.video import decode_all
-from lara_adapter.files import read_tensors
 from lara_adapter.lam.pretrain import PretrainSettings, pretrain_lam, rate_at
+from lara_adapter.storage.files import read_tensors
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -195,7 +195,7 @@ def test_what_is_resumed_ends_with_the_same_bits(videos, small, tmp_path, change
     whole = settings_of(videos, tmp_path / "whole", small, **changes)
     pretrain_lam(whole)
     broken = dataclasses.replace(whole, output=tmp_path / "broken")
-    from lara_adapter.lam import pretrain
+    from lara_adapter.lam.pretrain import run as pretrain
 
     real = pretrain._Run._advance
 
@@ -357,7 +357,7 @@ def test_refusals_are_one_line_and_status_2(tmp_path, capsys, make, more, said):
 
 
 def test_a_folder_that_is_not_there_is_told_before_a_model_is_made(tmp_path, monkeypatch):
-    from lara_adapter.lam import pretrain
+    from lara_adapter.lam.pretrain import run as pretrain
 
     monkeypatch.setattr(pretrain, "make_model", lambda *a: pytest.fail("an image encoder would have been downloaded"))
     (tmp_path / "empty").mkdir()

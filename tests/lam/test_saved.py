@@ -9,7 +9,7 @@ import torch
 from test_model import frames, small
 
 from lara_adapter import AdapterFormatError, HubError, LaraArgumentError, LatentActionConfig, LatentActionModel
-from lara_adapter.files import read_tensors, write_tensors
+from lara_adapter.storage.files import read_tensors, write_tensors
 
 
 @pytest.fixture

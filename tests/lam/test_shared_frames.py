@@ -10,7 +10,7 @@ from torch import nn
 
 from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.data import PairBatch
-from lara_adapter.lam.shared_frames import share_frames
+from lara_adapter.lam.pretrain.shared_frames import share_frames
 
 
 class Backbone(nn.Module):

@@ -15,13 +15,13 @@ pytest.importorskip("tyro")
 pytest.importorskip("zmq")
 pytest.importorskip("msgpack")
 
-from lara_adapter.integrations.serving import open_served
+from lara_adapter.integrations.served import open_served
 from serving_policies import ROOT, serving
 from toys import OwnLam, make_batch
 
 from lara_adapter import LaraArgumentError, PolicySourceError, ServingError, attach_lara, cli
+from lara_adapter.cli.serve import read_token
 from lara_adapter.serving import PolicyClient
-from lara_adapter.serving.command import read_token
 
 POLICIES = f"{ROOT / 'examples' / 'served_policies.py'}"
 
@@ -71,7 +71,7 @@ def test_a_module_gets_tensors_acts_in_eval_mode_and_its_noise_is_the_seeds():
 
 
 def open_served_module(module):
-    from lara_adapter.integrations.serving.module import ModulePolicy
+    from lara_adapter.integrations.module_policy import ModulePolicy
 
     return ModulePolicy(module)
 

@@ -46,7 +46,7 @@ def test_eager(kind, checkpointing, layer):
     policy(make_batch())["loss"].backward()
     assert_equal(gradients(policy), plain_gradients(kind, layer=layer))
     # the recomputation in backward did not leave a second capture behind
-    assert lara._captured is None
+    assert lara.binding._captured is None
 
 
 @pytest.mark.parametrize("early_stop", [True, False])
@@ -58,7 +58,7 @@ def test_the_recomputation_never_changes_what_was_captured(kind, early_stop, mon
     hook = "capture_output" if kind == "output" else "capture_input"
     tapped = policy.get_submodule(lara.config.tap)
     register = tapped.register_forward_hook if kind == "output" else tapped.register_forward_pre_hook
-    register(lambda *a: fired.append(lara._armed))
+    register(lambda *a: fired.append(lara.binding._armed))
     with torch.utils.checkpoint.set_checkpoint_early_stop(early_stop):
         policy(make_batch())["loss"].backward()
     assert fired[0] is True

@@ -15,8 +15,8 @@ from ranks import restart_ranks, run_ranks
 from toys import make_batch
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara
-from lara_adapter.files import read_tensors
 from lara_adapter.lam.image_encoder import describe_image_encoder
+from lara_adapter.storage.files import read_tensors
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),

@@ -87,7 +87,7 @@ def _fsdp_full_disk(rank, folder, where):
     """What each rank is told when only rank 0 cannot write; then a save that goes well, by the same ranks."""
     from torch.distributed.fsdp import fully_shard
 
-    from lara_adapter import files
+    from lara_adapter.storage import files
 
     policy, lara = build("output", lam="tiny")
     for block in policy.transformer_blocks:
@@ -170,7 +170,7 @@ def test_lora_under_fsdp2(tmp_path):
 
 def _save_and_die(lara, folder, at):
     """In a child: save, and be killed (SIGKILL) at the `at`-th step that touches the disk."""
-    from lara_adapter import files
+    from lara_adapter.storage import files
 
     count = 0
 
@@ -197,7 +197,7 @@ def _save_and_die(lara, folder, at):
 @pytest.mark.parametrize("swaps", [True, False])
 def test_killed_at_every_step_of_a_save_the_old_adapter_or_the_new_one_is_whole(tmp_path, monkeypatch, swaps):
     """`swaps=False`: where folders cannot be exchanged there is one moment without; an error then names the old one."""
-    from lara_adapter import files
+    from lara_adapter.storage import files
 
     if not swaps:
         monkeypatch.setattr(files, "exchange", lambda one, other: False)
@@ -239,7 +239,7 @@ def test_killed_at_every_step_of_a_save_the_old_adapter_or_the_new_one_is_whole(
 def _saved_step(folder: Path) -> int:
     from toys import OwnLam
 
-    from lara_adapter.saved import read_adapter
+    from lara_adapter.saving.read import read_adapter
 
     saved = read_adapter(folder)
     assert saved.has_policy
@@ -248,7 +248,7 @@ def _saved_step(folder: Path) -> int:
 
 
 def _can_exchange(folder: Path) -> bool:
-    from lara_adapter.files import exchange
+    from lara_adapter.storage.files import exchange
 
     for name in ("x", "y"):
         (folder / name).mkdir()

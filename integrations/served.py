@@ -1,0 +1,54 @@
+"""Open what `lara serve` is given, as an object that a :class:`lara_adapter.serving.PolicyServer` can serve.
+
+No part of LARA is loaded: a post-trained policy acts without it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+
+from .loading import call_named, identify
+
+__all__ = ["open_served"]
+
+
+def open_served(source: str | os.PathLike[str], *, device: str = "cpu", embodiment_tag: str | None = None) -> Any:
+    """Load a policy to be served.
+
+    Args:
+        source: one of
+            - the folder or Hub id of a LeRobot policy with its processors (lerobot must be installed here);
+            - the folder or Hub id of a GR00T N1.6 checkpoint with its processor (gr00t must be installed here);
+            - "package.module:callable" or "path/to/file.py:callable": what the callable returns, called without
+              arguments: anything with `get_action(observation)`. A torch module gets tensors on its own device, in
+              eval mode and without gradients; anything else gets what came over the wire.
+        device: for checkpoints: "cpu", "cuda", "cuda:1".
+        embodiment_tag: of a GR00T checkpoint: which of its embodiments acts; may be None if it has only one.
+
+    Returns:
+        The policy. A checkpoint takes and gives GR00T's layout (see :mod:`.layout`), and `options={"seed": int}` makes
+        one call's sampling noise depend on the seed alone.
+
+    Raises:
+        PolicySourceError: it cannot be opened.
+        HostNotInstalled: the checkpoint's library cannot be imported.
+    """
+    text = os.fspath(source)
+    found = identify(text)
+    if found.host == "lerobot":
+        from .lerobot.serve import LeRobotPolicy
+
+        return LeRobotPolicy.load(text, device)
+    if found.host == "gr00t":
+        from .gr00t.serve import Gr00tPolicy
+
+        return Gr00tPolicy.load(text, device, embodiment_tag)
+    policy = call_named(text)
+    if isinstance(policy, nn.Module):
+        from .module_policy import ModulePolicy
+
+        return ModulePolicy(policy)
+    return policy

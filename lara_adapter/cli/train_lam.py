@@ -1,0 +1,67 @@
+"""`lara train-lam`: imported only by the command line, which has tyro."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..lam.pretrain.run import pretrain_lam
+from ..lam.pretrain.settings import PretrainSettings
+from .output import write
+
+__all__ = ["train_lam"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arguments(PretrainSettings):
+    __doc__ = PretrainSettings.__doc__  # the help of each argument
+
+    videos: tyro.conf.Positional[tuple[Path, ...]]
+
+
+def train_lam(settings: Annotated[_Arguments, tyro.conf.arg(name="")]) -> int:
+    """Pre-train a latent action model on folders of unlabelled video; continues what is in the output folder.
+
+    Several processes: accelerate launch -m lara_adapter.cli train-lam ... Exit status: 0; 2 where something is wrong with
+    the arguments, the videos or the output folder.
+    """
+    with _log_to_stderr():
+        result = pretrain_lam(settings)
+    health = result.health
+    if health is None:
+        write(f"{result.output}: {result.steps} steps; nothing was held out to measure on")
+    else:
+        write(
+            f"{result.output}: {result.steps} steps, reconstruction / copy {health.ratio:.3f} on {health.pairs} held-out "
+            f"pairs, {health.codes_used} codes, perplexity {health.perplexity:.1f}"
+        )
+    return 0
+
+
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """The log of this package on stderr, above the progress bar."""
+    logger = logging.getLogger("lara_adapter")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        redirected: contextlib.AbstractContextManager[None] = logging_redirect_tqdm([logger])
+    except ImportError:  # refused later, with what to install
+        redirected = contextlib.nullcontext()
+    try:
+        with redirected:
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

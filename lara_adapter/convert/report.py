@@ -1,0 +1,135 @@
+"""What a conversion read, mapped and left out, for people and for the next program."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterFormatError
+from ..storage.files import read_json
+from .frames import FrameRange
+
+__all__ = ["FORMAT", "RECORD", "ConversionReport", "recorded_files", "recorded_frames"]
+
+FORMAT = "lara_adapter.conversion"
+RECORD = "conversion.json"
+
+PATCH_ORDER = (
+    "reading order for both frames; the official code draws a new random order for each frame unless its ViTMAEModel is "
+    "given noise=arange"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionReport:
+    """One conversion, as written to `conversion.json` beside its result.
+
+    Attributes:
+        source: what was asked for.
+        revision: commit of a Hub snapshot, else what was asked for.
+        destination: folder that was written.
+        source_layout: "lara_adapter", "official" (the release's) or "moto".
+        target_layout: likewise.
+        prefix: of the latent action model's tensors in the source; "" unless it was taken out of a policy's checkpoint.
+        read: file to sha256, of everything that was read.
+        tensors: official tensors that were mapped.
+        parameters: numbers in them.
+        dtypes: of the tensors; kept as they are.
+        image_encoder: Hub id or folder that the result names, and why.
+        frames_mean: what the official model's frames are normalised with, per channel; 0 for frames in [0, 1].
+        frames_std: likewise; 1 for frames in [0, 1].
+        frames_reason: why these were taken.
+        frames_folded: whether the decoder's first and last maps were rescaled for it; else weights are bit-identical.
+        patch_order: in which order the encoder's tokens of a frame are read.
+        dropped: what the source holds and the result does not, with the reason.
+        notes: what else differs.
+        written: file to sha256, of everything in the destination but the record itself.
+    """
+
+    source: str
+    revision: str | None
+    destination: str
+    source_layout: str
+    target_layout: str
+    prefix: str
+    read: dict[str, str]
+    tensors: int
+    parameters: int
+    dtypes: list[str]
+    image_encoder: str
+    frames_mean: tuple[float, ...]
+    frames_std: tuple[float, ...]
+    frames_reason: str
+    frames_folded: bool
+    dropped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    written: dict[str, str] = field(default_factory=dict)
+    patch_order: str = PATCH_ORDER
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON-able values."""
+        from .. import __version__
+
+        return {"format": FORMAT, "lara_version": __version__, **asdict(self)}
+
+    def __str__(self) -> str:
+        unit = self.frames_mean == (0.0, 0.0, 0.0) and self.frames_std == (1.0, 1.0, 1.0)
+        shown = "[0, 1]" if unit else f"normalised by mean {self.frames_mean}, std {self.frames_std}"
+        folded = "; the decoder's share is in its first and last linear maps" if self.frames_folded else ""
+        lines = [
+            f"{self.source} ({self.source_layout}) -> {self.destination} ({self.target_layout})",
+            f"read           {', '.join(self.read)}" + (f" (tensors {self.prefix}*)" if self.prefix else ""),
+            f"mapped         {self.tensors} tensors, {self.parameters:,} numbers, {', '.join(self.dtypes)}",
+            f"image encoder  {self.image_encoder}",
+            f"frames         the official model is given frames {shown} ({self.frames_reason}){folded}",
+            f"patch order    {self.patch_order}",
+            *(f"dropped        {what}: {why}" for what, why in self.dropped.items()),
+            *(f"note           {note}" for note in self.notes),
+            f"written        {', '.join([*self.written, RECORD])}",
+        ]
+        return "\n".join(lines)
+
+
+def recorded_frames(folder: Path) -> FrameRange | None:
+    """The range of the frames that an earlier conversion to an official layout wrote beside its result, if there is one.
+
+    Raises:
+        AdapterFormatError: the record is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        return None
+    values = [content.get(name) for name in ("frames_mean", "frames_std")]
+    for value in values:
+        if (
+            not isinstance(value, list)
+            or len(value) != 3
+            or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+        ):
+            raise AdapterFormatError(
+                f"{path} is damaged: frames_mean, frames_std = {values}; two times three numbers are wanted"
+            )
+    mean, std = (tuple(map(float, value)) for value in values if isinstance(value, list))
+    if min(std) <= 0:
+        raise AdapterFormatError(f"{path} is damaged: frames_std = {std}, but numbers > 0 are wanted")
+    return FrameRange(mean, std)  # type: ignore[arg-type]  # three each, checked above
+
+
+def recorded_files(folder: Path) -> dict[str, str]:
+    """File to sha256 of what an earlier conversion wrote into a folder; empty if none did.
+
+    Raises:
+        AdapterFormatError: the record is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    written = content.get("written")
+    if content.get("format") != FORMAT or not isinstance(written, dict):
+        return {}
+    return {str(name): str(sha) for name, sha in written.items()}

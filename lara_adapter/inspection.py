@@ -1,0 +1,345 @@
+"""What LARA would do with a policy, in words and numbers: `lara inspect`. Nothing is attached, changed or allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attach import locate
+from .errors import AttachOrderError, LaraArgumentError, TapNotFound
+from .lam import LatentActionConfig
+from .lam.checkpoint import locate as locate_lam
+from .lam.checkpoint import read_config
+from .lam.model import count_parameters
+from .lam.outside import OutsideTree
+from .policies import PolicySpec, find_spec
+from .tap import Tap, block_candidates
+from .terms import build_projector
+from .tokens import ACTION_KEYS, MASK_KEY, PADDING_KEY, TokenRule, check_rule
+
+__all__ = ["PolicyReport", "describe_policy"]
+
+_RULES = {
+    "last_valid": "the last action step of each sample that is not padding",
+    "mean_valid": "the mean of the action steps that are not padding",
+    "last": "the last action step, padding or not; a sample that has padding there does not count",
+}
+_DRAWS = {
+    None: "one draw per sample",
+    "tile": "several draws per sample, tiled: row j * B + i is sample i",
+    "interleave": "several draws per sample, interleaved: row i * r + j is sample i",
+}
+
+
+@dataclass
+class PolicyReport:
+    """What LARA would do with a policy. `print(report)` is readable, :meth:`to_dict` is JSON.
+
+    Attributes:
+        policy_class: class name of the policy, without its PeftModel.
+        family: row of the policy table that applies; "generic" without one.
+        found_by: "table", "structure" or "user": who says where the blocks are.
+        policy_parameters: parameters of the policy.
+        policy_trainable: those of them that require a gradient.
+        error: why LARA cannot attach; None if it can. The fields of the tap, and what LARA adds, are None then.
+        candidates: lists of attention blocks in the policy, as {"path", "count", "block"}.
+        blocks: dotted path of the blocks.
+        block_class: class name of a block.
+        depth: number of blocks L.
+        width: width of the hidden state; None if the blocks do not tell.
+        tap: dotted path of the module that will carry the hook.
+        tap_kind: "output": a forward hook reads what it returns; "input": a pre-hook reads what it is given.
+        layer: absolute index into [embeddings, after block 1, ..., after block L].
+        blocks_below: blocks at or below the tap.
+        trainable_blocks_below: those of them that have trainable parameters.
+        trainable_elsewhere: trainable parameters outside the list of blocks.
+        action_tokens: "last" or "first": which T positions of the sequence are action tokens.
+        steps_from: batch keys that T and the padding are read from, in this order.
+        token: the token rule; "callable" for a function.
+        frames: batch key of the frames.
+        frames_valid: batch key of their flags.
+        adapter: dotted path at which the adapter is registered.
+        draws: "tile", "interleave", or None: one noise draw per sample.
+        lam: which latent action model the numbers are for.
+        lam_assumed: no LAM was given, and the paper's is assumed.
+        latent_shape: (N, D) of the latent action; None for a LAM that tells only `latent_width`.
+        latent_width: N * D.
+        projector: "mlp", "linear" or the class of a module.
+        projector_parameters: trainable parameters of the projector.
+        lam_parameters: parameters of the LAM in the module tree.
+        lam_trainable: those of them that train.
+        outside: frozen networks that the LAM keeps outside the module tree: name, and parameters where known.
+        warnings: what will not work as expected, in words.
+    """
+
+    policy_class: str
+    family: str
+    found_by: str
+    policy_parameters: int
+    policy_trainable: int
+    error: str | None = None
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    blocks: str | None = None
+    block_class: str | None = None
+    depth: int | None = None
+    width: int | None = None
+    tap: str | None = None
+    tap_kind: str | None = None
+    layer: int | None = None
+    blocks_below: int | None = None
+    trainable_blocks_below: int | None = None
+    trainable_elsewhere: int | None = None
+    action_tokens: str | None = None
+    steps_from: list[str] = field(default_factory=list)
+    token: str | int | None = None
+    frames: str | None = None
+    frames_valid: str | None = None
+    adapter: str | None = None
+    draws: str | None = None
+    lam: str | None = None
+    lam_assumed: bool = False
+    latent_shape: tuple[int, int] | None = None
+    latent_width: int | None = None
+    projector: str | None = None
+    projector_parameters: int | None = None
+    lam_parameters: int | None = None
+    lam_trainable: int | None = None
+    outside: dict[str, int | None] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True if LARA can attach."""
+        return self.error is None
+
+    @property
+    def added(self) -> int | None:
+        """Parameters that LARA adds to the policy's tree, trainable or not."""
+        return None if self.lam_parameters is None else (self.projector_parameters or 0) + self.lam_parameters
+
+    @property
+    def added_trainable(self) -> int | None:
+        """Trainable parameters that LARA adds."""
+        return None if self.lam_trainable is None else (self.projector_parameters or 0) + self.lam_trainable
+
+    @property
+    def added_relative(self) -> float | None:
+        """`added` over the policy's own parameters; None if it has none."""
+        return None if self.added is None or not self.policy_parameters else self.added / self.policy_parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field and `ok`, `added`, `added_trainable`, `added_relative`, as JSON values."""
+        computed = {name: getattr(self, name) for name in ("ok", "added", "added_trainable", "added_relative")}
+        return {**asdict(self), "latent_shape": self.latent_shape and list(self.latent_shape), **computed}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12}{text}" for name, text in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        found = {"table": "known to the policy table", "structure": "found by structure", "user": "blocks as given"}
+        yield "policy", f"{self.policy_class}; family: {self.family}, {found[self.found_by]}"
+        yield "", f"{self.policy_parameters:,} parameters, {self.policy_trainable:,} trainable"
+        if self.error is not None:
+            yield "CANNOT", f"attach LARA: {self.error.removeprefix('attach_lara: ')}"
+            for candidate in self.candidates if self.blocks is None else ():
+                yield "candidate", "{path}: {count} x {block}".format(**candidate)
+            return
+        width = "width unknown" if self.width is None else f"width {self.width}"
+        yield "blocks", f"{self.blocks}: {self.depth} x {self.block_class}, {width}"
+        state = f"after block {self.layer} of {self.depth}" if self.layer else "the embeddings, before block 1"
+        reads = "what it returns" if self.tap_kind == "output" else "what it is given"
+        yield "tap", f"{self.tap}, {reads}: layer {self.layer}, {state}"
+        yield (
+            "below it",
+            (
+                f"{self.trainable_blocks_below} of {self.blocks_below} blocks trainable; "
+                f"{self.trainable_elsewhere:,} trainable parameters outside the blocks"
+            ),
+        )
+        keys = [f'batch["{key}"]' for key in self.steps_from]
+        yield "actions", f"the {self.action_tokens} T positions of the sequence; T and padding from {keys[0]},"
+        yield "", f"else from {keys[1]}, else T alone from {' or '.join(keys[2:])}"
+        meaning = _RULES.get(str(self.token), "" if self.token == "callable" else "this step of the action chunk")
+        yield "token", f"{self.token}: {meaning}" if meaning else f"{self.token}"
+        yield "frames", f'batch["{self.frames}"]: uint8 in [0, 255] or float in [0, 1], now and C steps later,'
+        yield "", "[B, 2, 3, H, W], or [B, V, 2, 3, H, W] for V views"
+        yield "", f'batch["{self.frames_valid}"]: bool [B], optional; False past the end of the episode'
+        yield "", "or from attach_lara(frames=callable), given the first argument of the policy's forward"
+        yield "noise", _DRAWS[self.draws]
+        yield "adapter", f"registered as policy.{self.adapter}"
+        yield from self._adds()
+        for warning in self.warnings:
+            yield "WARNING", warning
+
+    def _adds(self) -> Iterator[tuple[str, str]]:
+        shape = "x".join(map(str, self.latent_shape)) if self.latent_shape else str(self.latent_width)
+        assumed = ", assumed: no LAM was given" if self.lam_assumed else ""
+        yield "LAM", f"{self.lam}, latent {shape}{assumed}"
+        share = self.added_relative
+        size = "" if share is None else (f", {share:.2%} of" if share < 1 else f", {share:,.0f} x") + " the policy"
+        yield "adds", f"{self.added:,} parameters, {self.added_trainable:,} trainable{size}:"
+        frozen = "" if self.lam_trainable else " (frozen)"
+        yield "", f"{self.projector} projector {self.projector_parameters:,}, LAM {self.lam_parameters:,}{frozen}"
+        for name, count in self.outside.items():
+            yield "", f"outside the module tree, frozen: {name}" + ("" if count is None else f", {count:,}")
+
+
+def describe_policy(
+    policy: nn.Module,
+    lam: nn.Module | LatentActionConfig | str | Path | None = None,
+    layer: int | str = -3,
+    *,
+    blocks: str | nn.Module | None = None,
+    token: TokenRule = "last_valid",
+    projector: str | nn.Module = "mlp",
+    train_lam: bool = True,
+) -> PolicyReport:
+    """Say what :func:`lara_adapter.attach_lara` with the same arguments would do; the policy is not changed.
+
+    A policy on the meta device will do: nothing is run, and the projector and the LAM are counted, not built.
+
+    Args:
+        policy: as for `attach_lara`.
+        lam: a LAM, its configuration, or a folder or Hub id of one, of which only `config.json` is read; None:
+            `LatentActionConfig.paper()` is assumed.
+        layer: as for `attach_lara`.
+        blocks: likewise.
+        token: likewise.
+        projector: likewise.
+        train_lam: likewise.
+
+    Returns:
+        The report. That LARA cannot attach to this policy is no exception but its `error`.
+
+    Raises:
+        LaraArgumentError: an argument has a value that `attach_lara` would refuse for any policy.
+        AdapterFormatError: `lam` is a folder or repository that holds no latent action model.
+    """
+    check_rule(token)
+    if not isinstance(policy, nn.Module):
+        raise LaraArgumentError(f"describe_policy: policy is a {type(policy).__name__}, but an nn.Module is wanted")
+    # before the policy is looked at: an argument that is wrong for any policy is no finding about this one
+    described = _describe_lam(lam, train_lam)
+    _projector_size(projector, 1, described["latent_width"])
+    inner, spec, tap, error = policy, find_spec(policy), None, None
+    try:
+        inner, spec, tap = locate(policy, layer, blocks)
+    except (TapNotFound, AttachOrderError) as refused:
+        error = str(refused)
+    parameters = list(inner.parameters())
+    report = PolicyReport(
+        policy_class=type(inner).__name__,
+        family=spec.name,
+        found_by="table" if spec.blocks else ("structure" if blocks is None else "user"),
+        policy_parameters=_count(parameters),
+        policy_trainable=_count(p for p in parameters if p.requires_grad),
+        error=error,
+        candidates=[
+            {"path": path, "count": len(found), "block": type(found[0]).__name__}  # type: ignore[arg-type,index]
+            for path, found in block_candidates(inner)
+        ],
+    )
+    if tap is not None:
+        _describe_tap(report, inner, spec, tap)
+        report.token = token if isinstance(token, (str, int)) else "callable"
+        report.projector = projector if isinstance(projector, str) else type(projector).__name__
+        for name, value in described.items():
+            setattr(report, name, value)
+        try:
+            report.projector_parameters = _projector_size(projector, tap.width, described["latent_width"])
+        except LaraArgumentError as refused:  # the blocks do not tell their width
+            report.error = str(refused)
+    return report
+
+
+def _describe_tap(report: PolicyReport, policy: nn.Module, spec: PolicySpec, tap: Tap) -> None:
+    blocks: Any = policy.get_submodule(tap.blocks)
+    report.blocks, report.block_class, report.depth, report.width = (
+        tap.blocks, type(blocks[0]).__name__, tap.depth, tap.width,
+    )  # fmt: skip
+    report.tap, report.tap_kind, report.layer = tap.path, tap.kind, tap.layer
+    in_blocks = {id(p) for p in blocks.parameters()}
+    report.blocks_below = tap.layer
+    report.trainable_blocks_below = sum(
+        any(p.requires_grad for p in block.parameters()) for block in list(blocks)[: tap.layer]
+    )
+    report.trainable_elsewhere = _count(p for p in policy.parameters() if p.requires_grad and id(p) not in in_blocks)
+    report.action_tokens, report.draws = spec.action_tokens, spec.draws
+    report.steps_from = [MASK_KEY, PADDING_KEY, *ACTION_KEYS]
+    report.frames, report.frames_valid = spec.frames, f"{spec.frames}_valid"
+    report.adapter = f"{spec.owner}.lara".lstrip(".")
+    if report.trainable_blocks_below == 0 and (tap.layer or not report.trainable_elsewhere):
+        report.warnings.append(
+            "no block at or below the tap is trainable: "
+            + (
+                "the alignment reaches at most what feeds the blocks"
+                if report.trainable_elsewhere
+                else "training will raise TapDetached; unfreeze the blocks, or wrap them in LoRA first"
+            )
+        )
+
+
+def _describe_lam(lam: nn.Module | LatentActionConfig | str | Path | None, train_lam: bool) -> dict[str, Any]:
+    """The fields of the report that follow from the LAM alone."""
+    if lam is None:
+        return {
+            **_describe_config(LatentActionConfig.paper(), "LatentActionConfig.paper()", train_lam),
+            "lam_assumed": True,
+        }
+    if isinstance(lam, (str, Path)):
+        return _describe_config(read_config(locate_lam(lam, None)), str(lam), train_lam)
+    if isinstance(lam, LatentActionConfig):
+        return _describe_config(lam, type(lam).__name__, train_lam)
+    width, shape = getattr(lam, "latent_width", None), getattr(lam, "latent_shape", None)
+    if not isinstance(lam, nn.Module) or not isinstance(width, int) or width < 1:
+        raise LaraArgumentError(
+            f"describe_policy: lam is a {type(lam).__name__} with latent_width={width!r}, but a LatentActionModel, its "
+            "configuration, a folder or Hub id of one, or a module with an integer latent_width is wanted"
+        )
+    outside: dict[str, int | None] = {}
+    for part in lam.modules():
+        if isinstance(part, OutsideTree) and part.network is not None:
+            outside[type(part.network).__name__] = _count(part.network.parameters())
+    return {
+        "lam": type(lam).__name__,
+        "latent_shape": None if shape is None else tuple(shape),
+        "latent_width": width,
+        "lam_parameters": _count(lam.parameters()),
+        "lam_trainable": _count(p for p in lam.parameters() if p.requires_grad and train_lam),
+        "outside": outside,
+    }
+
+
+def _describe_config(config: LatentActionConfig, name: str, train_lam: bool) -> dict[str, Any]:
+    count = count_parameters(config)
+    outside: dict[str, int | None] = {} if config.image_encoder is None else {config.image_encoder: None}
+    if config.perceptual_weight > 0 and train_lam:
+        outside["LPIPS"] = None
+    return {
+        "lam": name,
+        "latent_shape": (config.queries, config.latent_dim),
+        "latent_width": config.queries * config.latent_dim,
+        "lam_parameters": count,
+        "lam_trainable": count if train_lam else 0,
+        "outside": outside,
+    }
+
+
+def _projector_size(projector: str | nn.Module, hidden_width: int | None, latent_width: int) -> int:
+    """Trainable parameters of the projector that `attach_lara` would build, without allocating it.
+
+    Raises:
+        LaraArgumentError: unknown kind, or the width of the hidden state is unknown.
+    """
+    with torch.device("meta"):
+        head = build_projector(projector, hidden_width, latent_width)
+    return _count(p for p in head.parameters() if p.requires_grad)
+
+
+def _count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -1,0 +1,1 @@
+"""What a latent action model looks at, as numbers and as pictures."""

@@ -1,0 +1,238 @@
+"""What a latent action model looks at: the attention of its queries over both frames; two models side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ...data.clips import Clip, ClipSource, pick_frames
+from ...errors import DatasetError, LaraArgumentError
+from ...storage.files import replace_file
+from ..identity import open_model
+from ..model import LatentActionModel
+from ..sequence import choose_device, frames_of_gap
+
+__all__ = ["AttentionReport", "LookedAt", "look", "save_arrays"]
+
+
+class LookedAt(NamedTuple):
+    """One model's attention over P pairs of frames.
+
+    name: Hub id or folder's name; `identity`: see :func:`~lara_adapter.lam.identity.open_model`.
+    attention: [P, layers, heads, N, 2, h, w] float32, over the patches of (present, future) in reading order.
+    rest: [P, layers, heads, N] float32, what went to other tokens (queries, separator, CLS): with `attention` summed over
+        its last three axes it makes 1.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    attention: np.ndarray
+    rest: np.ndarray
+
+    def maps(self, layer: int = -1) -> np.ndarray:
+        """[P, N, 2, h, w]: one layer's mean over the heads, over the patches alone; sums to 1 over (2, h, w)."""
+        mean = self.attention[:, layer].mean(axis=1)
+        return mean / mean.sum(axis=(2, 3, 4), keepdims=True)
+
+
+class AttentionReport(NamedTuple):
+    """Pairs of frames and what one model, or two, looked at.
+
+    data: name of the dataset or video.
+    pairs: (clip's name, place t) of each of the P pairs.
+    gap: C in frames.
+    present: P frames [H, W, 3] uint8; `future` likewise.
+    looked: one entry per model.
+    layer: of the M-Former, for pictures and numbers; -1: the last.
+    """
+
+    data: str
+    pairs: list[tuple[str, int]]
+    gap: int
+    present: list[np.ndarray]
+    future: list[np.ndarray]
+    looked: list[LookedAt]
+    layer: int
+
+    def numbers(self) -> list[dict[str, Any]]:
+        """Per model: mean over pairs and queries of where it looks.
+
+        Returns:
+            `model`; `present`: share of the attention on the present frame; `on_motion`: attention on the patches that
+            change, over evenly spread attention (1: no preference; None: nothing moves); `entropy`: of the maps, over
+            that of evenly spread ones (1: spread, 0: one patch).
+        """
+        found = []
+        for looked in self.looked:
+            maps = looked.maps(self.layer)
+            flat = maps.reshape(*maps.shape[:2], -1)
+            entropy = -(flat * np.log(np.clip(flat, 1e-12, None))).sum(-1) / np.log(flat.shape[-1])
+            ratios = []
+            for pair, (now, later) in zip(maps, zip(self.present, self.future)):
+                moved = _motion(now, later, (maps.shape[-2], maps.shape[-1]))
+                if moved.any():
+                    ratios.append(pair[:, :, moved].sum(axis=(1, 2)).mean() / moved.mean())
+            found.append(
+                {
+                    "model": looked.name,
+                    "present": float(maps[:, :, 0].sum(axis=(2, 3)).mean()),
+                    "on_motion": float(np.mean(ratios)) if ratios else None,
+                    "entropy": float(entropy.mean()),
+                }
+            )
+        return found
+
+
+def look(
+    lam: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    gap: str | int,
+    compare: str | os.PathLike[str] | None = None,
+    frames: Sequence[str] | None = None,
+    pairs: int = 6,
+    layer: int = -1,
+    camera: str | None = None,
+    device: str = "auto",
+    revision: str | None = None,
+) -> AttentionReport:
+    """Run one or two models on the same pairs of frames and keep what their queries look at.
+
+    Args:
+        lam: folder or Hub id of a model.
+        data: LeRobot-format dataset, folder of videos, or one video.
+        gap: distance between the frames of a pair, in frames ("16") or seconds ("0.5s").
+        compare: another model, for instance the LARA-LAM that joint training made of the first.
+        frames: which pairs, each "CLIP:FRAME" (number of the episode, or of the video in the order of names, and t) or
+            "FRAME" (of the first clip); None: `pairs` of them, spread evenly.
+        pairs: how many without `frames`.
+        layer: of the M-Former, from 0, or from the last as -1.
+        camera: of a dataset; None: the only one.
+        device: "auto", "cpu", "cuda", ...
+        revision: of `lam` on the Hub.
+
+    Raises:
+        DatasetError: there is nothing that can be read.
+        AdapterFormatError: a model is missing or damaged.
+        LaraArgumentError: an argument out of range; no such clip or frame.
+    """
+    if pairs < 1:
+        raise LaraArgumentError(f"pairs={pairs}, but at least 1 is wanted")
+    source = ClipSource(data, camera)
+    distance = frames_of_gap(gap, source.fps)
+    wanted = _spread(source.clips, distance, pairs) if not frames else [_parse(each, source) for each in frames]
+    models = [open_model(lam, revision)] + ([open_model(compare)] if compare is not None else [])
+    for model, identity in models:
+        layers = model.config.idm_layers
+        if not -layers <= layer < layers:
+            raise LaraArgumentError(
+                f"layer={layer}, but {identity['source']} has {layers}: 0 to {layers - 1}, or -1 ..."
+            )
+    shown = _read(source, wanted, distance)
+    place = choose_device(device)
+    present, future = [each[0] for each in shown], [each[1] for each in shown]
+    looked = [_run(model.to(place), identity, present, future) for model, identity in models]
+    if len(looked) == 2 and looked[0].name == looked[1].name:  # folders of one name: told apart by their weights
+        looked = [each._replace(name=f"{each.name} {each.identity['weights_sha256'][:8]}") for each in looked]
+    names = [(clip.name, t) for clip, t in wanted]
+    return AttentionReport(source.name, names, distance, present, future, looked, layer)
+
+
+def save_arrays(report: AttentionReport, path: str | os.PathLike[str]) -> None:
+    """Write the arrays as .npz, atomically; read it with `numpy.load(path)`, without pickle.
+
+    Keys: clip [P] text, frame [P] int64, gap int64; present and future [P, H, W, 3] uint8 (where all frames have one
+    size; otherwise present_0, present_1, ...); for each model i = 0, 1: model_i text, attention_i and rest_i as in
+    :class:`LookedAt`, and maps_i [P, N, 2, h, w], which sum to 1.
+    """
+    arrays: dict[str, np.ndarray] = {
+        "clip": np.array([name for name, _ in report.pairs]),
+        "frame": np.array([place for _, place in report.pairs]),
+        "gap": np.array(report.gap),
+    }
+    for name, pictures in (("present", report.present), ("future", report.future)):
+        if len({picture.shape for picture in pictures}) == 1:
+            arrays[name] = np.stack(pictures)
+        else:
+            arrays.update({f"{name}_{number}": picture for number, picture in enumerate(pictures)})
+    for number, looked in enumerate(report.looked):
+        arrays[f"model_{number}"] = np.array(looked.name)
+        arrays[f"attention_{number}"], arrays[f"rest_{number}"] = looked.attention, looked.rest
+        arrays[f"maps_{number}"] = looked.maps(report.layer)
+    with replace_file(path) as fresh, fresh.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _spread(clips: list[Clip], gap: int, pairs: int) -> list[tuple[Clip, int]]:
+    """Pairs evenly over all places that have a partner."""
+    counts = [max(0, clip.length - gap) for clip in clips]
+    total = sum(counts)
+    if not total:
+        raise DatasetError(
+            f"no clip is longer than the frame gap of {gap}; the longest has {max(c.length for c in clips)}"
+        )
+    ends = np.cumsum(counts)
+    found = []
+    for place in sorted({int((number + 0.5) * total / pairs) for number in range(pairs)}):
+        clip = int(np.searchsorted(ends, place, side="right"))
+        found.append((clips[clip], place - int(ends[clip]) + counts[clip]))
+    return found
+
+
+def _parse(text: str, source: ClipSource) -> tuple[Clip, int]:
+    head, _, tail = text.rpartition(":")
+    try:
+        number, place = int(head or 0), int(tail)
+    except ValueError:
+        number = place = -1
+    if number < 0 or place < 0:
+        raise LaraArgumentError(f'frames: {text!r}, but "CLIP:FRAME" or "FRAME" is wanted, two numbers from 0 on')
+    clips = source.clips
+    if source.dataset is not None:
+        clips = [clip for clip in clips if clip.part.number == number]  # type: ignore[union-attr]
+        number = 0 if head else number
+    if number >= len(clips):
+        raise LaraArgumentError(f"frames: {text!r}, but {source.name} has {len(source.clips)} clips, and not this one")
+    return clips[number], place
+
+
+def _read(source: ClipSource, wanted: list[tuple[Clip, int]], gap: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    by_clip: dict[int, dict[int, np.ndarray]] = {}  # by identity: names need not differ
+    for clip, _ in wanted:
+        if id(clip) not in by_clip:
+            places = [place + shift for other, place in wanted if other is clip for shift in (0, gap)]
+            by_clip[id(clip)] = pick_frames(source.frames(clip), places)
+    shown = []
+    for clip, place in wanted:
+        frames = by_clip[id(clip)]
+        if place + gap not in frames:
+            raise LaraArgumentError(
+                f"frames: {clip.name} has no frame {place + gap}, which is {gap} after frame {place}; take an earlier one"
+            )
+        shown.append((frames[place], frames[place + gap]))
+    return shown
+
+
+@torch.no_grad()
+def _run(
+    model: LatentActionModel, identity: dict[str, Any], present: list[np.ndarray], future: list[np.ndarray]
+) -> LookedAt:
+    device = next(model.parameters()).device
+    maps = []
+    for now, later in zip(present, future):
+        images = [torch.from_numpy(frame).permute(2, 0, 1)[None].to(device) for frame in (now, later)]
+        maps.append(model.attention(*images).cpu())
+    attention = torch.cat(maps).numpy()
+    return LookedAt(identity["source"], identity, attention, 1 - attention.sum(axis=(4, 5, 6)))
+
+
+def _motion(now: np.ndarray, later: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """[h, w] bool: the patches of which at least a tenth of the pixels changed by more than a tenth of the range."""
+    change = np.abs(later.astype(np.float32) - now.astype(np.float32)).max(axis=2) > 25.5
+    share = F.adaptive_avg_pool2d(torch.from_numpy(change)[None, None].float(), grid)
+    return (share[0, 0] >= 0.1).numpy()

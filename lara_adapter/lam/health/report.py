@@ -1,0 +1,151 @@
+"""Is a latent action model any good on this data? Measures at several frame gaps, thresholds, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ...data.clips import Clip, ClipSource
+from ...errors import DatasetError, LaraArgumentError
+from ..identity import open_model
+from ..measure import STILL
+from ..model import LatentActionModel
+from ..sequence import choose_device, frames_of_gap
+from .probe import ProbeResult, cross_validated_r2
+from .sample import Sample, pairs_of, sample_clips
+from .verdicts import Finding, GapHealth, HealthReport, Thresholds, judge
+
+__all__ = ["examine"]
+
+
+def examine(
+    lam: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    gap: str | int | None = None,
+    gaps: Sequence[str | int] | None = None,
+    camera: str | None = None,
+    pairs: int = 256,
+    batch_size: int = 32,
+    device: str = "auto",
+    thresholds: Thresholds | None = None,
+    revision: str | None = None,
+) -> HealthReport:
+    """Measure a latent action model on pairs spread evenly over a dataset or videos, and judge it.
+
+    The sampled frames are held in memory at the model's size: 0.15 MB each at 224 pixels, one per pair and gap.
+
+    Args:
+        lam: folder or Hub id of a model.
+        data: LeRobot-format dataset, folder of videos, or one video.
+        gap: the frame gap to judge, in frames ("16") or seconds ("0.5s"). None: the one of `gaps` at which the model
+            reconstructs best against copying.
+        gaps: the gaps to measure beside; None: a quarter, half, twice and four times `gap`, or 1, 2, 4, ..., 32.
+        camera: of a dataset; None: the only one.
+        pairs: about how many pairs per gap.
+        batch_size: pairs at once.
+        device: "auto", "cpu", "cuda", ...
+        thresholds: where health ends; None: the defaults.
+        revision: of the model on the Hub.
+
+    Raises:
+        DatasetError: there is nothing that can be read, or no clip is long enough for any gap.
+        AdapterFormatError: the model is missing or damaged.
+        LaraArgumentError: an argument out of range.
+    """
+    if pairs < 2 or batch_size < 1:
+        raise LaraArgumentError(f"pairs={pairs}, batch_size={batch_size}, but at least 2 and 1 are wanted")
+    source = ClipSource(data, camera)
+    wanted = None if gap is None else frames_of_gap(gap, source.fps)
+    ladder = _ladder(wanted, gaps, source.fps)
+    model, identity = open_model(lam, revision)
+    model = model.to(choose_device(device))
+    samples, skipped = sample_clips(source, ladder, pairs, model.config.image_size)
+    found = [_measure(model, samples, source.clips, each, batch_size) for each in ladder]
+    measured = [each for each in found if each.measured is not None]
+    if not measured or (wanted is not None and found[ladder.index(wanted)].measured is None):
+        raise DatasetError(
+            f"{source.name}: no clip is longer than the frame gap of {wanted or ladder[0]}; the longest has "
+            f"{max(clip.length for clip in source.clips)} frames"
+        )
+    judged = wanted or min(measured, key=lambda each: _ratio(each)).gap
+    probes, reason = _probe(model, samples, judged, batch_size)
+    findings = judge(found, judged, probes, reason, identity["codebook_size"], thresholds or Thresholds())
+    return HealthReport(
+        lam=identity,
+        data=source.name,
+        camera=source.camera,
+        clips=len(samples),
+        skipped=skipped,
+        fps=source.fps,
+        gaps=found,
+        judged=judged,
+        chosen=wanted is not None,
+        probes=probes,
+        findings=[Finding(*finding) for finding in findings],
+    )
+
+
+def _ratio(found: GapHealth) -> float:
+    """For the choice of a gap: a ratio that is none (nothing moves) is the worst."""
+    value = math.nan if found.measured is None else found.measured.ratio
+    return math.inf if math.isnan(value) or found.still > 0.9 else value
+
+
+def _ladder(gap: int | None, gaps: Sequence[str | int] | None, fps: float) -> list[int]:
+    if gaps:
+        ladder = {frames_of_gap(each, fps) for each in gaps}
+    else:
+        ladder = {1, 2, 4, 8, 16, 32} if gap is None else {max(1, gap // 4), max(1, gap // 2), 2 * gap, 4 * gap}
+    return sorted(ladder | ({gap} if gap else set()))
+
+
+@torch.no_grad()
+def _measure(
+    model: LatentActionModel, samples: list[Sample], clips: list[Clip], gap: int, batch_size: int
+) -> GapHealth:
+    lengths = [clip.length for clip in clips]
+    lost = 1 - sum(max(0, length - gap) for length in lengths) / max(1, sum(lengths))
+    errors = [
+        ((now.float() - later.float()) / 255).square().mean(dim=(1, 2, 3))
+        for now, later in pairs_of(samples, gap, batch_size)
+    ]
+    if not errors:
+        return GapHealth(gap, None, math.nan, lost)
+    still = float((torch.cat(errors) < STILL).float().mean())
+    return GapHealth(gap, model.health(pairs_of(samples, gap, batch_size)), still, lost)
+
+
+@torch.no_grad()
+def _probe(
+    model: LatentActionModel, samples: list[Sample], gap: int, batch_size: int
+) -> tuple[dict[str, ProbeResult], str]:
+    """R^2 from z to the mean and to the change of the actions of the chunk; or none, and why."""
+    if not samples or samples[0].actions is None:
+        return {}, "there is no column 'action'"
+    device = next(model.parameters()).device
+    latent = [
+        model.encode(now.to(device), later.to(device)).continuous.flatten(1).cpu()
+        for now, later in pairs_of(samples, gap, batch_size)
+    ]
+    mean, change, clip = [], [], []
+    for sample in samples:
+        actions = sample.actions
+        for place in sample.places:
+            if actions is not None and place in sample.frames and place + gap in sample.frames:
+                mean.append(actions[place : place + gap].mean(0))
+                change.append(actions[place + gap] - actions[place])
+                clip.append(sample.clip)
+    results = {}
+    reason = ""
+    for name, values in (("mean", mean), ("change", change)):
+        try:
+            target = torch.from_numpy(np.stack(values).astype(np.float64))
+            results[name] = cross_validated_r2(torch.cat(latent), target, torch.tensor(clip))
+        except LaraArgumentError as error:
+            reason = str(error)
+    return results, reason

@@ -1,0 +1,265 @@
+"""The verdicts of a health report, and the report in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..measure import LatentHealth
+from .probe import ProbeResult
+
+__all__ = ["Finding", "GapHealth", "HealthReport", "Thresholds", "describe", "judge"]
+
+_COLLAPSE = (
+    "collapse: {}. In pre-training: normalize_latent, vq_warmup_steps, vq_revive_every; in joint training: "
+    "alignment='contrastive', or a smaller lam_grad_scale"
+)
+
+
+class Thresholds(NamedTuple):
+    """Where health ends: the one owner of these numbers.
+
+    ratio: reconstruction error over that of copying the present frame, at most. At 1 nothing was learnt.
+    mean_direction: at most. A LAM trained on video alone had 0.92 in this library's demo and was usable; one that the
+        cosine alignment had collapsed 0.99.
+    latent_std: at least; below it z is one and the same.
+    perplexity_share: perplexity over codebook size, at least; collapsed ones use a handful of codes of 128.
+    still: share of pairs in which next to nothing moves, at most.
+    lost: share of frames whose partner lies past the end of the clip, at most.
+    probe: R^2 from z to the action, at least; below it a note, no failure: a LAM may see other things.
+    """
+
+    ratio: float = 0.95
+    mean_direction: float = 0.97
+    latent_std: float = 1e-3
+    perplexity_share: float = 0.04
+    still: float = 0.5
+    lost: float = 0.5
+    probe: float = 0.05
+
+
+class GapHealth(NamedTuple):
+    """One frame gap.
+
+    gap: C in frames.
+    measured: see :class:`LatentHealth`; None where no clip is long enough.
+    still: share of pairs whose copy error is below what counts as still.
+    lost: share of frames without a partner C frames later.
+    """
+
+    gap: int
+    measured: LatentHealth | None
+    still: float
+    lost: float
+
+
+class Finding(NamedTuple):
+    """One verdict.
+
+    name: what was judged.
+    state: "ok", "fail", or "note" (worth knowing, no failure).
+    text: the value against its threshold, and the advice where it is not ok.
+    """
+
+    name: str
+    state: str
+    text: str
+
+
+class HealthReport(NamedTuple):
+    """What :func:`examine` found; `str` of it is the report in words.
+
+    lam: which model, see :func:`~lara_adapter.lam.identity.open_model`.
+    data: its name; `camera` None for videos.
+    clips: episodes or videos looked at; `skipped`: damaged ones.
+    fps: frames per second.
+    gaps: in ascending order.
+    judged: the gap that the findings are about; `chosen` whether the caller named it.
+    probes: what of the action chunk -> R^2; empty where there are no actions.
+    findings: the verdicts.
+    """
+
+    lam: dict[str, Any]
+    data: str
+    camera: str | None
+    clips: int
+    skipped: int
+    fps: float
+    gaps: list[GapHealth]
+    judged: int
+    chosen: bool
+    probes: dict[str, ProbeResult]
+    findings: list[Finding]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no threshold failed."""
+        return all(finding.state != "fail" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON-able values; NaN becomes None."""
+        content = self._asdict()
+        content["gaps"] = [
+            {**gap._asdict(), "measured": gap.measured._asdict() if gap.measured else None} for gap in self.gaps
+        ]
+        content["probes"] = {name: probe._asdict() for name, probe in self.probes.items()}
+        content["findings"] = [finding._asdict() for finding in self.findings]
+        plain = _without_nan({"ok": self.ok, **content})
+        assert isinstance(plain, dict)
+        return plain
+
+    def __str__(self) -> str:
+        return describe(self)
+
+
+def judge(
+    gaps: Sequence[GapHealth],
+    judged: int,
+    probes: Mapping[str, ProbeResult],
+    no_probe: str,
+    codebook_size: int,
+    limits: Thresholds,
+) -> list[tuple[str, str, str]]:
+    """The findings about one gap: (name, "ok" | "fail" | "note", text)."""
+    here = next(gap for gap in gaps if gap.gap == judged)
+    found = here.measured
+    assert found is not None
+    verdicts: list[tuple[str, bool, str, str]] = []  # name, whether ok, value against threshold, advice
+    copies = not found.ratio <= limits.ratio  # NaN too
+    better = [
+        gap.gap for gap in gaps if gap.measured and gap.measured.ratio <= limits.ratio and gap.still <= limits.still
+    ]
+    advice = "the reconstruction is no better than copying: "
+    if better:
+        advice += f"at a frame gap of {_nearest(better, judged)} it is; "
+    advice += "train longer, on data like these, with this gap"
+    if here.still > limits.still:
+        advice = "the reconstruction is no better than copying, for next to nothing moves: see the frame gap"
+    verdicts.append(
+        ("reconstruction", not copies, f"{_number(found.ratio)} of copying, at most {limits.ratio:g}", advice)
+    )
+    least = max(2.0, limits.perplexity_share * codebook_size)
+    verdicts += [
+        (
+            "codes",
+            found.perplexity >= least,
+            f"perplexity {found.perplexity:.1f} of {codebook_size} codes ({found.codes_used} used), at least {least:.1f}",
+            _COLLAPSE.format("a handful of codes stands for everything"),
+        ),
+        (
+            "latent",
+            found.latent_std >= limits.latent_std,
+            f"standard deviation {found.latent_std:.3g}, at least {limits.latent_std:g}",
+            _COLLAPSE.format("the latent is the same for every pair"),
+        ),
+        (
+            "direction",
+            found.mean_direction <= limits.mean_direction,
+            f"mean direction {found.mean_direction:.2f} (1: constant), at most {limits.mean_direction:g}",
+            _COLLAPSE.format("the latent points the same way whatever happens"),
+        ),
+    ]
+    moving = [gap.gap for gap in gaps if gap.measured and gap.still <= limits.still and gap.gap > judged]
+    verdicts.append(
+        (
+            "frame gap",
+            here.still <= limits.still,
+            f"{here.still:.0%} of pairs next to still, at most {limits.still:.0%}",
+            f"frame gap {judged} is too small for these data, or they are mostly still: "
+            + (f"{moving[0]} moves enough" if moving else "no gap measured moves enough; cut the still stretches"),
+        )
+    )
+    verdicts.append(
+        (
+            "partners",
+            here.lost <= limits.lost,
+            f"{here.lost:.0%} of frames have none {judged} frames later, at most {limits.lost:.0%}",
+            f"frame gap {judged} is too large for clips this short: take a smaller one",
+        )
+    )
+    findings = [
+        (name, "ok" if good else "fail", value if good else f"{value}. {advice}")
+        for name, good, value, advice in verdicts
+    ]
+    small = [gap.gap for gap in gaps if gap.gap < judged and gap.measured and gap.still > limits.still]
+    if small:
+        findings.append(
+            ("smaller gaps", "note", f"frame gaps up to {small[-1]} are too small: most pairs next to still")
+        )
+    large = [gap.gap for gap in gaps if gap.gap > judged and _too_large(gap, limits)]
+    if large and not copies:
+        text = f"frame gaps from {large[0]} on are too large for this model: no better than copying there"
+        findings.append(("larger gaps", "note", text))
+    findings.append(_judge_probe(probes, no_probe, limits))
+    return findings
+
+
+def describe(report: HealthReport) -> str:
+    """The report in words."""
+    lam = report.lam
+    shape = " x ".join(map(str, lam["latent_shape"]))
+    where = f", {report.camera}" if report.camera else ""
+    skipped = f" ({report.skipped} damaged ones left out)" if report.skipped else ""
+    lines = [
+        f"LAM    {lam['source']} ({lam['revision'] or 'weights ' + lam['weights_sha256'][:12]}), latent {shape}, "
+        f"{lam['codebook_size']} codes",
+        f"data   {report.data}{where}: {report.clips} clips{skipped}, {report.fps:g} frames per second",
+        "",
+        "frame gap        pairs  recon / copy  copy error  codes  perplexity  latent std  mean dir.  still  no partner",
+    ]
+    for gap in report.gaps:
+        name = f"{gap.gap} ({gap.gap / report.fps:.2f} s)" + (" *" if gap.gap == report.judged else "")
+        found = gap.measured
+        if found is None:
+            lines.append(f"{name:<16} no clip is long enough")
+            continue
+        lines.append(
+            f"{name:<16} {found.pairs:>5}  {_number(found.ratio):>12}  {found.copy_loss:>10.2g}  {found.codes_used:>5}  "
+            f"{found.perplexity:>10.1f}  {found.latent_std:>10.2g}  {found.mean_direction:>9.2f}  {gap.still:>5.0%}  "
+            f"{gap.lost:>10.0%}"
+        )
+    how = "as asked" if report.chosen else "where it reconstructs best against copying; --gap names another"
+    lines += [f"* judged, {how}", ""]
+    lines += [
+        f"{finding.state.upper() if finding.state == 'fail' else finding.state:<5}{finding.name:<15} {finding.text}"
+        for finding in report.findings
+    ]
+    lines += ["", "healthy" if report.ok else "NOT healthy"]
+    return "\n".join(lines)
+
+
+def _judge_probe(probes: Mapping[str, ProbeResult], no_probe: str, limits: Thresholds) -> tuple[str, str, str]:
+    if not probes:
+        return "probe", "note", f"not made: {no_probe}"
+    values = ", ".join(f"{name} {probe.r2:.2f}" for name, probe in probes.items())
+    first = next(iter(probes.values()))
+    size = f"{first.rows} pairs, {first.episodes} episodes, {first.folds} folds"
+    text = f"R2 from z to the actions of the gap: {values} ({size})"
+    if max(probe.r2 for probe in probes.values()) >= limits.probe:
+        return "probe", "ok", text
+    return (
+        "probe",
+        "note",
+        f"{text}. The latent says nothing of the actions linearly: joint training (attach_lara) grounds it",
+    )
+
+
+def _too_large(gap: GapHealth, limits: Thresholds) -> bool:
+    return gap.measured is not None and gap.still <= limits.still and gap.measured.ratio > limits.ratio
+
+
+def _nearest(gaps: list[int], gap: int) -> int:
+    return min(gaps, key=lambda other: abs(math.log(other / gap)))
+
+
+def _number(value: float) -> str:
+    return "none moves" if math.isnan(value) else f"{value:.2f}"
+
+
+def _without_nan(content: object) -> object:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

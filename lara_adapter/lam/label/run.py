@@ -1,0 +1,215 @@
+"""Latent-action tokens and continuous latents of every frame of a LeRobot-format dataset.
+
+The labels of each episode are kept in a file of their own, in a hidden folder beside the output, until all are there;
+then the copy (or the sidecar) is written in that folder and takes its place with one rename. So the work can be killed
+anywhere and goes on where it was, and the output is there whole or not at all.
+
+    .OUTPUT.labelling/plan.json            what is being labelled, by which model
+    .OUTPUT.labelling/episodes/000012.safetensors
+    .OUTPUT.labelling/copy/                the copy while it is built
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...data.episodes import EpisodeDataset, require_parquet
+from ...errors import AdapterFormatError, LaraArgumentError
+from ...storage.files import read_json
+from ..identity import open_model
+from ..sequence import check_settings, choose_device, frames_of_gap
+from .work import COPY, check_disk, differences, fingerprint, label_episodes, open_work, read_labels, write_copy
+from .write import PROVENANCE, SCHEMA_KEY, LabelColumns, write_sidecar
+
+__all__ = ["LabelReport", "label_dataset"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT, SCHEMA_VERSION = "lara_adapter.labels", 1
+
+
+class LabelReport(NamedTuple):
+    """What was done.
+
+    output: the copy or the sidecar.
+    episodes: labelled, those of an earlier run included.
+    frames: in them.
+    resumed: episodes that an earlier run had labelled.
+    invalid: frames whose future lies past the end of their episode.
+    codes_used: codes chosen at least once, in valid frames.
+    features: names of the columns.
+    """
+
+    output: str
+    episodes: int
+    frames: int
+    resumed: int
+    invalid: int
+    codes_used: int
+    features: tuple[str, ...]
+
+
+def label_dataset(
+    dataset: str | os.PathLike[str],
+    lam: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    gap: str | int,
+    camera: str | None = None,
+    sidecar: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+    dtype: str = "float32",
+    latent_dtype: str = "float32",
+    prefix: str = "lara",
+    link: bool = True,
+    revision: str | None = None,
+    dataset_revision: str | None = None,
+) -> LabelReport:
+    """Label every frame t of a dataset with the latent action from frame t to frame t + C of its episode.
+
+    Written as features of a copy of the dataset: PREFIX.indices int64 [N], PREFIX.latent [N * D] (token by token) and
+    PREFIX.valid bool [1], with statistics, and `meta/lara.json`, which says what made them. Where t + C is past the end
+    of the episode, the last frame stands in for it and valid is False. Frames of another size than the model's are
+    resized to it, the aspect ratio not kept, as :meth:`LatentActionModel.encode` does.
+
+    A killed run is continued by the same call, and gives the same bytes on the same machine. Each frame is decoded and
+    encoded once.
+
+    Args:
+        dataset: folder or Hub id of a dataset in the LeRobot format, version 2.0, 2.1 or 3.0; never written to.
+        lam: folder or Hub id of a latent action model.
+        output: folder of the copy; with `sidecar` a file that ends in .parquet.
+        gap: C, in frames ("16") or seconds ("0.5s"): what the model was trained with.
+        camera: key of the camera; None: the only one.
+        sidecar: write only a parquet file with the columns episode_index, frame_index, index, indices, latent, valid.
+        batch_size: frames encoded at once; other sizes give the same labels up to rounding.
+        device: "auto", "cpu", "cuda", ...
+        dtype: the model runs in "float32" or under "bfloat16" autocast.
+        latent_dtype: "float32" or "float16", as stored.
+        prefix: of the features' names.
+        link: hard-link videos where the file system can, instead of copying them.
+        revision: commit, tag or branch of the model on the Hub.
+        dataset_revision: that of the dataset.
+
+    Raises:
+        DatasetError: the dataset is missing, damaged, or of an unknown version.
+        AdapterFormatError: the model is.
+        LaraArgumentError: no such camera, an argument out of range, an output that is not ours, too little disk space,
+            or an unfinished labelling with other settings.
+    """
+    if latent_dtype not in ("float32", "float16"):
+        raise LaraArgumentError(f"latent_dtype={latent_dtype!r}, but float32 or float16 is wanted")
+    if not prefix or "/" in prefix:
+        raise LaraArgumentError(f'prefix={prefix!r}, but a name without "/" is wanted, as LeRobot demands of features')
+    source = EpisodeDataset(dataset, dataset_revision)
+    view = source.camera(camera)
+    frames = frames_of_gap(gap, source.fps)
+    check_settings(frames, batch_size, dtype)
+    place = choose_device(device)
+    target = _check_output(Path(output), source, sidecar)
+    model, identity = open_model(lam, revision)
+    columns = LabelColumns(prefix, *model.latent_shape, latent_dtype)
+    taken = sorted(set(columns.names) & set(source.features))
+    if taken and not sidecar:
+        raise LaraArgumentError(
+            f"prefix={prefix!r}: {source.name} has {', '.join(taken)} already; choose another prefix"
+        )
+    plan = _plan(source, identity, view, frames, dtype, columns)
+    work = target.parent / f".{target.name}.labelling"
+    if target.exists():
+        result = _finished(target, plan, sidecar)["result"]
+        logger.warning("%s is there already, from the same dataset, model and settings: nothing to do", target)
+        shutil.rmtree(work, ignore_errors=True)  # of a run killed right after the rename
+        return LabelReport(str(target), resumed=result["episodes"], features=columns.names, **result)
+    open_work(work, plan)
+    check_disk(work, source, columns, not sidecar, link)
+    settings = {"gap": frames, "batch_size": batch_size, "dtype": dtype, "latent_dtype": latent_dtype}
+    resumed = label_episodes(work, source, view, model.to(place), settings)
+    of = functools.lru_cache(maxsize=2)(functools.partial(read_labels, work, source, columns))
+    invalid, used = 0, set()
+    for episode in source.episodes:
+        labels = of(episode.number)
+        invalid += int((~labels.valid).sum())
+        used |= set(np.unique(labels.indices[labels.valid]).tolist())
+    result = {
+        "episodes": len(source.episodes),
+        "frames": source.total_frames,
+        "invalid": invalid,
+        "codes_used": len(used),
+    }
+    if sidecar:
+        write_sidecar(source, work / COPY, columns, of, {**plan, "result": result})
+    else:
+        write_copy(source, work / COPY, columns, of, {**plan, "result": result}, link)
+    os.replace(work / COPY, target)
+    shutil.rmtree(work)
+    return LabelReport(str(target), resumed=resumed, features=columns.names, **result)
+
+
+def _check_output(target: Path, source: EpisodeDataset, sidecar: bool) -> Path:
+    """The absolute output; refuses what could harm the source or is of the wrong kind."""
+    target, root = target.absolute(), source.root.resolve()
+    if sidecar and target.suffix != ".parquet":
+        raise LaraArgumentError(f"output={str(target)!r}, but with sidecar a file that ends in .parquet is wanted")
+    resolved = target.resolve()
+    if resolved == root or root in resolved.parents or resolved in root.parents:
+        raise LaraArgumentError(f"output={str(target)!r} is, holds or lies in the dataset {root}; choose another place")
+    return target
+
+
+def _plan(
+    source: EpisodeDataset, identity: dict[str, Any], camera: str, gap: int, dtype: str, columns: LabelColumns
+) -> dict[str, Any]:
+    """What is being made, of what and by what: the provenance, without the result."""
+    from ... import __version__
+
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "lara_adapter": __version__,
+        "lam": identity,
+        "dataset": {"name": source.name, "version": source.version, "sha256": fingerprint(source)},
+        "camera": camera,
+        "gap_frames": gap,
+        "gap_seconds": gap / source.fps,
+        "dtype": dtype,
+        "preprocessing": f"resized to {identity['image_size']} x {identity['image_size']}, bilinear with antialiasing",
+        "past_the_end": "the last frame of the episode stands in, and valid is False",
+        "features": {name: f"{entry['dtype']} {entry['shape']}" for name, entry in columns.features.items()},
+    }
+
+
+def _finished(target: Path, plan: dict[str, Any], sidecar: bool) -> dict[str, Any]:
+    """The provenance of an output that is there already.
+
+    Raises:
+        LaraArgumentError: it is not ours, or was made otherwise.
+    """
+    try:
+        if sidecar:
+            import json
+
+            metadata = require_parquet().read_schema(target).metadata or {}
+            content: dict[str, Any] = json.loads(metadata[SCHEMA_KEY])
+        else:
+            content = read_json(target / PROVENANCE)
+        result = content["result"]
+    # pyarrow's errors derive from these
+    except (AdapterFormatError, OSError, ValueError, KeyError, TypeError) as error:
+        raise LaraArgumentError(
+            f"output: {target} exists, and is no labelling of ours ({type(error).__name__}); choose another"
+        ) from error
+    found = differences(plan, content)
+    if found or not isinstance(result, dict):
+        raise LaraArgumentError(
+            f"output: {target} exists and was made otherwise: {found}; choose another, or delete it"
+        )
+    return content

@@ -1,0 +1,248 @@
+"""The work folder of a labelling: its plan, the labels of each episode, and the copy while it is built."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...data.episodes import EpisodeDataset
+from ...data.prefetch import prefetched
+from ...errors import AdapterFormatError, DatasetError, LaraArgumentError
+from ...storage.files import read_json, read_tensors, replace_file, write_json, write_tensors
+from ..model import LatentActionModel
+from ..sequence import encode_sequence
+from .write import LabelColumns, Labels, write_data_file, write_metadata
+
+__all__ = ["differences", "fingerprint", "label_episodes", "open_work", "read_labels", "write_copy"]
+
+logger = logging.getLogger(__name__)
+
+PLAN, EPISODES, COPY = "plan.json", "episodes", "copy"
+_NAMES = {"dataset.name", "lam.source"}  # their sha256 is compared
+_SKIPPED = {".cache", ".git"}  # what a download or a clone leaves in a dataset's folder
+
+
+def fingerprint(dataset: EpisodeDataset) -> str:
+    """SHA-256 over a dataset's metadata and the names and sizes of its other files."""
+    digest = hashlib.sha256()
+    for path in _files(dataset.root):
+        name = path.relative_to(dataset.root).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        if name.startswith("meta/"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def differences(plan: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Where two plans differ, as text; empty if nowhere. Their results and the names of folders do not count."""
+    flat, flat_other = (
+        {key: value for key, value in _flat(each).items() if key not in _NAMES and not key.startswith("result.")}
+        for each in (plan, other)
+    )
+    keys = sorted(key for key in flat.keys() | flat_other.keys() if flat.get(key) != flat_other.get(key))
+    return ", ".join(f"{key} {flat_other.get(key)!r} (now {flat.get(key)!r})" for key in keys)
+
+
+def open_work(work: Path, plan: Mapping[str, Any]) -> None:
+    """Begin a work folder, or go on with the one that an earlier run left.
+
+    Raises:
+        LaraArgumentError: the earlier run had other settings.
+    """
+    # a plan of which nothing has been done yet binds nobody
+    if (work / PLAN).is_file() and any((work / EPISODES).iterdir()):
+        try:
+            found = differences(plan, read_json(work / PLAN))
+        except AdapterFormatError as error:
+            raise LaraArgumentError(f"output: {error}; delete {work} to begin again") from error
+        if found:
+            raise LaraArgumentError(
+                f"output: an unfinished labelling with other settings lies in {work}: {found}. Finish it with those, or "
+                "delete that folder to begin again"
+            )
+        return
+    (work / EPISODES).mkdir(parents=True, exist_ok=True)
+    write_json(work / PLAN, plan)
+
+
+def check_disk(work: Path, dataset: EpisodeDataset, columns: LabelColumns, copies: bool, link: bool) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        work: the work folder.
+        dataset: the source.
+        columns: what is written.
+        copies: whether a copy of the dataset is made, and not the sidecar alone.
+        link: whether videos are linked.
+
+    Raises:
+        LaraArgumentError: too little space is left.
+    """
+    queries, width = (columns.features[name]["shape"][0] for name in columns.names[:2])
+    needed = 2 * dataset.total_frames * (8 * queries + 4 * width)  # at most: kept per episode, and written
+    for path in _files(dataset.root) if copies else ():
+        if not (link and _is_large(path, dataset.root) and path.stat().st_dev == work.stat().st_dev):
+            needed += path.stat().st_size
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise LaraArgumentError(
+            f"output: about {needed / 1e9:.1f} GB are needed, but {free / 1e9:.1f} GB are free on the disk of "
+            f"{work.parent}; free some, choose another disk, or write the sidecar alone"
+        )
+
+
+def label_episodes(
+    work: Path, dataset: EpisodeDataset, camera: str, model: LatentActionModel, settings: Mapping[str, Any]
+) -> int:
+    """Label the episodes that have no labels yet.
+
+    Args:
+        work: the work folder.
+        dataset: the source.
+        camera: which camera.
+        model: in eval mode, where it is to run.
+        settings: gap, batch_size and dtype of :func:`encode_sequence`, and latent_dtype.
+
+    Returns:
+        How many episodes had labels already.
+    """
+    from tqdm import tqdm
+
+    arguments = {key: settings[key] for key in ("gap", "batch_size", "dtype")}
+    shape = model.latent_shape
+    missing = [e for e in dataset.episodes if _read(work, e.number, e.length, shape[0], shape[0] * shape[1]) is None]
+    done = len(dataset.episodes) - len(missing)
+    with tqdm(total=dataset.total_frames, unit="frame", desc="label", disable=None) as progress:
+        progress.update(dataset.total_frames - sum(episode.length for episode in missing))
+        for episode, frames in dataset.frames(camera, missing):
+            ahead = prefetched(frames, 2 * settings["batch_size"])
+            with contextlib.closing(ahead):
+                latents = encode_sequence(model, _counted(ahead, progress), **arguments)
+            if not torch.isfinite(latents.latent).all():
+                raise DatasetError(
+                    f"episode {episode.number}: the latent holds NaN or infinite values; the model has diverged"
+                )
+            tensors = {
+                "indices": latents.indices,
+                "latent": latents.latent.flatten(1).to(getattr(torch, settings["latent_dtype"])),
+                "valid": latents.valid,
+            }
+            write_tensors(_shard(work, episode.number), tensors)
+    return done
+
+
+def read_labels(work: Path, dataset: EpisodeDataset, columns: LabelColumns, number: int) -> Labels:
+    """The labels of an episode.
+
+    Raises:
+        DatasetError: the dataset's metadata know no such episode.
+    """
+    episode = dataset.episode(number)
+    queries, width = (columns.features[name]["shape"][0] for name in columns.names[:2])
+    labels = None if episode is None else _read(work, number, episode.length, queries, width)
+    if labels is None:
+        raise DatasetError(f"{dataset.root} holds frames of episode {number}, of which its metadata know nothing")
+    return labels
+
+
+def write_copy(
+    dataset: EpisodeDataset,
+    copy: Path,
+    columns: LabelColumns,
+    of: Callable[[int], Labels],
+    provenance: dict[str, Any],
+    link: bool,
+) -> None:
+    """Build the labelled copy of a dataset.
+
+    Args:
+        dataset: the source.
+        copy: folder of the copy; what an earlier run left there is used or replaced.
+        columns: the new features.
+        of: labels of an episode.
+        provenance: goes to `meta/lara.json` and into the parquet files.
+        link: hard-link videos and pictures where the file system can.
+    """
+    for left in copy.rglob(".*.new-*") if copy.exists() else ():  # of a run killed while it wrote a file
+        left.unlink()
+    ours = {episode.data for episode in dataset.episodes}
+    ours |= {path.relative_to(dataset.root).as_posix() for path in (dataset.root / "data").rglob("*.parquet")}
+    for name in sorted(ours):
+        write_data_file(dataset.root / name, copy / name, columns, of, provenance)
+    ours |= set(write_metadata(dataset, copy, columns, of, provenance))
+    for path in _files(dataset.root):
+        name = path.relative_to(dataset.root).as_posix()
+        if name not in ours:
+            _take_over(path, copy / name, link and _is_large(path, dataset.root))
+
+
+def _take_over(source: Path, target: Path, link: bool) -> None:
+    """Hard-link a file, or copy it where that cannot be."""
+    if target.exists() and target.stat().st_size == source.stat().st_size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            os.link(source.resolve(), target)  # the Hub's cache holds links to the files themselves
+            return
+        except OSError as error:
+            logger.debug("%s is copied: %s", source, error)
+    with replace_file(target) as fresh:
+        shutil.copyfile(source, fresh)
+
+
+def _is_large(path: Path, root: Path) -> bool:
+    return path.relative_to(root).parts[0] in ("videos", "images")
+
+
+def _files(root: Path) -> list[Path]:
+    """Every file of a dataset, in a fixed order."""
+    found = []
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if name not in _SKIPPED)
+        found += [Path(folder, name) for name in sorted(files)]
+    return found
+
+
+def _shard(work: Path, number: int) -> Path:
+    return work / EPISODES / f"{number:06d}.safetensors"
+
+
+def _read(work: Path, number: int, length: int, queries: int, width: int) -> Labels | None:
+    """The labels of an episode; None if there are none, or not whole."""
+    path = _shard(work, number)
+    if not path.is_file():
+        return None
+    try:
+        tensors = read_tensors(path)
+        labels = Labels(*(tensors[name].numpy() for name in Labels._fields))
+    except (AdapterFormatError, KeyError) as error:
+        logger.warning("%s is made again: %s", path, error)
+        return None
+    fits = [array.shape for array in labels] == [(length, queries), (length, width), (length,)]
+    return labels if fits else None
+
+
+def _counted(frames: Iterator[np.ndarray], progress: Any) -> Iterator[np.ndarray]:
+    for frame in frames:
+        yield frame
+        progress.update()
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    pairs: Iterator[tuple[str, Any]] = itertools.chain.from_iterable(
+        _flat(value, f"{prefix}{key}.").items() if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+        for key, value in content.items()
+    )
+    return dict(json.loads(json.dumps(list(pairs))))

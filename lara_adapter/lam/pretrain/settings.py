@@ -1,0 +1,168 @@
+"""The settings of stage 1, LAM pre-training on video; the command line is made from this class."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...data.cuts import Gap
+from ...errors import LaraArgumentError
+from ...storage.files import read_json
+from ..config import FORMAT, LatentActionConfig
+
+__all__ = ["PretrainSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings:
+    """Settings of :func:`~lara_adapter.lam.pretrain.pretrain_lam`. The paper's: `--preset paper`, 512 pairs a step in all.
+
+    Attributes:
+        videos: folders of videos, pictures or LeRobot datasets, or single files.
+        output: folder of the result: the LAM, checkpoints, index, health, pictures. What is there is continued.
+        preset: paper (ViT-MAE-large, 224 pixels, LPIPS) or tiny (64 pixels, trains from nothing on a CPU).
+        config: JSON file with fields of LatentActionConfig to set otherwise than the preset, or a whole config.json.
+        init: folder or Hub id of a LAM to train on; then preset and config are not used.
+        gap_frames: frames between the two of a pair; without either gap: 5, the paper's.
+        gap_seconds: seconds between them, instead; for collections of different frame rates.
+        cameras: cameras of LeRobot datasets, with or without "observation.images."; none: all.
+        picture_fps: frames per second of folders of pictures.
+        cut_threshold: mean change of a pixel between neighbours, [0, 1], from which on it may be a cut; 0: no cuts.
+        still_threshold: a pair whose most moving pixels change by less, [0, 1], is still.
+        still_keep: share of the still pairs that is trained on, [0, 1].
+        held_out: share of episodes that is only measured on, (0, 1).
+        steps: optimiser steps; paper: 350000, tiny: 3000.
+        batch_size: pairs of a step and process; paper: 64, tiny: 32.
+        accumulate: batches that make up one step.
+        lr: peak learning rate; paper: 1e-4, tiny: 5e-4.
+        warmup: share of the steps in which it rises, [0, 1); then it falls as a cosine to 0.
+        weight_decay: of AdamW, on matrices only.
+        clip: bound on the norm of the gradient; 0: none.
+        ema: decay per step of a running mean of the weights, which is then the result; 0: off. For example 0.999.
+        bf16: autocast to bfloat16.
+        chain: pairs at most that follow each other, so that the frozen encoder sees a frame once; paper: 4, tiny: 1.
+        shuffle_frames: frames that a process shuffles over; it holds up to twice as many, of 3 size^2 bytes.
+        workers: decoding threads of a process.
+        decoder: av, or torchcodec where it is installed, for what is trained on; the index is always made with av.
+        seed: of weights, order and held-out episodes.
+        log_every: steps between two lines of the log.
+        health_every: steps between two measurements on held-out pairs, with pictures.
+        health_pairs: held-out pairs to measure on.
+        save_every: steps between two checkpoints.
+        keep: how many checkpoints to keep.
+        tracker: where to send the numbers too; wandb and tensorboard are packages to be installed.
+        resume: auto (continue what is in the output folder) or never (refuse if there is something).
+    """
+
+    videos: tuple[Path, ...]
+    output: Path
+    preset: Literal["paper", "tiny"] = "paper"
+    config: Path | None = None
+    init: str | None = None
+    gap_frames: int | None = None
+    gap_seconds: float | None = None
+    cameras: tuple[str, ...] = ()
+    picture_fps: float = 30.0
+    cut_threshold: float = 0.08
+    still_threshold: float = 0.02
+    still_keep: float = 0.1
+    held_out: float = 0.05
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    lr: float | None = None
+    warmup: float = 0.003
+    weight_decay: float = 1e-5
+    clip: float = 1.0
+    ema: float = 0.0
+    bf16: bool = False
+    chain: int | None = None
+    shuffle_frames: int = 4096
+    workers: int = 2
+    decoder: Literal["av", "torchcodec"] = "av"
+    seed: int = 0
+    log_every: int = 50
+    health_every: int = 500
+    health_pairs: int = 256
+    save_every: int = 1000
+    keep: int = 3
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    resume: Literal["auto", "never"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise LaraArgumentError(f"{name}={value}, but a number >= {least} is wanted")
+        for name in ("gap_seconds", "lr", "picture_fps"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise LaraArgumentError(f"{name}={value}, but a number > 0 is wanted")
+        for name in ("warmup", "ema", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1) is wanted")
+        if self.decoder not in ("av", "torchcodec"):
+            raise LaraArgumentError(f"decoder={self.decoder!r}, but av or torchcodec is wanted")
+        if not self.videos:
+            raise LaraArgumentError("videos=(): name at least one folder of videos")
+        if self.gap_frames is not None and self.gap_seconds is not None:
+            raise LaraArgumentError(
+                f"gap_frames={self.gap_frames} and gap_seconds={self.gap_seconds}: only one of them can hold"
+            )
+
+    @property
+    def gap(self) -> Gap:
+        """How far apart the frames of a pair are."""
+        if self.gap_seconds is not None:
+            return Gap(None, self.gap_seconds)
+        return Gap(5 if self.gap_frames is None else self.gap_frames, None)
+
+    def filled(self) -> PretrainSettings:
+        """With the preset's values where none were given."""
+        given = {name: getattr(self, name) for name in _PRESETS[self.preset]}
+        chosen = {name: _PRESETS[self.preset][name] if value is None else value for name, value in given.items()}
+        return dataclasses.replace(self, **chosen)
+
+    def model_config(self) -> LatentActionConfig:
+        """The LAM's configuration: the preset, and what the file `config` sets otherwise.
+
+        Raises:
+            LaraArgumentError: the file names an unknown field, or a value is out of range.
+            AdapterFormatError: it is missing or no JSON object.
+        """
+        changes: dict[str, Any] = {} if self.config is None else read_json(self.config)
+        if changes.get("format") == FORMAT:
+            return LatentActionConfig.from_dict(changes, str(self.config))
+        unknown = sorted(changes.keys() - {field.name for field in dataclasses.fields(LatentActionConfig)})
+        if unknown:
+            raise LaraArgumentError(f"config={self.config}: {', '.join(unknown)} are no fields of LatentActionConfig")
+        if self.preset == "paper":
+            return LatentActionConfig.paper(**changes)
+        # a quarter of the steps, as tiny() asks for
+        warmup = min((self.filled().steps or 0) // 4, 1000)
+        return LatentActionConfig.tiny(**{"vq_warmup_steps": warmup, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        plain = dataclasses.asdict(self)
+        return plain | {
+            "videos": [str(path) for path in self.videos],
+            "output": str(self.output),
+            "cameras": list(self.cameras),
+            "config": None if self.config is None else str(self.config),
+        }
+
+
+_LEAST = {
+    "gap_frames": 1, "steps": 1, "batch_size": 1, "accumulate": 1, "weight_decay": 0, "clip": 0, "chain": 1,
+    "shuffle_frames": 1, "workers": 1, "seed": 0, "log_every": 1, "health_every": 1, "health_pairs": 1, "save_every": 1,
+    "keep": 1,
+}  # fmt: skip
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"steps": 350_000, "batch_size": 64, "lr": 1e-4, "chain": 4},
+    "tiny": {"steps": 3000, "batch_size": 32, "lr": 5e-4, "chain": 1},
+}

@@ -1,0 +1,135 @@
+"""The parts of a pre-training run before its first step: processes, model, index of the videos, optimiser."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...data import IndexSettings, PairBatch, Source, VideoIndex, build_index, find_sources, require_pairs
+from ...errors import LaraArgumentError
+from ...storage.files import write_json
+from ..model import LatentActionModel
+from .settings import PretrainSettings
+
+__all__ = ["find_videos", "index_videos", "make_accelerator", "make_model", "make_optimizer", "move", "progress_bar"]
+
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(settings: PretrainSettings) -> Any:
+    """accelerate's Accelerator, with the tracker that the settings name.
+
+    Raises:
+        LaraArgumentError: a package is missing, or processes share the model in another way than DDP.
+    """
+    try:
+        import tqdm  # noqa: F401
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedType
+    except ImportError as error:
+        raise LaraArgumentError(
+            f"train-lam needs accelerate and tqdm ({error}): pip install 'lara-adapter[train]'"
+        ) from error
+    tracker = None if settings.tracker == "none" else settings.tracker
+    try:
+        accelerator = Accelerator(log_with=tracker, project_dir=settings.output)
+    except (ImportError, ValueError) as error:
+        raise LaraArgumentError(f"accelerate refuses tracker={tracker!r}: {error}") from error
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise LaraArgumentError(f"train-lam runs on one process or under DDP, not under {kind}: a LAM is small enough")
+    if tracker is not None:
+        if not accelerator.log_with:
+            raise LaraArgumentError(f"tracker={tracker!r} is not installed: pip install {tracker}")
+        plain = {name: value if isinstance(value, int | float | str) else str(value)
+                 for name, value in settings.to_dict().items()}  # fmt: skip
+        try:
+            accelerator.init_trackers("lara-lam", config=plain)
+        except ImportError as error:  # there, and broken: accelerate looks for the package without importing it
+            raise LaraArgumentError(
+                f"tracker={tracker!r} cannot be imported: {error}; pip install {tracker}"
+            ) from error
+    return accelerator
+
+
+def make_model(settings: PretrainSettings, backbone: nn.Module | None) -> LatentActionModel:
+    """The LAM in training mode, the same in every process; the caller's random numbers do not notice."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        if settings.init is not None:
+            model = LatentActionModel.from_pretrained(settings.init, backbone=backbone)
+        else:
+            model = LatentActionModel(settings.model_config(), backbone=backbone)
+    if model.perceptual is not None:
+        model.perceptual.load()
+    return model.train()
+
+
+def find_videos(settings: PretrainSettings) -> list[Source]:
+    """What there is to look at.
+
+    Raises:
+        LaraArgumentError: a folder does not exist, or holds nothing of the kind.
+    """
+    sources = find_sources(settings.videos, cameras=settings.cameras, picture_fps=settings.picture_fps)
+    if not sources:
+        require_pairs({"sources": 0, "pairs": 0, "faults": []})
+    return sources
+
+
+def index_videos(settings: PretrainSettings, sources: list[Source], accelerator: Any) -> VideoIndex:
+    """Look at what was not looked at before; writes `videos.json`.
+
+    Raises:
+        LaraArgumentError: there is nothing to train on.
+    """
+    wanted = IndexSettings(
+        gap=settings.gap, cut_threshold=settings.cut_threshold, still_threshold=settings.still_threshold,
+        still_keep=settings.still_keep, held_out=settings.held_out, seed=settings.seed,
+    )  # fmt: skip
+    main = accelerator.is_main_process
+    index = build_index(
+        sources, wanted, settings.output / "index", workers=settings.workers, rank=accelerator.process_index,
+        ranks=accelerator.num_processes, wait=accelerator.wait_for_everyone,
+        progress=lambda items, total: progress_bar(main, items, total=total, desc="indexing", unit="file"),
+    )  # fmt: skip
+    if main:
+        write_json(settings.output / "videos.json", index.report)
+    require_pairs(index.report)
+    if main:
+        counts = {name: value for name, value in index.report.items() if isinstance(value, int)}
+        logger.info("video: %s", ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()))
+    return index
+
+
+def make_optimizer(model: nn.Module, settings: PretrainSettings) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, and not on the codes."""
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for name, parameter in model.named_parameters():
+        groups[parameter.ndim < 2 or name.startswith("quantizer.")].append(parameter)
+    assert settings.lr is not None
+    return torch.optim.AdamW(
+        [{"params": groups[0], "weight_decay": settings.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],
+        lr=settings.lr,
+    )
+
+
+def progress_bar(main: bool, *arguments: Any, **options: Any) -> Any:
+    """A tqdm bar of the main process, where somebody watches."""
+    from tqdm import tqdm
+
+    return tqdm(*arguments, disable=None if main else True, dynamic_ncols=True, **options)
+
+
+def move(batch: PairBatch, device: torch.device) -> PairBatch:
+    """The batch on a device."""
+    if device.type == "cpu":
+        return batch
+    moved = {
+        name: getattr(batch, name).pin_memory().to(device, non_blocking=True)
+        for name in ("frames", "present", "future")
+    }
+    return batch._replace(**moved)

@@ -1,0 +1,208 @@
+"""Checkpoints of pre-training: everything that the next step depends on, in safetensors and JSON, whole or not at all.
+
+    OUTPUT/checkpoints/step-00001000/model.safetensors       the LAM as it trains
+                                     optimizer.safetensors   AdamW's moments
+                                     ema.safetensors         the running mean of the weights, if there is one
+                                     random-0.safetensors    generators, one file for each process
+                                     state.json              step, processes and settings
+
+The position in the data and the learning rate are functions of the step and are not stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import AdapterFormatError, LaraArgumentError
+from ...storage.files import load_into, read_json, read_tensors, replace_folder, write_json, write_tensors
+
+__all__ = ["MeanWeights", "checkpoints_of", "load_checkpoint", "save_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = 1
+# a change of these would make another run of it; of the others the run may be changed on the way
+_FIXED = (
+    "preset", "config", "init", "gap_frames", "gap_seconds", "cameras", "held_out", "seed", "batch_size", "accumulate",
+    "steps", "lr", "warmup", "weight_decay", "clip", "ema", "chain", "shuffle_frames", "cut_threshold",
+    "still_threshold", "still_keep", "bf16", "decoder",
+)  # fmt: skip
+
+
+class MeanWeights:
+    """Exponential moving average of a model's parameters and buffers, in float32.
+
+    The codes are `weight + offset`: both are averaged, so that their sum is; codes that were just set from data jump along.
+
+    Args:
+        model: what is averaged.
+        decay: per step, in (0, 1); less in the first steps, (1 + step) / (10 + step).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self._offset = self.tensors["quantizer.offset"].clone() if "quantizer.offset" in self.tensors else None
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after step number `step` (from 1)."""
+        rate = 1 - min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = [], []
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                mine.append(self.tensors[name])
+                theirs.append(tensor.detach())
+            else:
+                self.tensors[name].copy_(tensor)
+        torch._foreach_lerp_(mine, theirs, rate)
+        if self._offset is not None:
+            now = model.state_dict()["quantizer.offset"]
+            self.tensors["quantizer.offset"].copy_(
+                torch.where(now != self._offset, now, self.tensors["quantizer.offset"])
+            )
+            self._offset.copy_(now)
+
+    @contextlib.contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Within this context the model has the mean weights; afterwards its own, to the bit."""
+        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(self.tensors)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+
+    def load(self, tensors: dict[str, Tensor], model: nn.Module) -> None:
+        """Continue from what :func:`save_checkpoint` wrote; `model` is loaded already."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+        if self._offset is not None:
+            self._offset.copy_(model.state_dict()["quantizer.offset"])
+
+
+def checkpoints_of(output: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    folder = output / "checkpoints"
+    found = (
+        [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name)] if folder.is_dir() else []
+    )
+    return sorted(found)
+
+
+def save_checkpoint(
+    output: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mean: MeanWeights | None,
+    settings: dict[str, Any],
+    *,
+    keep: int,
+    random: list[Tensor],
+    device: str = "cpu",
+) -> None:
+    """Write a checkpoint and remove the oldest beyond `keep`. One process calls this.
+
+    Args:
+        output: folder of the run.
+        step: how many are done.
+        model: not wrapped.
+        optimizer: AdamW over its parameters.
+        mean: the running mean, if any.
+        settings: plain data, for the comparison on resuming.
+        keep: how many checkpoints to keep.
+        random: state of the generators of every process.
+        device: where it runs, for the record.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    moments = {
+        f"{kind}/{names[id(parameter)]}": value
+        for parameter, state in optimizer.state.items()
+        for kind, value in state.items()
+    }
+    target = output / "checkpoints" / f"step-{step:08d}"
+    with replace_folder(target, keep_others=False) as fresh:
+        write_tensors(fresh / "model.safetensors", model.state_dict())
+        write_tensors(fresh / "optimizer.safetensors", moments)
+        if mean is not None:
+            write_tensors(fresh / "ema.safetensors", mean.tensors)
+        for rank, state in enumerate(random):
+            write_tensors(fresh / f"random-{rank}.safetensors", {"torch": state})
+        about = {"schema_version": _SCHEMA, "step": step, "processes": len(random), "device": device}
+        write_json(fresh / "state.json", {**about, "settings": settings})
+    for old in checkpoints_of(output)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mean: MeanWeights | None,
+    settings: dict[str, Any],
+    *,
+    rank: int,
+    ranks: int,
+    restore: Callable[[Tensor], None],
+) -> int:
+    """Continue from a checkpoint: every process calls this.
+
+    Args:
+        folder: the checkpoint.
+        model: not wrapped.
+        optimizer: AdamW over its parameters.
+        mean: the running mean, if the settings ask for one.
+        settings: those of now.
+        rank: number of this process.
+        ranks: how many there are.
+        restore: takes the state of this process's generators.
+
+    Returns:
+        How many steps are done.
+
+    Raises:
+        LaraArgumentError: the settings are not those that it was written with.
+        AdapterFormatError: a file is missing or damaged.
+    """
+    state = read_json(folder / "state.json")
+    if state.get("schema_version") != _SCHEMA or not isinstance(state.get("step"), int):
+        raise AdapterFormatError(
+            f"{folder / 'state.json'} is no checkpoint of this version; remove the folder to begin anew"
+        )
+    before = {"decoder": "av", **state["settings"]}  # which was the only one
+    changed = [f"{name} was {before.get(name)!r} and is {settings[name]!r}" for name in _FIXED
+               if before.get(name) != settings[name]]  # fmt: skip
+    if changed:
+        raise LaraArgumentError(
+            f"{folder} was written with other settings: {'; '.join(changed)}. Give the same, or another output folder "
+            "(with --init to start from these weights)"
+        )
+    if state["processes"] != ranks:
+        logger.warning(
+            "%d processes before, %d now: the pairs come in another order from here", state["processes"], ranks
+        )
+    load_into(model, read_tensors(folder / "model.safetensors"), folder)
+    parameters = dict(model.named_parameters())
+    for name, value in read_tensors(folder / "optimizer.safetensors").items():
+        kind, _, owner = name.partition("/")
+        if owner not in parameters:
+            raise AdapterFormatError(f"{folder / 'optimizer.safetensors'}: {owner} is no parameter of this model")
+        # AdamW keeps its count of steps on the CPU unless it is fused or capturable
+        device = "cpu" if kind == "step" else parameters[owner].device
+        optimizer.state[parameters[owner]][kind] = value.to(device)
+    if mean is not None:
+        mean.load(read_tensors(folder / "ema.safetensors"), model)
+    own = folder / f"random-{rank}.safetensors"
+    if own.is_file():
+        restore(read_tensors(own)["torch"])
+    return int(state["step"])

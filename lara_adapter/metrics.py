@@ -1,0 +1,97 @@
+"""The metrics of a training so far, and the warning when the latent action model collapses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+__all__ = ["CollapseMonitor", "History"]
+
+logger = logging.getLogger(__name__)
+
+_MEND = (
+    "The alignment may be solved by a nearly constant latent action, and then a high cosine means nothing. Mend: {}a "
+    "smaller lam_grad_scale (0.3, 0.1), or a smaller align_weight beside lam_weight"
+)
+
+
+class CollapseMonitor:
+    """Looks at the metrics of every `every`-th training forward and warns once about each symptom.
+
+    Symptoms, each against the first look, since a healthy LAM may start with a large constant part: the mean direction
+    |E[z/|z|]|^2 is above `direction_limit` and what it leaves to 1 has halved; or the perplexity of the codes has
+    halved. The number of codes in use is no sign: a quantiser that revives dead codes keeps it high.
+
+    Attributes:
+        every: training forwards between two looks.
+        direction_limit: see above.
+        contrastive: whether the alignment is the contrastive one already.
+    """
+
+    def __init__(self, every: int = 50, direction_limit: float = 0.8, contrastive: bool = False) -> None:
+        self.every, self.direction_limit, self.contrastive = every, direction_limit, contrastive
+        self._calls = 0
+        self._first: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    def observe(self, values: Mapping[str, torch.Tensor | float], lam_trains: bool) -> None:
+        """Count one training forward; at every `every`-th, compare (this reads values from the device)."""
+        self._calls += 1
+        if not lam_trains or (self._first and self._calls % self.every):
+            return
+        now = {name: float(values[name]) for name in ("mean_direction", "perplexity") if name in values}
+        if not self._first:
+            # a batch or two say little of a mean direction: the first look waits for some
+            self._first = now if self._calls >= min(10, self.every) else {}
+            return
+        direction, perplexity = now.get("mean_direction"), now.get("perplexity")
+        if direction is not None and direction > self.direction_limit:
+            first = self._first["mean_direction"]
+            if 1 - direction < 0.5 * (1 - first):
+                self._warn(
+                    "direction",
+                    f"mean direction of the latent action rose from {first:.2f} to {direction:.2f} (1: constant)",
+                )
+        if perplexity is not None and perplexity < 0.5 * self._first["perplexity"]:
+            first = self._first["perplexity"]
+            self._warn("perplexity", f"perplexity of the codes fell from {first:.1f} to {perplexity:.1f}")
+
+    def _warn(self, symptom: str, what: str) -> None:
+        if symptom not in self._warned:
+            self._warned.add(symptom)
+            mend = _MEND.format("" if self.contrastive else "alignment='contrastive', ")
+            logger.warning("LARA after %d training forwards: %s. %s", self._calls, what, mend)
+
+
+class History:
+    """Metrics by step, at most `limit` of them: when it is full, every second one goes.
+
+    It is filled by `lara.metrics()`, so by whatever logs them.
+
+    Attributes:
+        limit: points kept.
+        points: (step, metrics), in the order of the steps.
+    """
+
+    def __init__(self, limit: int = 256) -> None:
+        self.limit = limit
+        self.points: list[tuple[int, dict[str, float]]] = []
+        self._stride = 1
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep the metrics of a step, unless one too near to it is kept; a step back drops what came after it."""
+        while self.points and self.points[-1][0] >= step:
+            self.points.pop()
+        if self.points and step - self.points[-1][0] < self._stride:
+            return
+        self.points.append((step, dict(values)))
+        if len(self.points) > self.limit:
+            self.points = self.points[::2]
+            self._stride = max(1, (self.points[-1][0] - self.points[0][0]) // (len(self.points) - 1))
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric."""
+        kept = [(step, values[name]) for step, values in self.points if name in values]
+        return [step for step, _ in kept], [value for _, value in kept]

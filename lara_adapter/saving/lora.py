@@ -1,0 +1,268 @@
+"""The policy's LoRA in peft's own format: writing it, and reading one that a stranger wrote.
+
+peft acts on what its configuration says: it imports modules by name, matches regular expressions, allocates by rank. So a
+configuration that was downloaded is read by us, and peft is given the few settings that are numbers and flags.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import AdapterFormatError, HostNotInstalled
+from ..storage.files import check_values, read_json, read_tensors, write_json, write_tensors
+from ..storage.sharding import gathered, whole
+from ..storage.untrusted import check_tensor_file, inside, short
+from .layout import LORA_CONFIG, LORA_FOLDER, LORA_WEIGHTS
+
+__all__ = ["applied", "restore", "save", "settings"]
+
+logger = logging.getLogger(__name__)
+
+_LORA_A = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?A(?:\.weight)?")
+# handed to peft as they are, after a check of their type
+_KEPT: dict[str, tuple[type, ...]] = {
+    "r": (int,), "lora_alpha": (int, float), "lora_dropout": (int, float), "fan_in_fan_out": (bool,), "bias": (str,),
+    "use_rslora": (bool,), "use_dora": (bool,), "lora_bias": (bool,), "modules_to_save": (list, type(None)),
+    "rank_pattern": (dict, type(None)), "alpha_pattern": (dict, type(None)), "target_parameters": (list, type(None)),
+}  # fmt: skip
+# without meaning once the weights are there
+_DROPPED = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+            "inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+            "init_lora_weights", "runtime_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
+            "lora_ga_config", "ensure_weight_tying"}  # fmt: skip
+_PLAIN_START = (True, False, None, "gaussian", "eva", "orthogonal", "mipe")  # the base stays what it is
+_CHANGED_START = ("olora", "pissa")  # peft changes the base in the same way again
+_NAME = re.compile(r"[\w.-]{1,512}")
+_PATTERN = re.compile(r"\^?[\w\\.-]{1,512}\$?")  # no quantifier: a pattern could take for ever
+
+
+def save(folder: Path, wrapped: Any, *, write: Callable[[Callable[[], Any]], None]) -> bool:
+    """Write the active adapter of a PeftModel, without naming a base: that may be a path of this machine.
+
+    Args:
+        folder: of LARA's adapter; `policy_lora/` is made in it.
+        wrapped: the PeftModel; its tensors may be sharded, then every rank must call this.
+        write: is handed what touches the disk; it does that, on the rank that writes.
+
+    Returns:
+        Whether there was LoRA to write.
+    """
+    from peft import get_peft_model_state_dict
+
+    names = list(wrapped.active_adapters)
+    config = wrapped.peft_config[names[0]]
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA" or len(names) > 1 or len(wrapped.peft_config) > 1:
+        logger.warning(
+            "of the policy's peft adapters %s (%s) %s; write the others with the policy's own save_pretrained",
+            sorted(wrapped.peft_config), kind, f"only {names[0]!r} is saved" if kind == "LORA" else "nothing is saved",
+        )  # fmt: skip
+    if kind != "LORA":
+        return False
+    with gathered(wrapped):
+        tensors = get_peft_model_state_dict(wrapped, adapter_name=names[0])
+        tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+        write(lambda: write_tensors(folder / LORA_WEIGHTS, tensors))
+    content = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    content |= {"inference_mode": True, "base_model_name_or_path": None, "revision": None, "auto_mapping": None}
+    write(lambda: write_json(folder / LORA_CONFIG, content))
+    return True
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """The arguments of peft's LoraConfig that a saved adapter amounts to.
+
+    Args:
+        folder: of LARA's adapter.
+
+    Raises:
+        AdapterFormatError: it is no LoRA, names code, or asks for what is not supported.
+    """
+    path = inside(folder, LORA_CONFIG)
+    content = read_json(path)
+    pickles = sorted(p.name for p in (folder / LORA_FOLDER).iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
+    if pickles:
+        raise AdapterFormatError(
+            f"{folder / LORA_FOLDER} holds {pickles}: pickles can run code, only safetensors is read"
+        )
+    shapes = check_tensor_file(_weights(folder))
+    if content.get("peft_type") != "LORA":
+        raise AdapterFormatError(f"{path}: peft_type is {short(content.get('peft_type'))}, but 'LORA' is wanted")
+    base = content.get("base_model_name_or_path")
+    if content.get("auto_mapping") or content.get("megatron_core") not in (None, "megatron.core"):
+        raise AdapterFormatError(f"{path} names code to import (auto_mapping or megatron_core), which is never done")
+    if base is not None and not isinstance(base, str):
+        raise AdapterFormatError(f"{path}: base_model_name_or_path is {short(base)}, but a text is wanted")
+    chosen = {name: content[name] for name in _KEPT if name in content}
+    for name, value in chosen.items():
+        if not isinstance(value, _KEPT[name]) or (isinstance(value, bool) and bool not in _KEPT[name]):
+            raise AdapterFormatError(f"{path}: {name} is {short(value)}")
+    _check_values(path, chosen, max((n for shape in shapes.values() for n in shape), default=0))
+    start = content.get("init_lora_weights", True)
+    if not any(start is plain or start == plain for plain in _PLAIN_START):
+        if start not in _CHANGED_START:
+            raise AdapterFormatError(
+                f"{path}: init_lora_weights={short(start)} cannot be restored exactly; convert it to plain LoRA in peft"
+            )
+        chosen["init_lora_weights"] = start
+    strange = sorted(
+        name
+        for name in content.keys() - _KEPT.keys() - _DROPPED
+        if content[name] and not _is_default(name, content[name])
+    )
+    if strange:
+        raise AdapterFormatError(f"{path} asks for {strange}, which lara_adapter does not restore")
+    # the modules by their full names, from the weights: what the configuration says may be a pattern
+    targets = sorted({found[1] for name in shapes if (found := _LORA_A.fullmatch(name))})
+    if chosen.get("target_parameters"):
+        given = content.get("target_modules")
+        targets = given if isinstance(given, list) else []
+    if not (targets or chosen.get("target_parameters")) or not all(
+        isinstance(target, str) and _NAME.fullmatch(target) for target in targets
+    ):
+        raise AdapterFormatError(f"{_weights(folder)} holds no LoRA of named modules: {short(sorted(shapes)[:5])}")
+    return {**chosen, "target_modules": targets}
+
+
+def _weights(folder: Path) -> Path:
+    path = inside(folder, LORA_WEIGHTS)
+    if not path.is_file():
+        found = sorted(p.name for p in (folder / LORA_FOLDER).iterdir())
+        raise AdapterFormatError(f"{path} is missing: the folder holds {found[:20]}; only safetensors is read")
+    return path
+
+
+def _check_values(path: Path, chosen: dict[str, Any], largest: int) -> None:
+    """Ranks must be in the weights (peft allocates by them), names and patterns plain."""
+    ranks = [chosen.get("r", 8), *(chosen.get("rank_pattern") or {}).values()]
+    for rank in ranks:
+        if type(rank) is not int or not 1 <= rank <= max(largest, 1):
+            raise AdapterFormatError(f"{path}: a rank of {short(rank)}, but no tensor beside it has such a size")
+    for alpha in (chosen.get("lora_alpha", 8), *(chosen.get("alpha_pattern") or {}).values()):
+        if type(alpha) not in (int, float):
+            raise AdapterFormatError(f"{path}: lora_alpha {short(alpha)}")
+    for name in [*(chosen.get("rank_pattern") or {}), *(chosen.get("alpha_pattern") or {})]:
+        if not _PATTERN.fullmatch(name):
+            raise AdapterFormatError(f"{path}: {short(name)} is no plain name of a module; save ranks by full names")
+    for name in [*(chosen.get("modules_to_save") or []), *(chosen.get("target_parameters") or [])]:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise AdapterFormatError(f"{path}: {short(name)} is no name of a module")
+    if chosen.get("bias", "none") not in ("none", "all", "lora_only"):
+        raise AdapterFormatError(f"{path}: bias is {short(chosen['bias'])}")
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether a setting that we do not hand on has the value that the installed peft gives it anyway."""
+    from peft import LoraConfig
+
+    field = next((item for item in dataclasses.fields(LoraConfig) if item.name == name), None)
+    return field is not None and value == field.default
+
+
+def restore(wrapped: Any, folder: Path) -> None:
+    """Load saved LoRA weights into the active adapter of a PeftModel, strictly.
+
+    Raises:
+        AdapterFormatError: damaged, or its names or shapes are not those of this LoRA; the model is then unchanged.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    path = _weights(folder)
+    tensors = read_tensors(path)
+    name = next(iter(wrapped.active_adapters))
+    own = get_peft_model_state_dict(wrapped, adapter_name=name)
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise AdapterFormatError(
+            f"{path} does not fit the policy's LoRA: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} "
+            f"unexpected {unexpected[:3]}; wrap the policy with the settings it was saved with, or let "
+            "load_lara(..., inference=True) do it"
+        )
+    for key, tensor in tensors.items():
+        if tensor.shape != own[key].shape:
+            raise AdapterFormatError(
+                f"{path}: {key} has shape {list(tensor.shape)}, but this policy wants {list(own[key].shape)}"
+            )
+        check_values(path, key, own[key], tensor)
+    set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
+
+
+@contextlib.contextmanager
+def applied(policy: nn.Module, folder: Path, *, merge: bool) -> Iterator[None]:
+    """Put saved LoRA onto a base policy, for acting; on leaving, merge it.
+
+    Args:
+        policy: the base policy, or a PeftModel of it whose LoRA receives the weights.
+        folder: of LARA's adapter.
+        merge: add the LoRA to the weights (as they are on leaving), so that nothing of peft remains.
+
+    Raises:
+        AdapterFormatError: see :func:`settings` and :func:`restore`; the policy is then as before.
+        HostNotInstalled: peft is missing.
+    """
+    try:
+        from peft import LoraConfig, PeftModel
+    except ImportError as error:
+        raise HostNotInstalled(
+            f"{folder} holds LoRA of the policy, which needs peft (pip install 'lara-adapter[train]'): {error}"
+        ) from error
+    chosen = settings(folder)
+    if isinstance(policy, PeftModel):
+        restore(policy, folder)
+        yield
+        if merge:
+            policy.merge_and_unload(safe_merge=True)
+        return
+    modules = dict(policy.named_modules())
+    absent = [name for name in chosen["target_modules"] if name not in modules]
+    if absent and not chosen.get("target_parameters"):
+        raise AdapterFormatError(
+            f"{folder / LORA_FOLDER} was saved from another policy: this {type(policy).__name__} has no {absent[:3]} "
+            f"({len(absent)} of {len(chosen['target_modules'])} modules)"
+        )
+    flags = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
+    before = policy.__dict__.get("peft_config")
+    wrapped = None
+    try:
+        # the random start is overwritten: the caller's random numbers are not to notice
+        with torch.random.fork_rng(devices=[]):
+            wrapped = PeftModel(policy, _config(LoraConfig, chosen))
+        restore(wrapped, folder)
+        yield
+        if merge:
+            wrapped.merge_and_unload(safe_merge=True)
+            _forget(policy, flags, before)
+    except BaseException as error:
+        if wrapped is not None:
+            wrapped.unload()
+        _forget(policy, flags, before)
+        if isinstance(error, (ValueError, KeyError, TypeError, RuntimeError, AttributeError)) and not isinstance(
+            error, AdapterFormatError
+        ):
+            raise AdapterFormatError(f"{folder / LORA_FOLDER} does not fit this policy: {error}") from error
+        raise
+
+
+def _config(kind: Any, chosen: dict[str, Any]) -> Any:
+    """A LoraConfig; settings that an older peft does not know are left out where they say no."""
+    known = {item.name for item in dataclasses.fields(kind)}
+    return kind(inference_mode=True, **{name: value for name, value in chosen.items() if value or name in known})
+
+
+def _forget(policy: nn.Module, flags: dict[str, bool], before: Any) -> None:
+    """Take back what peft did to a policy beside its layers."""
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+    if before is None:
+        policy.__dict__.pop("peft_config", None)
+    else:
+        policy.peft_config = before

@@ -1,0 +1,211 @@
+"""What was trained of a policy itself: `save_policy="trainable"`, as safetensors shards with an index."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import AdapterFormatError, LaraArgumentError
+from ..storage.files import check_values, read_json, read_tensors, write_json, write_tensors
+from ..storage.sharding import gathered, whole
+from ..storage.untrusted import check_tensor_file, inside, short
+from .layout import POLICY_FOLDER, POLICY_INDEX
+
+__all__ = ["check_choice", "read_index", "restore", "save", "trained_tensors"]
+
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+# what wraps a module without being part of it: its tensors have the names that the bare policy gives them
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|base_layer)\.")
+_PEFT_MODULES = re.compile(r"(?:^|\.)(?:modules_to_save|original_module|token_adapter)\.")
+
+
+def check_choice(save_policy: str | None) -> None:
+    """Refuse an unknown `save_policy`.
+
+    Raises:
+        LaraArgumentError: neither None nor "trainable".
+    """
+    if save_policy not in (None, "trainable"):
+        raise LaraArgumentError(f"save_pretrained: save_policy={save_policy!r}, but None or 'trainable' is wanted")
+
+
+def _bare(name: str) -> str:
+    return _WRAPPERS.sub("", name)
+
+
+def _own(policy: nn.Module) -> dict[str, torch.Tensor]:
+    """The policy's state by the names that the bare policy has, without LARA's part and without peft's.
+
+    Buffers that are not persistent are made by the policy itself and are not state.
+    """
+    lara = [f"{path}." for path, m in policy.named_modules() if type(m).__name__ == "LaraAdapter"]
+    tuners = {
+        f".{name}." for m in policy.modules() for name in getattr(m, "adapter_layer_names", ())
+    }  # of peft's layers
+    found: dict[str, torch.Tensor] = {}
+    # keep_vars: the parameters themselves, with their flags; FSDP2's are DTensors and ZeRO-3's are empty here
+    for name, tensor in policy.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # extra state of a module
+        if any(name.startswith(prefix) for prefix in lara) or _PEFT_MODULES.search(name):
+            continue
+        if any(part in f".{name}." for part in tuners):
+            continue
+        found[_bare(name)] = tensor
+    return found
+
+
+def trained_tensors(policy: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What `save_policy="trainable"` stores.
+
+    Parameters that require a gradient, and every persistent buffer: which of them training has changed cannot be told
+    without the base (running statistics do change), and they are small.
+
+    Returns:
+        Name to tensor; and for tensors with several names (tied weights), each further name to the one that is stored.
+
+    Raises:
+        LaraArgumentError: the policy is sharded by FSDP1, whose flat parameters have no names.
+    """
+    chosen: dict[str, torch.Tensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in _own(policy).items():
+        if "_flat_param" in name:
+            raise LaraArgumentError("save_pretrained: save_policy='trainable' under FSDP1; use FSDP2 (fully_shard)")
+        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+            continue
+        if id(tensor) in first:
+            ties[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            chosen[name] = tensor
+    return chosen, ties
+
+
+def save(
+    folder: Path, policy: nn.Module, *, write: Callable[[Callable[[], Any]], None], max_shard_size: int | str = "4GB"
+) -> None:
+    """Write what was trained of the policy; shard by shard, so that no more than one is in memory twice.
+
+    Args:
+        folder: of the adapter; `policy_weights/` is made in it.
+        policy: may be sharded by FSDP2 or ZeRO-3; then every rank must call this.
+        write: is handed what touches the disk; it does that, on the rank that writes.
+        max_shard_size: bytes of a shard, or "4GB".
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    tensors, ties = trained_tensors(policy)
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda t: getattr(t, "ds_numel", t.numel()) * t.element_size(),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for name, members in split.filename_to_tensors.items():
+        with gathered(tensors[member] for member in members):
+            shard = {member: whole(tensors[member]) for member in members}
+            write(functools.partial(write_tensors, folder / POLICY_FOLDER / name, shard))
+    content = {
+        "metadata": {"total_size": int(split.metadata["total_size"]), "save_policy": "trainable"},
+        "weight_map": dict(split.tensor_to_filename),
+        "ties": ties,
+    }
+    write(lambda: write_json(folder / POLICY_INDEX, content))
+
+
+def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The shards of a saved policy, checked against their headers.
+
+    Returns:
+        Name of a shard's file to the tensors in it; and further names to stored ones.
+
+    Raises:
+        AdapterFormatError: an index or a shard is missing, names another file, or they do not agree.
+    """
+    path = inside(folder, POLICY_INDEX)
+    content = read_json(path)
+    weight_map: Any = content.get("weight_map")
+    ties: Any = content.get("ties", {})
+    for what, table in (("weight_map", weight_map), ("ties", ties)):
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            raise AdapterFormatError(f"{path}: {what} is {short(table)}, but text to text is wanted")
+    shards: dict[str, list[str]] = {}
+    for name, file in weight_map.items():
+        if not _SHARD.fullmatch(file):
+            raise AdapterFormatError(
+                f"{path}: {short(name)} is said to be in {short(file)}, which is no shard beside it"
+            )
+        shards.setdefault(file, []).append(name)
+    for name, stored in ties.items():
+        if stored not in weight_map or name in weight_map:
+            raise AdapterFormatError(f"{path}: {short(name)} is tied to {short(stored)}, which is not stored")
+    for file, names in shards.items():
+        shard = inside(folder, f"{POLICY_FOLDER}/{file}")
+        if not shard.is_file():
+            raise AdapterFormatError(f"{shard} is missing, but {path.name} names it")
+        if check_tensor_file(shard).keys() != set(names):
+            raise AdapterFormatError(f"{shard} does not hold the tensors that {path.name} says")
+    return shards, ties
+
+
+@torch.no_grad()
+def restore(folder: Path, policy: nn.Module, *, dry: bool = False) -> int:
+    """Load what :func:`save` wrote into a policy, strictly; the policy is unchanged if anything is wrong.
+
+    Args:
+        folder: of the adapter.
+        policy: the base; without or with LARA and LoRA.
+        dry: only check.
+
+    Returns:
+        Number of tensors.
+
+    Raises:
+        AdapterFormatError: the folder is damaged, or the policy lacks a tensor or has it in another shape.
+    """
+    shards, ties = read_index(folder)
+    own = _own(policy)
+    aliases: dict[str, list[str]] = {}
+    for name, stored in ties.items():
+        aliases.setdefault(stored, []).append(name)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in shards:
+        shapes |= check_tensor_file(folder / POLICY_FOLDER / file)
+    wanted = {**shapes, **{name: shapes[stored] for name, stored in ties.items()}}
+    missing = sorted(wanted.keys() - own.keys())
+    if missing:
+        raise AdapterFormatError(
+            f"{folder / POLICY_FOLDER} was saved from another policy: this {type(policy).__name__} has no {missing[:5]} "
+            f"({len(missing)} of {len(wanted)} tensors)"
+        )
+    for name, shape in wanted.items():
+        if tuple(own[name].shape) != shape:
+            raise AdapterFormatError(
+                f"{folder / POLICY_FOLDER} was saved from another policy: {name} has shape {list(shape)}, but this "
+                f"{type(policy).__name__} has {list(own[name].shape)}"
+            )
+    for only_check in (
+        (True,) if dry else (True, False)
+    ):  # twice: a shard need not stay in memory until the last one is known to be good
+        for file in shards:
+            path = folder / POLICY_FOLDER / file
+            for name, tensor in read_tensors(path).items():
+                for target in (name, *aliases.get(name, ())):
+                    _fill(path, target, own[target], tensor, only_check)
+    return len(wanted)
+
+
+def _fill(path: Path, name: str, target: torch.Tensor, tensor: torch.Tensor, dry: bool) -> None:
+    if dry:
+        # buffers may be infinite (statistics before the first sample, masks)
+        check_values(path, name, target, tensor, infinite=not isinstance(target, nn.Parameter))
+    else:
+        target.copy_(tensor)

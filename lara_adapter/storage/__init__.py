@@ -1,0 +1,1 @@
+"""Files, folders and repositories: written whole or not at all, checked before they are used."""

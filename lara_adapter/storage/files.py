@@ -1,0 +1,276 @@
+"""Reading and writing the files of an adapter: whole or not at all, and never any code.
+
+The one owner of four facts: how a folder is replaced atomically, how one is found here or on the Hub, how a
+safetensors file is checked before its tensors are used, and how JSON is read strictly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..errors import AdapterFormatError
+from .sharding import whole
+from .untrusted import check_tensor_file, parse_json
+
+__all__ = [
+    "check_values",
+    "exchange",
+    "load_into",
+    "missing",
+    "read_json",
+    "read_tensors",
+    "replace_file",
+    "replace_folder",
+    "sha256",
+    "write_json",
+    "write_tensors",
+]
+
+MAX_JSON_BYTES = 16 * 2**20
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to disk, so that a rename never precedes its content after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot (it is not Linux, or a network disk)."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
+
+
+@contextlib.contextmanager
+def replace_folder(
+    target: str | os.PathLike[str], *, keep_others: bool = True, ours: Collection[str] = ()
+) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; when the block ends well it takes the place of `target`.
+
+    If the block raises, `target` is untouched and the new folder is removed.
+
+    Args:
+        target: folder to create or replace.
+        keep_others: files that stand in an existing `target` and that the block did not write are kept.
+        ours: names in `target` that are ours: what the block did not write of them is not kept.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        AdapterFormatError: `target` exists and is not a folder.
+    """
+    target = Path(target).absolute()
+    if target.exists() and not target.is_dir():
+        raise AdapterFormatError(f"{target} is a file, but a folder is to be written there; choose another path")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
+    try:
+        fresh.chmod(0o755)  # mkdtemp makes 0o700, which would lock other users out of a shared checkpoint
+        yield fresh
+        for path in sorted(fresh.rglob("*")):
+            _sync(path)
+        _sync(fresh)
+        if not target.exists():
+            os.replace(fresh, target)
+        else:
+            for entry in target.iterdir() if keep_others else ():
+                if entry.name not in ours and not (fresh / entry.name).exists():
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.copytree(entry, fresh / entry.name, symlinks=True)
+                    else:
+                        shutil.copy2(entry, fresh / entry.name, follow_symlinks=False)
+            if exchange(fresh, target):  # at no moment is there no folder
+                shutil.rmtree(fresh, ignore_errors=True)
+            else:
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+                os.replace(target, old)
+                os.replace(fresh, target)
+                shutil.rmtree(old, ignore_errors=True)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def replace_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside `target`; when the block ends well, what was written there becomes `target`."""
+    target = Path(target).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.new-", suffix=target.suffix, dir=target.parent)
+    os.close(descriptor)
+    fresh = Path(name)
+    try:
+        yield fresh
+        fresh.chmod(0o644)
+        _sync(fresh)
+        os.replace(fresh, target)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for chunk in iter(lambda: stream.read(2**20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a mapping as indented, key-ordered JSON, atomically."""
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    with replace_file(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        AdapterFormatError: the file is missing, too large, not JSON, or not an object; see :func:`.untrusted.parse_json`.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise AdapterFormatError(f"{path} is no file")  # reading a pipe would wait for ever
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise AdapterFormatError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not a configuration of ours")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise missing(path) from None
+    except OSError as error:
+        raise AdapterFormatError(f"{path} cannot be read ({error})") from error
+    return parse_json(data, path)
+
+
+def missing(path: Path) -> AdapterFormatError:
+    """The error for a file that is not there; says what is."""
+    return AdapterFormatError(f"{path} is missing: {neighbours(path.parent)}")
+
+
+def neighbours(folder: Path) -> str:
+    """Say what stands where a file was expected, an interrupted save first."""
+    found = [path for path in folder.parent.glob(f".{folder.name}.old-*") if any(path.iterdir())]
+    left = sorted(found, key=lambda path: path.stat().st_mtime)
+    if left:
+        return f"an interrupted save left the previous content in {left[-1]}; rename it to {folder}"
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    return f"the folder holds {sorted(p.name for p in folder.iterdir())[:20]}"
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], **metadata: str) -> None:
+    """Write tensors as safetensors, atomically; aliases and views are cloned, everything goes to the CPU.
+
+    Sharded tensors (DTensor) are gathered, so that all ranks must call this alike.
+
+    Args:
+        path: the file.
+        tensors: name to tensor, any dtype, any device.
+        **metadata: strings for the header.
+    """
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = whole(tensor)
+        # safetensors refuses tensors that share storage (safetensors#98)
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    with replace_file(path) as fresh:
+        save_file(plain, fresh, metadata={"format": "pt", **metadata})
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read a safetensors file onto the CPU.
+
+    Raises:
+        AdapterFormatError: the file is missing, truncated, or no safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise missing(path)
+    check_tensor_file(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise AdapterFormatError(
+            f"{path} is truncated or no safetensors file ({type(error).__name__}: {error}); download or save it again"
+        ) from error
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: str | os.PathLike[str]) -> None:
+    """Load tensors into a module after checking every name, shape, kind of dtype and value.
+
+    Args:
+        module: what receives the tensors; unchanged if anything is wrong.
+        tensors: name to tensor.
+        source: where they come from, for the message.
+
+    Raises:
+        AdapterFormatError: names are missing or unexpected, a shape or dtype differs, a value is not finite.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise AdapterFormatError(
+            f"{source} does not fit {type(module).__name__}: {len(missing)} tensors missing {missing[:5]}, "
+            f"{len(unexpected)} unexpected {unexpected[:5]}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise AdapterFormatError(
+                f"{source}: {name} has shape {list(tensor.shape)}, but {type(module).__name__} wants "
+                f"{list(own[name].shape)}"
+            )
+        check_values(source, name, own[name], tensor)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def check_values(
+    source: str | os.PathLike[str], name: str, wanted: torch.Tensor, tensor: torch.Tensor, infinite: bool = False
+) -> None:
+    """Check kind of dtype and values of one tensor that is to be loaded.
+
+    Args:
+        source: where it comes from, for the message.
+        name: its name.
+        wanted: what it is to be loaded into.
+        tensor: what was read.
+        infinite: whether infinite values are welcome; NaN never is.
+
+    Raises:
+        AdapterFormatError: one is floating point and the other is not, or a value is not finite.
+    """
+    if tensor.dtype.is_floating_point != wanted.dtype.is_floating_point:
+        raise AdapterFormatError(f"{source}: {name} is {tensor.dtype}, but {wanted.dtype} is wanted")
+    if not tensor.dtype.is_floating_point:
+        return
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
+    if not (~values.isnan() if infinite else values.isfinite()).all():
+        raise AdapterFormatError(f"{source}: {name} holds NaN or infinite values; the file is damaged or diverged")
