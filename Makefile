@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 DEMO := $(VENV)/.demo-$(TORCH_ID)
 TEST := $(VENV)/.test-$(TORCH_ID)
+WHEEL_TREE := $(VENV)/tree
 
 # A bare `python3.12` may be a shim that fails, and a Python without ensurepip cannot make an environment: each is run.
 # Newer than 3.13 comes last: not everything has wheels for it yet.
@@ -29,7 +30,7 @@ for wanted in '(3,10)<=v<=(3,13)' '(3,10)<=v'; do \
 done; exit 1
 endef
 
-.PHONY: help demo test lint typecheck clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env
+.PHONY: FORCE help demo test lint typecheck clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -138,12 +139,18 @@ $(OPENPI)/.installed: pyproject.toml
 	$(OPENPI)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@touch $@
 
-lint: $(TEST)
+lint: $(TEST) $(WHEEL_TREE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd $(WHEEL_TREE) && PYTHONPATH=. $(abspath $(BIN))/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 
-typecheck: $(TEST)
-	$(BIN)/mypy
+typecheck: $(TEST) $(WHEEL_TREE)
+	cd $(WHEEL_TREE) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
+
+# the package as the wheel lays it out: integrations/ inside lara_adapter/, where its imports resolve
+$(WHEEL_TREE): FORCE
+	@rm -rf $@ && mkdir -p $@ && cp -r lara_adapter $@/ && cp -r integrations $@/lara_adapter/integrations
+FORCE:
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov

@@ -114,7 +114,7 @@ class SavedAdapter:
                 "these files, load the policy alone. What was trained of a policy without LoRA is stored with "
                 "lara.save_pretrained(..., save_policy='trainable'), or by the policy's own library"
             )
-        bare = lora.unwrapped(policy)
+        bare = unwrapped(policy)
         if type(bare).__name__ != self.config.policy_class:
             logger.warning(
                 "%s was saved from a %s, and is put onto a %s",
