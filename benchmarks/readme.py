@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 @functools.cache
 def _summaries() -> dict[str, tuple[Any, dict[str, Any]]]:
     """The groups of rows and their summaries, whose bootstrap takes seconds and which two sections need."""
-    import success_report
+    from benchmarks.success import report as success_report
 
     groups = success_report.groups_at(success_report.ROWS)
     return {name: (rows, success_report.summarise(rows)) for name, rows in groups.items()}
@@ -33,7 +33,7 @@ def _summaries() -> dict[str, tuple[Any, dict[str, Any]]]:
 
 def success() -> str:
     """Tables of the main arms, one for each group of rows, and what difference they could have shown."""
-    import success_report
+    from benchmarks.success import report as success_report
 
     parts = []
     for name, (rows, summary) in _summaries().items():
@@ -45,7 +45,7 @@ def success() -> str:
 
 def ablations() -> str:
     """Table of the ablations, by group of rows."""
-    import success_report
+    from benchmarks.success import report as success_report
 
     tables = {name: success_report.ablation_table(summary) for name, (_, summary) in _summaries().items()}
     found = [f"{name}:\n\n{table}" for name, table in tables.items() if table]
@@ -54,14 +54,14 @@ def ablations() -> str:
 
 def overhead() -> str:
     """Table of what LARA adds to a training step."""
-    import step_overhead
+    from benchmarks.speed import step_overhead
 
     return step_overhead.table(read_json(step_overhead.RESULT)["rows"])
 
 
 def growth() -> str:
     """Table of cost as the work grows."""
-    import growth
+    from benchmarks.speed import growth
 
     return growth.table(read_json(growth.RESULT))
 
@@ -96,7 +96,7 @@ def main() -> int:
             sys.stderr.write(f"{README} is not what the records say: run python benchmarks/readme.py\n")
         return int(fresh != text)
     README.write_text(fresh)
-    import success_report
+    from benchmarks.success import report as success_report
 
     sys.argv = sys.argv[:1]
     pictures = success_report.main()

@@ -22,8 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this file, whoever starts it
-
 from record_metaworld import NEEDS, World, progress_bar, quieten, record, require
 
 try:
@@ -40,9 +38,9 @@ try:
     from lerobot_policy import build, choose_policy
     from lerobot_report import table
     from metaworld_sim import GLMissing, find_gl
-    from quickstart_train import optimise_lam
     from torch.utils.data import DataLoader, Subset
 
+    from examples.demo.train import optimise_lam
     from lara_adapter import LaraAdapter, LatentActionConfig, LatentActionModel, attach_lara
     from lara_adapter.storage.files import read_json, write_json
 except ImportError as problem:
@@ -331,7 +329,9 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if settings.root is None and not settings.smoke:
-        print("--root: the folder of a dataset is wanted (record_metaworld.py makes one), or --smoke", file=sys.stderr)
+        print(
+            "--root: the folder of a dataset is expected (record_metaworld.py makes one), or --smoke", file=sys.stderr
+        )
         return 2
     if settings.smoke or (settings.episodes and World.read(settings.root)):
         require("metaworld", "mujoco")

@@ -17,8 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this file, whoever starts it
-
 import numpy as np
 from lara_adapter.integrations.simulators.metaworld import describe
 from metaworld_sim import GLMissing, Scene, add_distractors, find_gl

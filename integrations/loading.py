@@ -70,7 +70,7 @@ def open_policy(source: str | os.PathLike[str], *, weights: bool = False) -> nn.
     if found.host == "callable":
         policy = call_named(text)
         if not isinstance(policy, nn.Module):
-            raise PolicySourceError(f"{text} returned a {type(policy).__name__}, but an nn.Module is wanted")
+            raise PolicySourceError(f"{text} returned a {type(policy).__name__}, but an nn.Module is expected")
         return policy
     if found.host == "gr00t":
         return _open_gr00t(text, found.folder, found.kind, weights)
@@ -105,7 +105,7 @@ def identify(source: str) -> Found:
         return Found("lerobot", config["type"], config_file.parent)
     raise PolicySourceError(
         f'{source}: its config.json has model_type={kind!r} and no "type", but a GR00T checkpoint (model_type one of '
-        f'{", ".join(_GR00T)}) or a LeRobot policy ("type") is wanted. For any other policy give a function that returns '
+        f'{", ".join(_GR00T)}) or a LeRobot policy ("type") is expected. For any other policy give a function that returns '
         "it: package.module:function or path/to/file.py:function"
     )
 
@@ -122,7 +122,7 @@ def _find_config(source: str) -> Path:
         return folder / "config.json"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise PolicySourceError(
-            f"{source!r} is no folder here; wanted is a folder with config.json, a Hub id user/name, or "
+            f"{source!r} is no folder here; expected: a folder with config.json, a Hub id user/name, or "
             "package.module:callable"
         )
     from huggingface_hub import hf_hub_download
@@ -237,7 +237,7 @@ def call_named(source: str) -> Any:
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise PolicySourceError(f"{source}: {name} is a {type(found).__name__}, but a callable is wanted")
+        raise PolicySourceError(f"{source}: {name} is a {type(found).__name__}, but a callable is expected")
     return attempt(source, found)
 
 

@@ -30,7 +30,7 @@ def seeded(options: Mapping[str, Any] | None, device: torch.device | str = "cpu"
         yield
         return
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise LaraArgumentError(f"options: seed={seed!r:.40}, but an integer of 0 ... 2^63 - 1 is wanted")
+        raise LaraArgumentError(f"options: seed={seed!r:.40}, but an integer of 0 ... 2^63 - 1 is expected")
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -88,7 +88,7 @@ def _part(observation: Any, name: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         keys = sorted(map(str, observation)) if isinstance(observation, dict) else type(observation).__name__
         raise LaraArgumentError(
-            f'observation: a map with the maps "video", "state" and "language" is wanted, got {keys}'
+            f'observation: a map with the maps "video", "state" and "language" is expected, got {keys}'
         )
     return part
 

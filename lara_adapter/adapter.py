@@ -202,7 +202,7 @@ class LaraAdapter(nn.Module):
             }
             trainable = [p for p in module.parameters() if p.requires_grad]
             for suffix, wanted, decay in (("", True, weight_decay), ("_no_decay", False, 0.0)):
-                chosen = [p for p in trainable if (id(p) in decayed) is wanted]
+                chosen = [p for p in trainable if (id(p) in decayed) is expected]
                 if chosen:
                     groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": f"lara_{name}{suffix}"})
         return groups

@@ -98,10 +98,10 @@ def attach_lara(
     check_weight("align_weight", align_weight)
     check_weight("lam_weight", lam_weight)
     if callable(lam_grad_scale):
-        raise LaraArgumentError("attach_lara: lam_grad_scale is callable, but a finite number >= 0 is wanted")
+        raise LaraArgumentError("attach_lara: lam_grad_scale is callable, but a finite number >= 0 is expected")
     check_weight("lam_grad_scale", lam_grad_scale)
     if not isinstance(frames, str) and not callable(frames):
-        raise LaraArgumentError(f"attach_lara: frames={frames!r}, but a batch key or a callable is wanted")
+        raise LaraArgumentError(f"attach_lara: frames={frames!r}, but a batch key or a callable is expected")
     align, align_json = resolve_alignment(alignment)
     lam = _resolve_lam(lam)
     if _shares_parameters(lam, policy):
@@ -277,7 +277,7 @@ def load_lara(
 def _unwrap_peft(policy: nn.Module) -> nn.Module:
     """The model inside a PeftModel: its forward runs within the wrapper's, and it outlives merge_and_unload."""
     if not isinstance(policy, nn.Module):
-        raise LaraArgumentError(f"attach_lara: policy is a {type(policy).__name__}, but an nn.Module is wanted")
+        raise LaraArgumentError(f"attach_lara: policy is a {type(policy).__name__}, but an nn.Module is expected")
     return unwrapped(policy)
 
 
@@ -314,7 +314,7 @@ def _resolve_lam(lam: nn.Module | str | Path) -> nn.Module:
     if not isinstance(lam, nn.Module) or not callable(getattr(lam, "encode", None)):
         raise LaraArgumentError(
             f"attach_lara: lam is a {type(lam).__name__}, but a LatentActionModel, a folder or Hub id of one, or a module "
-            "with encode and forward is wanted"
+            "with encode and forward is expected"
         )
     return lam
 

@@ -109,7 +109,7 @@ class LaraConfig:
             wanted = _TYPES.get(name)
             if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
                 raise AdapterFormatError(
-                    f"{source}: {name}={short(value)}, but {' or '.join(t.__name__ for t in wanted)} is wanted"
+                    f"{source}: {name}={short(value)}, but {' or '.join(t.__name__ for t in wanted)} is expected"
                 )
         return cls(**values)
 

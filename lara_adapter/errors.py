@@ -1,6 +1,6 @@
 """Every error that lara_adapter raises on purpose.
 
-A message names the argument, what was got, what is wanted and the mend. All of them derive from
+A message names the argument, what was got, what is expected and the mend. All of them derive from
 :class:`LaraError`, so `except LaraError` catches exactly what this library refuses.
 """
 

@@ -43,24 +43,24 @@ class FramePair(NamedTuple):
                 inside torch.compile; uint8 frames cost no synchronisation with the device.
         """
         if not isinstance(frames, torch.Tensor):
-            raise FrameError(f"{name} is a {type(frames).__name__}, but a tensor [B, 2, 3, H, W] is wanted")
+            raise FrameError(f"{name} is a {type(frames).__name__}, but a tensor [B, 2, 3, H, W] is expected")
         shape = list(frames.shape)
         if frames.ndim not in (5, 6) or shape[-3] != 3 or shape[-4] != 2:
             raise FrameError(
-                f"{name} has shape {shape}, but [B, 2, 3, H, W] (present, future) or [B, V, 2, 3, H, W] is wanted"
+                f"{name} has shape {shape}, but [B, 2, 3, H, W] (present, future) or [B, V, 2, 3, H, W] is expected"
                 + _shape_hint(shape)
             )
         if frames.shape[0] == 0 or min(shape) == 0:
             raise FrameError(f"{name} has shape {shape}: it is empty")
         if frames.dtype != torch.uint8 and not frames.dtype.is_floating_point:
-            raise FrameError(f"{name} is {frames.dtype}, but uint8 in [0, 255] or float in [0, 1] is wanted")
+            raise FrameError(f"{name} is {frames.dtype}, but uint8 in [0, 255] or float in [0, 1] is expected")
         if frames.dtype.is_floating_point and not torch.compiler.is_compiling():
             _check_range(frames, name)
         if valid is None:
             valid = torch.ones(shape[0], dtype=torch.bool, device=frames.device)
         elif not isinstance(valid, torch.Tensor) or valid.dtype != torch.bool or list(valid.shape) != [shape[0]]:
             got = f"{valid.dtype} {list(valid.shape)}" if isinstance(valid, torch.Tensor) else type(valid).__name__
-            raise FrameError(f"{name}_valid is {got}, but bool [{shape[0]}] is wanted (one flag for each pair)")
+            raise FrameError(f"{name}_valid is {got}, but bool [{shape[0]}] is expected (one flag for each pair)")
         if frames.ndim == 5:
             frames = frames[:, None]
         return cls(frames[:, :, 0], frames[:, :, 1], valid.to(frames.device))

@@ -96,7 +96,7 @@ def read_frames(call: HostCall, frames: str | Callable[[Any], Any], taken: tuple
     if isinstance(pair, torch.Tensor):
         return FramePair.from_tensor(pair, name=name)
     if not isinstance(pair, FramePair):
-        raise FrameError(f"frames callable {name} returned {type(pair).__name__}, but a FramePair is wanted")
+        raise FrameError(f"frames callable {name} returned {type(pair).__name__}, but a FramePair is expected")
     return pair.checked(name)
 
 

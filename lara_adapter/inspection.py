@@ -222,7 +222,7 @@ def describe_policy(
     """
     check_rule(token)
     if not isinstance(policy, nn.Module):
-        raise LaraArgumentError(f"describe_policy: policy is a {type(policy).__name__}, but an nn.Module is wanted")
+        raise LaraArgumentError(f"describe_policy: policy is a {type(policy).__name__}, but an nn.Module is expected")
     # before the policy is looked at: an argument that is wrong for any policy is no finding about this one
     described = _describe_lam(lam, train_lam)
     _projector_size(projector, 1, described["latent_width"])
@@ -299,7 +299,7 @@ def _describe_lam(lam: nn.Module | LatentActionConfig | str | Path | None, train
     if not isinstance(lam, nn.Module) or not isinstance(width, int) or width < 1:
         raise LaraArgumentError(
             f"describe_policy: lam is a {type(lam).__name__} with latent_width={width!r}, but a LatentActionModel, its "
-            "configuration, a folder or Hub id of one, or a module with an integer latent_width is wanted"
+            "configuration, a folder or Hub id of one, or a module with an integer latent_width is expected"
         )
     outside: dict[str, int | None] = {}
     for part in lam.modules():

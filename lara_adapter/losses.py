@@ -58,7 +58,7 @@ class Contrastive:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise LaraArgumentError(f"Contrastive: {name}={value!r}, but a finite number > 0 is wanted")
+                raise LaraArgumentError(f"Contrastive: {name}={value!r}, but a finite number > 0 is expected")
 
     def __call__(
         self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
@@ -138,7 +138,7 @@ def resolve_alignment(alignment: str | Alignment | Mapping[str, Any]) -> tuple[A
         if alignment not in _KINDS:
             raise LaraArgumentError(
                 f"attach_lara: alignment={alignment!r}, but one of {sorted(_KINDS)} or a callable(projected, latent) "
-                "-> [B] is wanted"
+                "-> [B] is expected"
             )
         alignment = _KINDS[alignment]()
     if isinstance(alignment, (Cosine, Contrastive)):
@@ -166,7 +166,7 @@ class _UserAlignment:
         if not isinstance(loss, torch.Tensor) or list(loss.shape) != [len(projected)]:
             got = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
             raise LaraArgumentError(
-                f"alignment= callable returned {got}, but one loss per sample [{len(projected)}] is wanted"
+                f"alignment= callable returned {got}, but one loss per sample [{len(projected)}] is expected"
             )
         return loss
 

@@ -12,7 +12,7 @@ __all__ = ["CollapseMonitor", "History"]
 logger = logging.getLogger(__name__)
 
 _MEND = (
-    "The alignment may be solved by a nearly constant latent action, and then a high cosine means nothing. Mend: {}a "
+    "The alignment may be solved by a nearly constant latent action, and then a high cosine means nothing. Fix: {}a "
     "smaller lam_grad_scale (0.3, 0.1), or a smaller align_weight beside lam_weight"
 )
 

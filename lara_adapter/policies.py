@@ -65,12 +65,14 @@ class PolicySpec:
             ("draws", ("tile", "interleave", None)),
         ):
             if getattr(self, field) not in allowed:
-                raise LaraArgumentError(f"PolicySpec: {field}={getattr(self, field)!r}, but one of {allowed} is wanted")
+                raise LaraArgumentError(
+                    f"PolicySpec: {field}={getattr(self, field)!r}, but one of {allowed} is expected"
+                )
         if self.tap == "norm" and not (self.blocks and self.final_norm):
             raise LaraArgumentError("PolicySpec: tap='norm' needs blocks= and final_norm= as dotted paths")
         for entry in self.classes:
             if entry.count(":") != 1:
-                raise LaraArgumentError(f"PolicySpec: classes entry {entry!r}, but 'package:ClassName' is wanted")
+                raise LaraArgumentError(f"PolicySpec: classes entry {entry!r}, but 'package:ClassName' is expected")
 
 
 GENERIC = PolicySpec("generic")

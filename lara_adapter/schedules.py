@@ -23,7 +23,7 @@ __all__ = ["Constant", "Cosine", "Cutoff", "Schedule", "Warmup", "check_weight",
 def _check(name: str, **values: float) -> None:
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise LaraArgumentError(f"{name}: {key}={value!r}, but a finite number >= 0 is wanted")
+            raise LaraArgumentError(f"{name}: {key}={value!r}, but a finite number >= 0 is expected")
 
 
 class Schedule:
@@ -114,7 +114,7 @@ def weight_at(weight: Weight, step: torch.Tensor) -> float | torch.Tensor:
         value = float(weight(int(step)))
         if not math.isfinite(value) or value < 0:
             raise LaraArgumentError(
-                f"the weight schedule returned {value} at step {int(step)}; a number >= 0 is wanted"
+                f"the weight schedule returned {value} at step {int(step)}; a number >= 0 is expected"
             )
         return value
     return float(weight)

@@ -67,11 +67,11 @@ def absolute_layer(layer: int | str, depth: int, where: str) -> int:
     if isinstance(layer, str):
         match = re.fullmatch(r"\s*L\s*(?:-\s*(\d+))?\s*", layer)
         if not match:
-            raise LaraArgumentError(f"attach_lara: layer={layer!r}, but an integer, 'L' or 'L-2' is wanted")
+            raise LaraArgumentError(f"attach_lara: layer={layer!r}, but an integer, 'L' or 'L-2' is expected")
         index = depth - int(match[1] or 0)
     elif isinstance(layer, bool) or not isinstance(layer, int):
         raise LaraArgumentError(
-            f"attach_lara: layer={layer!r} ({type(layer).__name__}), but an integer, 'L' or 'L-2' is wanted"
+            f"attach_lara: layer={layer!r} ({type(layer).__name__}), but an integer, 'L' or 'L-2' is expected"
         )
     else:
         index = layer if layer >= 0 else depth + 1 + layer
@@ -135,7 +135,7 @@ def find_blocks(policy: nn.Module) -> str:
 
 def _path_of(policy: nn.Module, wanted: nn.Module) -> str:
     for path, module in policy.named_modules(remove_duplicate=False):
-        if module is wanted:
+        if module is expected:
             return path
     raise TapNotFound("attach_lara: blocks= is a module that is not part of the policy; pass one that is, or its path")
 
@@ -200,7 +200,7 @@ def resolve_tap(policy: nn.Module, layer: int | str, blocks: str | nn.Module | N
     if not isinstance(found, (nn.ModuleList, nn.Sequential)) or len(found) == 0:
         inside = [f"{path}.{n}" if path else n for n, m in found.named_modules() if isinstance(m, nn.ModuleList) and n]
         raise TapNotFound(
-            f"attach_lara: blocks={path!r} is a {type(found).__name__}, but a ModuleList of blocks is wanted"
+            f"attach_lara: blocks={path!r} is a {type(found).__name__}, but a ModuleList of blocks is expected"
             + (f"; inside it: {inside[:5]}" if inside else "")
         )
     depth = len(found)

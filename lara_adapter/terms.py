@@ -130,7 +130,7 @@ def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_widt
     if kind not in ("mlp", "linear"):
         raise LaraArgumentError(
             f"attach_lara: projector={kind!r}, but 'mlp', 'linear' or a module from the hidden width to "
-            f"{latent_width} is wanted"
+            f"{latent_width} is expected"
         )
     if hidden_width is None:
         raise LaraArgumentError(

@@ -42,7 +42,7 @@ def check_rule(rule: TokenRule) -> None:
         return
     raise LaraArgumentError(
         f"attach_lara: token={rule!r}, but one of {', '.join(map(repr, NAMED_RULES))}, an integer step of the action "
-        "chunk, or a callable(hidden [R, S, D], batch) -> [R, D] is wanted"
+        "chunk, or a callable(hidden [R, S, D], batch) -> [R, D] is expected"
     )
 
 
@@ -58,18 +58,18 @@ def action_steps(batch: Mapping[str, Any]) -> ActionSteps | None:
     mask = batch.get(MASK_KEY)
     if isinstance(mask, torch.Tensor):
         if mask.ndim not in (2, 3):
-            raise TokenError(f"action_mask has shape {list(mask.shape)}, but [B, T] or [B, T, A] is wanted")
+            raise TokenError(f"action_mask has shape {list(mask.shape)}, but [B, T] or [B, T, A] is expected")
         return ActionSteps((mask != 0).any(-1) if mask.ndim == 3 else mask != 0)
     padding = batch.get(PADDING_KEY)
     if isinstance(padding, torch.Tensor):
         if padding.ndim != 2:
-            raise TokenError(f"action_is_pad has shape {list(padding.shape)}, but [B, T] is wanted")
+            raise TokenError(f"action_is_pad has shape {list(padding.shape)}, but [B, T] is expected")
         return ActionSteps(~padding.bool())
     for key in ACTION_KEYS:
         action = batch.get(key)
         if isinstance(action, torch.Tensor):
             if action.ndim != 3:
-                raise TokenError(f"{key} has shape {list(action.shape)}, but [B, T, A] is wanted")
+                raise TokenError(f"{key} has shape {list(action.shape)}, but [B, T, A] is expected")
             return ActionSteps(torch.ones(action.shape[:2], dtype=torch.bool, device=action.device))
     return None
 
@@ -93,12 +93,14 @@ def select_token(
         TokenError: the state has another shape than [R, S, D], S < T, or the rule needs T and nothing tells it.
     """
     if hidden.ndim != 3:
-        raise TokenError(f"the tapped hidden state has shape {list(hidden.shape)}, but [B, sequence, width] is wanted")
+        raise TokenError(
+            f"the tapped hidden state has shape {list(hidden.shape)}, but [B, sequence, width] is expected"
+        )
     if callable(rule):
         token = rule(hidden, batch)
         if not isinstance(token, torch.Tensor) or list(token.shape) != [hidden.shape[0], hidden.shape[2]]:
             got = list(token.shape) if isinstance(token, torch.Tensor) else type(token).__name__
-            raise TokenError(f"token= callable returned {got}, but [{hidden.shape[0]}, {hidden.shape[2]}] is wanted")
+            raise TokenError(f"token= callable returned {got}, but [{hidden.shape[0]}, {hidden.shape[2]}] is expected")
         return token, None
     if steps is None:
         return _without_steps(hidden, rule, where), None

@@ -8,7 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from toys import DitPolicy, OwnLam, make_batch
+from helpers.toys import DitPolicy, OwnLam, make_batch
 
 # The models here are tiny: on a busy machine a second thread costs fifty times what it saves.
 torch.set_num_threads(1)

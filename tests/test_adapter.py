@@ -10,8 +10,8 @@ import weakref
 
 import pytest
 import torch
+from helpers.toys import DitPolicy, OwnLam, make_batch
 from torch import nn
-from toys import DitPolicy, OwnLam, make_batch
 
 from lara_adapter import (
     AttachOrderError,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers.toys import BypassPolicy, DitPolicy, NonePolicy, OwnLam, TuplePolicy, gradients, make_batch
 from torch import nn
-from toys import BypassPolicy, DitPolicy, NonePolicy, OwnLam, TuplePolicy, gradients, make_batch
 
 import lara_adapter
 from lara_adapter import (

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from toys import BypassPolicy, DitPolicy, OwnLam, make_batch
+from helpers.toys import BypassPolicy, DitPolicy, OwnLam, make_batch
 
 from lara_adapter import (
     LaraArgumentError,

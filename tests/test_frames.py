@@ -49,7 +49,7 @@ def test_bad_frames_say_what_and_how_to_mend(frames, message):
 
 @pytest.mark.parametrize("valid", [[True] * 4, torch.ones(4), torch.ones(3, dtype=torch.bool), torch.ones(4, 1) > 0])
 def test_bad_flags(valid):
-    with pytest.raises(FrameError, match=r"lara_frames_valid is .* bool \[4\] is wanted"):
+    with pytest.raises(FrameError, match=r"lara_frames_valid is .* bool \[4\] is expected"):
         FramePair.from_tensor(GOOD, valid)
 
 

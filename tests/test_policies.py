@@ -1,5 +1,5 @@
 import pytest
-from toys import DitPolicy
+from helpers.toys import DitPolicy
 
 from lara_adapter import LaraArgumentError, PolicySpec, policies
 from lara_adapter.policies import GENERIC, find_spec, register_policy
@@ -74,7 +74,7 @@ def test_generic_row_is_the_default():
         ({"draws": "random"}, "draws='random'"),
         ({"action_tokens": "all"}, "action_tokens='all'"),
         ({"tap": "norm"}, "needs blocks= and final_norm="),
-        ({"classes": ("NoModule",)}, "'package:ClassName' is wanted"),
+        ({"classes": ("NoModule",)}, "'package:ClassName' is expected"),
     ],
 )
 def test_rows_are_checked(fields, message):

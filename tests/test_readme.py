@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import DitPolicy, make_batch
+from helpers.toys import DitPolicy, make_batch
 
 from lara_adapter import LatentActionConfig, LatentActionModel, load_lara
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from toys import make_batch
+from helpers.toys import make_batch
 
 from lara_adapter import AdapterFormatError, LaraArgumentError, attach_lara
 from lara_adapter.schedules import Constant, Cosine, Cutoff, Warmup, weight_at, weight_from_json, weight_to_json

@@ -1,7 +1,7 @@
 import pytest
 import torch
+from helpers.toys import Block, BypassPolicy, DitPolicy, OwnLam, make_batch
 from torch import nn
-from toys import Block, BypassPolicy, DitPolicy, OwnLam, make_batch
 
 from lara_adapter import LaraArgumentError, PolicySpec, TapNeverFired, TapNotFound, attach_lara, register_policy
 from lara_adapter import adapter as adapter_module
@@ -78,7 +78,7 @@ def test_layer_out_of_range_names_the_range(layer):
 
 @pytest.mark.parametrize("layer", ["last", "L+1", 1.5, None, True])
 def test_layer_of_a_wrong_kind(layer):
-    with pytest.raises(LaraArgumentError, match="an integer, 'L' or 'L-2' is wanted"):
+    with pytest.raises(LaraArgumentError, match="an integer, 'L' or 'L-2' is expected"):
         absolute_layer(layer, 32, "blocks")
 
 
@@ -121,8 +121,8 @@ def test_blocks_by_name_and_by_module(policy, lam):
     [
         ("transformer_block", "has no 'transformer_block'; it has .*transformer_blocks"),
         ("transformer_blocks.0.nowhere", r"transformer_blocks\.0 has no 'nowhere'"),
-        ("action_in", "is a Linear, but a ModuleList of blocks is wanted"),
-        ("", "is a DitPolicy, but a ModuleList of blocks is wanted; inside it: .*transformer_blocks"),
+        ("action_in", "is a Linear, but a ModuleList of blocks is expected"),
+        ("", "is a DitPolicy, but a ModuleList of blocks is expected; inside it: .*transformer_blocks"),
         (nn.ModuleList([nn.Linear(1, 1)]), "not part of the policy"),
     ],
 )

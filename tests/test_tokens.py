@@ -1,6 +1,6 @@
 import pytest
 import torch
-from toys import HORIZON, DitPolicy, OwnLam, make_batch
+from helpers.toys import HORIZON, DitPolicy, OwnLam, make_batch
 
 from lara_adapter import LaraArgumentError, TokenError, attach_lara
 from lara_adapter.tokens import ActionSteps, action_steps, check_rule, select_token
@@ -41,7 +41,7 @@ def test_callable_rule():
     token, counts = select_token(HIDDEN, None, lambda hidden, batch: hidden[:, batch], "last", 3)
     assert torch.equal(token, HIDDEN[:, 3])
     assert counts is None
-    with pytest.raises(TokenError, match=r"returned \[3, 7, 2\], but \[3, 2\] is wanted"):
+    with pytest.raises(TokenError, match=r"returned \[3, 7, 2\], but \[3, 2\] is expected"):
         select_token(HIDDEN, None, lambda hidden, batch: hidden, "last", None)
 
 

@@ -117,9 +117,9 @@ def add_frames(
         FrameError: a view that the dataset does not load, different numbers of views, or frames are added already.
     """
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
-        raise LaraArgumentError(f"add_frames: horizon={horizon!r}, but an integer >= 1 is wanted")
+        raise LaraArgumentError(f"add_frames: horizon={horizon!r}, but an integer >= 1 is expected")
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise LaraArgumentError(f"add_frames: size={size!r}, but an integer >= 1 is wanted")
+        raise LaraArgumentError(f"add_frames: size={size!r}, but an integer >= 1 is expected")
     parts = list(getattr(dataset, "datasets", [dataset]))
     placed = []
     for part in parts:

@@ -63,7 +63,7 @@ class DataSettings:
             and isinstance(horizon, int)
             and (size is None or (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)))
         ):  # fmt: skip
-            raise AdapterFormatError(f"{path} holds {content}, but cameras, horizon and size are wanted")
+            raise AdapterFormatError(f"{path} holds {content}, but cameras, horizon and size are expected")
         return cls(tuple(cameras), horizon, None if size is None else tuple(size))
 
 

@@ -69,11 +69,11 @@ class LaraDataset(Dataset):
             )
         if not isinstance(dataset, LeRobotDataset):
             raise LaraArgumentError(
-                f"LaraDataset: dataset is a {type(dataset).__name__}, but a LeRobotDataset is wanted (wrap that one, then "
+                f"LaraDataset: dataset is a {type(dataset).__name__}, but a LeRobotDataset is expected (wrap that one, then "
                 "Subset or ConcatDataset)"
             )
         if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise LaraArgumentError(f"LaraDataset: horizon={horizon!r}, but a number of frames >= 1 is wanted")
+            raise LaraArgumentError(f"LaraDataset: horizon={horizon!r}, but a number of frames >= 1 is expected")
         self.dataset = dataset
         self.horizon = horizon
         self.size = _check_size(size)
@@ -129,7 +129,7 @@ class LaraDataset(Dataset):
         pair = torch.stack([_to_uint8(frame) for frame in (frames[0], frames[-1])])
         if pair.ndim != 4 or pair.shape[1] != 3:
             raise FrameError(
-                f"{camera} of frame {now} has shape {list(pair.shape[1:])}, but [3, H, W] is wanted; choose another camera"
+                f"{camera} of frame {now} has shape {list(pair.shape[1:])}, but [3, H, W] is expected; choose another camera"
             )
         return pair
 
@@ -193,7 +193,7 @@ def resolve_cameras(meta: Any, camera: str | Sequence[str] | None) -> list[str]:
             raise LaraArgumentError(f"camera={name!r}, but the dataset's colour cameras are {known}")
         chosen += found
     if not chosen or len(set(chosen)) != len(chosen):
-        raise LaraArgumentError(f"camera={camera!r}, but one or several different ones of {known} are wanted")
+        raise LaraArgumentError(f"camera={camera!r}, but one or several different ones of {known} are expected")
     return chosen
 
 
@@ -202,7 +202,7 @@ def _check_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
         return None
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pair):
-        raise LaraArgumentError(f"size={size!r}, but pixels >= 1 or (height, width) is wanted")
+        raise LaraArgumentError(f"size={size!r}, but pixels >= 1 or (height, width) is expected")
     return pair
 
 

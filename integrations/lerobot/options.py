@@ -140,7 +140,7 @@ def _size(text: str) -> int | tuple[int, int]:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise argparse.ArgumentTypeError(f"{text!r}, but pixels (224) or height x width (240x320) is wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}, but pixels (224) or height x width (240x320) is expected")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
@@ -160,5 +160,5 @@ def _weight(text: str) -> Any:
 
 def _bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r}, but true or false is wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}, but true or false is expected")
     return text.lower() == "true"

@@ -145,7 +145,7 @@ class LeRobotPolicy:
         states = read_states(observation, "state", self.state_width, self.steps) if self.state_width else None
         sizes = {name: len(array) for name, array in views.items()} | ({} if states is None else {"state": len(states)})
         if len(set(sizes.values())) != 1:
-            raise LaraArgumentError(f"observation: one batch size is wanted, but there are {sizes}")
+            raise LaraArgumentError(f"observation: one batch size is expected, but there are {sizes}")
         batch = next(iter(sizes.values()))
         tasks = read_instructions(observation, "task", batch)
         for part in (self.policy, self.preprocessor, self.postprocessor):

@@ -48,9 +48,9 @@ class FramePlan:
             if value is None and name == "horizon":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise LaraArgumentError(f"FramePlan: {name}={value!r}, but an integer >= 1 is wanted")
+                raise LaraArgumentError(f"FramePlan: {name}={value!r}, but an integer >= 1 is expected")
         if len(set(self.cameras)) < len(self.cameras):
-            raise LaraArgumentError(f"FramePlan: cameras={list(self.cameras)}, but different ones are wanted")
+            raise LaraArgumentError(f"FramePlan: cameras={list(self.cameras)}, but different ones are expected")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class KeepFrames:
         for camera in self.cameras:
             pair = torch.as_tensor(stock[camera])
             if pair.ndim != 4 or tuple(pair.shape[:2]) != (2, 3):
-                raise FrameError(f"{camera} has shape {list(pair.shape)}, but [2, 3, H, W] (now, later) is wanted")
+                raise FrameError(f"{camera} has shape {list(pair.shape)}, but [2, 3, H, W] (now, later) is expected")
             pairs.append(_resize(pair, self.size))
             stock[camera] = pair[0]
             valid = valid and not bool(stock.pop(f"{camera}_is_pad")[1])

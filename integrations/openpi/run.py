@@ -83,7 +83,7 @@ def _choose_final_tap(policy: Any, after_norm: bool) -> None:
     spec: PolicySpec = find_spec(policy)
     if spec.tap != "norm" or not hasattr(policy, "action_out_proj"):
         raise LaraArgumentError(
-            f"attach: policy is a {type(policy).__name__}, but openpi's PI0Pytorch is wanted; attach_lara takes any other"
+            f"attach: policy is a {type(policy).__name__}, but openpi's PI0Pytorch is expected; attach_lara takes any other"
         )
     norm = f"{str(spec.blocks).rpartition('.')[0]}.norm"
     wanted = "action_out_proj" if after_norm else norm

@@ -96,7 +96,7 @@ class LiberoEnvironment:
             self._seen = self._env.step(_IDLE)[0]
 
     def observe(self, views: Sequence[str] | None = None) -> Observation:
-        """Look; LIBERO renders at every step whether it is wanted or not."""
+        """Look; LIBERO renders at every step whether it is expected or not."""
         pose = np.concatenate([self._seen["robot0_eef_pos"], axis_angle(self._seen["robot0_eef_quat"])])
         fingers = np.asarray(self._seen["robot0_gripper_qpos"], np.float32)
         states = {name: np.array([value], np.float32) for name, value in zip(_POSE, pose, strict=True)}

@@ -182,7 +182,7 @@ def attention(
     )
     folder = Path(output)
     if folder.is_file():
-        raise LaraArgumentError(f"output={output!r} is a file, but a folder is wanted")
+        raise LaraArgumentError(f"output={output!r} is a file, but a folder is expected")
     draw(report, folder / "attention.png", queries=queries)
     save_arrays(report, folder / "attention.npz")
     numbers = report.numbers()

@@ -78,9 +78,9 @@ def convert_checkpoint(
         LaraArgumentError: an argument is out of range, or the destination holds something else.
     """
     if to is not None and to not in _LAYOUTS:
-        raise LaraArgumentError(f"convert: to={to!r}, but one of {list(_LAYOUTS)} is wanted")
+        raise LaraArgumentError(f"convert: to={to!r}, but one of {list(_LAYOUTS)} is expected")
     if frames not in ("auto", "unit", "imagenet"):
-        raise LaraArgumentError(f"convert: frames={frames!r}, but 'auto', 'unit' or 'imagenet' is wanted")
+        raise LaraArgumentError(f"convert: frames={frames!r}, but 'auto', 'unit' or 'imagenet' is expected")
     target = Path(destination).absolute()
     _check_destination(target)
     path, root = find(source, subfolder, revision, allow_pickle)
@@ -141,7 +141,7 @@ def _check_destination(target: Path) -> None:
         LaraArgumentError: there is something else.
     """
     if target.is_file():
-        raise LaraArgumentError(f"convert: the destination {target} is a file, but a folder is wanted")
+        raise LaraArgumentError(f"convert: the destination {target} is a file, but a folder is expected")
     if not target.is_dir():
         return
     held = [p for p in target.rglob("*") if not p.is_dir() and p != target / RECORD]

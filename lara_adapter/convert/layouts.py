@@ -120,7 +120,7 @@ def parse(values: Mapping[str, Any], path: Path, ignore: Collection[str] = ()) -
             section = section.get(inner)
         if not isinstance(section, Mapping):
             named = f"{part}{suffix}{'.' if inner else ''}{inner}"
-            raise AdapterFormatError(f"{path}: {named}={section!r}, but a mapping is wanted")
+            raise AdapterFormatError(f"{path}: {named}={section!r}, but a mapping is expected")
         _check_keys(section, used, f"{part}{suffix}{'.' if inner else ''}{inner}.", path, dropped, ignore)
     strange = sorted(key for key in ignore if not dropped.get(key, "").endswith("as asked for"))
     if strange:

@@ -49,7 +49,7 @@ def place_in(weights: Weights) -> Place:
     if len(found) != 1:
         what = f"{len(found)} latent action models, at {found}" if found else f"no {_CODES}"
         raise AdapterFormatError(
-            f"{weights.path} holds {what}, but one latent action model is wanted; its {len(names)} tensors begin "
+            f"{weights.path} holds {what}, but one latent action model is expected; its {len(names)} tensors begin "
             f"with {names[:3]}"
         )
     prefix = found[0]

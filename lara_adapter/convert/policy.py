@@ -47,20 +47,20 @@ def write_adapter(folder: Path, model: Model, config: LatentActionConfig, state:
         )
     head = policy.get("action_head_cfg", {})
     if not isinstance(head, dict):
-        raise AdapterFormatError(f"{policy_path}: action_head_cfg={head!r}, but a mapping is wanted")
+        raise AdapterFormatError(f"{policy_path}: action_head_cfg={head!r}, but a mapping is expected")
     tensors = weights.read(place.projector)
     weight, bias = (tensors[name] for name in place.projector)
     width = config.queries * config.latent_dim
     if weight.ndim != 2 or weight.shape[0] != width or bias.shape != (width,):
         raise AdapterFormatError(
             f"{weights.path}: {place.projector[0]} has shape {list(weight.shape)} and the bias {list(bias.shape)}, but "
-            f"[{width}, hidden width] and [{width}] are wanted"
+            f"[{width}, hidden width] and [{width}] are expected"
         )
     index = head.get("latent_motion_hidden_layer", -3)
     if isinstance(index, bool) or not isinstance(index, int) or not -place.depth - 1 <= index <= place.depth:
         raise AdapterFormatError(
             f"{policy_path}: latent_motion_hidden_layer={index!r}, but an index into {place.depth + 1} hidden "
-            "states is wanted"
+            "states is expected"
         )
     layer = index if index >= 0 else place.depth + 1 + index
     if layer == 0:
@@ -69,7 +69,9 @@ def write_adapter(folder: Path, model: Model, config: LatentActionConfig, state:
         )
     tuned = head.get("tune_latent_motion_tokenizer", True)
     if not isinstance(tuned, bool):
-        raise AdapterFormatError(f"{policy_path}: tune_latent_motion_tokenizer={tuned!r}, but true or false is wanted")
+        raise AdapterFormatError(
+            f"{policy_path}: tune_latent_motion_tokenizer={tuned!r}, but true or false is expected"
+        )
     architectures = policy.get("architectures")
     lara = LaraConfig(
         layer=layer,
@@ -98,5 +100,5 @@ def write_adapter(folder: Path, model: Model, config: LatentActionConfig, state:
 def _number(head: dict[str, Any], name: str, path: Path) -> float:
     value = head.get(name, 0.01)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise AdapterFormatError(f"{path}: {name}={value!r}, but a number is wanted")
+        raise AdapterFormatError(f"{path}: {name}={value!r}, but a number is expected")
     return float(value)

@@ -111,11 +111,11 @@ def recorded_frames(folder: Path) -> FrameRange | None:
             or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
         ):
             raise AdapterFormatError(
-                f"{path} is damaged: frames_mean, frames_std = {values}; two times three numbers are wanted"
+                f"{path} is damaged: frames_mean, frames_std = {values}; two times three numbers are expected"
             )
     mean, std = (tuple(map(float, value)) for value in values if isinstance(value, list))
     if min(std) <= 0:
-        raise AdapterFormatError(f"{path} is damaged: frames_std = {std}, but numbers > 0 are wanted")
+        raise AdapterFormatError(f"{path} is damaged: frames_std = {std}, but numbers > 0 are expected")
     return FrameRange(mean, std)  # type: ignore[arg-type]  # three each, checked above
 
 

@@ -24,7 +24,7 @@ class _Reader:
     def __init__(self, values: Any, path: str) -> None:
         if not isinstance(values, Mapping):
             where = f" has {path}={values!r}" if path else f" is a {type(values).__name__}"
-            raise AdapterFormatError(f"the official configuration{where}, but a mapping is wanted")
+            raise AdapterFormatError(f"the official configuration{where}, but a mapping is expected")
         self.values, self.path = values, path
 
     def inside(self, name: str) -> _Reader:

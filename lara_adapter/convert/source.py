@@ -46,7 +46,7 @@ def find(
         LaraArgumentError: `subfolder` leads out of the source, or the source is a file.
     """
     if subfolder is not None and (not subfolder or Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
-        raise LaraArgumentError(f"convert: subfolder={subfolder!r}, but a folder inside the source is wanted")
+        raise LaraArgumentError(f"convert: subfolder={subfolder!r}, but a folder inside the source is expected")
     path = Path(source)
     if path.is_file():
         if subfolder is not None:
@@ -105,7 +105,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise AdapterFormatError(f"{path} is not readable YAML ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict):
-        raise AdapterFormatError(f"{path} holds a YAML {type(content).__name__}, but a mapping is wanted")
+        raise AdapterFormatError(f"{path} holds a YAML {type(content).__name__}, but a mapping is expected")
     return content
 
 
@@ -135,7 +135,7 @@ class Weights:
             # a name from the file must not lead out of its folder
             if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard or shard.startswith("."):
                 raise AdapterFormatError(
-                    f"{path} places {name} in {shard!r}, but the name of a file beside it is wanted"
+                    f"{path} places {name} in {shard!r}, but the name of a file beside it is expected"
                 )
             self._where[name] = path.parent / shard
         for shard in sorted(set(self._where.values())):
@@ -164,7 +164,7 @@ class Weights:
         result = self._fetch(names)
         for name, tensor in result.items():
             if not tensor.is_floating_point():
-                raise AdapterFormatError(f"{self._where[name]}: {name} is {tensor.dtype}, but a float type is wanted")
+                raise AdapterFormatError(f"{self._where[name]}: {name} is {tensor.dtype}, but a float type is expected")
             if not torch.isfinite(tensor).all():
                 raise AdapterFormatError(
                     f"{self._where[name]}: {name} holds NaN or infinite values; the file is damaged or training diverged"
@@ -177,7 +177,7 @@ class Weights:
         for name, tensor in result.items():
             if tensor.is_floating_point() or tensor.ndim:
                 raise AdapterFormatError(
-                    f"{self._where[name]}: {name} is {tensor.dtype} {list(tensor.shape)}, but one integer is wanted"
+                    f"{self._where[name]}: {name} is {tensor.dtype} {list(tensor.shape)}, but one integer is expected"
                 )
         return result
 
@@ -235,8 +235,8 @@ def _unpickle(path: Path, allowed: bool) -> dict[str, Tensor]:
             f"{path} is truncated or holds more than tensors ({type(error).__name__}: {error}); it was not loaded"
         ) from error
     if not isinstance(content, dict):
-        raise AdapterFormatError(f"{path} holds a {type(content).__name__}, but tensors by name are wanted")
+        raise AdapterFormatError(f"{path} holds a {type(content).__name__}, but tensors by name are expected")
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise AdapterFormatError(f"{path}: {name!r} is a {type(tensor).__name__}, but tensors by name are wanted")
+            raise AdapterFormatError(f"{path}: {name!r} is a {type(tensor).__name__}, but tensors by name are expected")
     return dict(content)

@@ -136,7 +136,7 @@ def _check_names(state: Mapping[str, Tensor], wanted: set[str], layout: str) -> 
 
 def _check_shape(name: str, tensor: Tensor, shape: Shape) -> None:
     if tensor.shape != shape:
-        raise AdapterFormatError(f"{name} has shape {list(tensor.shape)}, but {list(shape)} is wanted")
+        raise AdapterFormatError(f"{name} has shape {list(tensor.shape)}, but {list(shape)} is expected")
 
 
 def official_shapes(config: LatentActionConfig) -> dict[str, Shape]:

@@ -47,10 +47,10 @@ class IndexSettings:
     def __post_init__(self) -> None:
         frames, seconds = self.gap
         if (frames is None) == (seconds is None) or not (frames or seconds or 0) > 0:
-            raise LaraArgumentError(f"gap={tuple(self.gap)}: either frames >= 1 or seconds > 0 is wanted")
+            raise LaraArgumentError(f"gap={tuple(self.gap)}: either frames >= 1 or seconds > 0 is expected")
         for name in ("cut_threshold", "still_threshold", "still_keep", "held_out"):
             if not 0 <= getattr(self, name) <= 1:
-                raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1] is wanted")
+                raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1] is expected")
 
 
 class Clip(NamedTuple):
@@ -102,7 +102,7 @@ def build_index(
         sources: what to look at.
         settings: what counts as a pair.
         folder: one file for each source is written here; any number of runs may share it. A source that was changed
-            (by size or time), or is wanted with another gap, is looked at again.
+            (by size or time), or is expected with another gap, is looked at again.
         workers: threads that decode.
         rank: number of this process.
         ranks: how many there are.

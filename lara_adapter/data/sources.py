@@ -96,7 +96,7 @@ def find_sources(
         elif folder.is_dir():
             found.extend(_below(folder, cameras, picture_fps, seen))
         else:
-            raise LaraArgumentError(f"{folder} does not exist; a folder of videos (or a video file) is wanted")
+            raise LaraArgumentError(f"{folder} does not exist; a folder of videos (or a video file) is expected")
     return found
 
 

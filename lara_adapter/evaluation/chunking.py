@@ -32,7 +32,7 @@ class ChunkExecutor:
         if execute is not None and execute < 1:
             raise LaraArgumentError(f"execute={execute}, but at least one action of a chunk must be done")
         if ensemble is not None and not 0 <= ensemble < float("inf"):
-            raise LaraArgumentError(f"ensemble={ensemble}, but a number of at least 0 is wanted")
+            raise LaraArgumentError(f"ensemble={ensemble}, but a number of at least 0 is expected")
         self.execute = 1 if execute is None and ensemble is not None else execute
         self.ensemble = ensemble
         self.reset()
@@ -57,7 +57,7 @@ class ChunkExecutor:
             LaraArgumentError: it is no chunk.
         """
         if chunk.ndim != 2 or len(chunk) == 0:
-            raise LaraArgumentError(f"chunk: [H, A] is wanted, but {list(chunk.shape)} came")
+            raise LaraArgumentError(f"chunk: [H, A] is expected, but {list(chunk.shape)} came")
         kept = [] if self.ensemble is None else [(at, old) for at, old in self._chunks if at + len(old) > self._step]
         self._chunks = [*kept, (self._step, chunk)]
         self._asked = self._step

@@ -47,7 +47,7 @@ class Environment(Protocol):
         """Begin an episode; the same seed is the same start."""
 
     def observe(self, views: Sequence[str] | None = None) -> Observation:
-        """Look. `views`: the cameras that are wanted; None: all."""
+        """Look. `views`: the cameras that are expected; None: all."""
 
     def step(self, action: NDArray[np.float32]) -> bool:
         """Do an action [action_width]; whether the task is now solved."""
@@ -155,7 +155,7 @@ class Layout:
         if isinstance(action, Mapping):
             names = self.actions or list(action)
             if set(names) - set(action):
-                raise ServingError(f"the policy's action has {sorted(action)}, but {names} is wanted")
+                raise ServingError(f"the policy's action has {sorted(action)}, but {names} is expected")
             try:
                 array = np.concatenate([np.asarray(action[name], np.float32) for name in names], axis=-1)
             except ValueError as error:
@@ -165,5 +165,5 @@ class Layout:
         if array.ndim == 3 and len(array) == 1:
             array = array[0]
         if array.ndim != 2 or len(array) == 0 or array.shape[1] != width:
-            raise ServingError(f"the policy's action has shape {list(array.shape)}, but [1, H, {width}] is wanted")
+            raise ServingError(f"the policy's action has shape {list(array.shape)}, but [1, H, {width}] is expected")
         return array

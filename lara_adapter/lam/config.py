@@ -192,7 +192,7 @@ class LatentActionConfig:
         """Return `value` in its normal form, or raise LaraArgumentError naming the field."""
 
         def refuse(wanted: str) -> LaraArgumentError:
-            return LaraArgumentError(f"LatentActionConfig: {name}={value!r}, but {wanted} is wanted")
+            return LaraArgumentError(f"LatentActionConfig: {name}={value!r}, but {wanted} is expected")
 
         if value is None and "None" in kind:
             return None
@@ -257,7 +257,7 @@ class LatentActionConfig:
         if content.get("format") != FORMAT or isinstance(version, bool) or not isinstance(version, int) or version < 1:
             raise AdapterFormatError(
                 f"{source} is no latent action model of lara_adapter: format={content.get('format')!r}, "
-                f"schema_version={version!r}, but {FORMAT!r} and an integer are wanted"
+                f"schema_version={version!r}, but {FORMAT!r} and an integer are expected"
             )
         if version > SCHEMA_VERSION:
             raise AdapterFormatError(

@@ -61,7 +61,7 @@ def quantize(
     if quantized.shape != z.shape or indices.shape[:2] != z.shape[:2]:
         raise LaraArgumentError(
             f"quantizer: {type(quantizer).__name__} maps {list(z.shape)} to {list(quantized.shape)} with indices "
-            f"{list(indices.shape)}, but the same shape and indices {list(z.shape[:2])} are wanted"
+            f"{list(indices.shape)}, but the same shape and indices {list(z.shape[:2])} are expected"
         )
     # [1] or one per stage of a residual quantiser; FSQ has none
     loss = result[2].float().sum() if len(result) > 2 else z.new_zeros(())

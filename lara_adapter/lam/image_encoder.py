@@ -46,7 +46,7 @@ def _load_backbone(name: str, revision: str | None) -> nn.Module:
         if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
             raise LaraArgumentError(
                 f"image_encoder={name!r}: its model type {content.get('model_type')!r} is code in that repository, and "
-                "such code is never run; wanted is a vision backbone that the installed transformers has"
+                "such code is never run; expected: a vision backbone that the installed transformers has"
             )
         commit = None if Path(name).is_dir() else folder.name
         # A pickle can run code on loading, and torch < 2.6 not even weights_only prevents that (CVE-2025-32434).
@@ -63,7 +63,7 @@ def _load_backbone(name: str, revision: str | None) -> nn.Module:
         raise
     except (AdapterFormatError, OSError, ValueError) as error:
         raise LaraArgumentError(
-            f"image_encoder={name!r} (revision {revision!r}) cannot be loaded: {error}. Wanted is a Hub id or a local "
+            f"image_encoder={name!r} (revision {revision!r}) cannot be loaded: {error}. Expected: a Hub id or a local "
             "folder of a vision backbone with safetensors weights; convert pickled weights with save_pretrained"
         ) from error
     # CLIP and SigLIP checkpoints hold a text tower too

@@ -193,7 +193,7 @@ class LatentActionModel(nn.Module):
             raise LaraArgumentError(
                 f"predict: latent is {list(latent.shape if isinstance(latent, Tensor) else tokens.shape)}, but "
                 f"{[present.shape[0], *self.latent_shape]} (tokens) or {[present.shape[0], self.config.queries]} "
-                "(codes) is wanted"
+                "(codes) is expected"
             )
         frame: Tensor = self.forward_dynamics(present, tokens)
         return frame.clamp(0, 1)

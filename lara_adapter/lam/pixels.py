@@ -21,11 +21,11 @@ def resize(images: Tensor, size: int) -> Tensor:
 def _prepare(name: str, frames: Tensor, size: int) -> Tensor:
     if not isinstance(frames, Tensor) or frames.ndim != 4 or frames.shape[1] != 3:
         got = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
-        raise FrameError(f"{name} is {got}, but a tensor [B, 3, H, W] is wanted")
+        raise FrameError(f"{name} is {got}, but a tensor [B, 3, H, W] is expected")
     if frames.dtype == torch.uint8:
         frames = frames.float() / 255
     elif not frames.is_floating_point():
-        raise FrameError(f"{name} is {frames.dtype}, but uint8 in [0, 255] or a float type in [0, 1] is wanted")
+        raise FrameError(f"{name} is {frames.dtype}, but uint8 in [0, 255] or a float type in [0, 1] is expected")
     return resize(frames.float(), size)
 
 
@@ -47,14 +47,14 @@ def prepare_pair(frame_t: Tensor, frame_future: Tensor, valid: Tensor | None, si
     """
     if isinstance(frame_t, Tensor) and isinstance(frame_future, Tensor) and frame_t.shape != frame_future.shape:
         raise FrameError(
-            f"frame_t is {list(frame_t.shape)} and frame_future {list(frame_future.shape)}, but equal shapes are wanted"
+            f"frame_t is {list(frame_t.shape)} and frame_future {list(frame_future.shape)}, but equal shapes are expected"
         )
     present, future = _prepare("frame_t", frame_t, size), _prepare("frame_future", frame_future, size)
     if valid is None:
         return present, future
     if valid.dtype != torch.bool or valid.shape != present.shape[:1]:
         raise FrameError(
-            f"valid is {valid.dtype} {list(valid.shape)}, but bool [{present.shape[0]}], one per pair, is wanted"
+            f"valid is {valid.dtype} {list(valid.shape)}, but bool [{present.shape[0]}], one per pair, is expected"
         )
     keep = valid[:, None, None, None]
     return torch.where(keep, present, 0.0), torch.where(keep, future, 0.0)

@@ -50,7 +50,7 @@ def frames_of_gap(gap: str | int, fps: float) -> int:
         frames = None
     if frames is None or frames < 1:
         raise LaraArgumentError(
-            f'gap={gap!r} at {fps:g} frames per second, but at least one frame ("16") or so many seconds ("0.5s") is wanted'
+            f'gap={gap!r} at {fps:g} frames per second, but at least one frame ("16") or so many seconds ("0.5s") is expected'
         )
     return frames
 
@@ -79,9 +79,9 @@ def check_settings(gap: int, batch_size: int, dtype: str) -> None:
         LaraArgumentError: a number below one, or another dtype.
     """
     if gap < 1 or batch_size < 1:
-        raise LaraArgumentError(f"gap={gap}, batch_size={batch_size}, but at least 1 is wanted")
+        raise LaraArgumentError(f"gap={gap}, batch_size={batch_size}, but at least 1 is expected")
     if dtype not in _DTYPES:
-        raise LaraArgumentError(f"dtype={dtype!r}, but one of {', '.join(_DTYPES)} is wanted")
+        raise LaraArgumentError(f"dtype={dtype!r}, but one of {', '.join(_DTYPES)} is expected")
 
 
 @torch.inference_mode()

@@ -44,7 +44,7 @@ def public_name(value: Any, what: str) -> str | None:
     if (_REPO.fullmatch(text) or _NAME.fullmatch(text)) and not Path(text).exists():
         return text
     logger.warning(
-        "model card: %s is left out: it is or looks like a local path, and a Hub id or a name is wanted", what
+        "model card: %s is left out: it is or looks like a local path, and a Hub id or a name is expected", what
     )
     return None
 

@@ -96,12 +96,12 @@ def settings(folder: Path) -> dict[str, Any]:
         )
     shapes = check_tensor_file(_weights(folder))
     if content.get("peft_type") != "LORA":
-        raise AdapterFormatError(f"{path}: peft_type is {short(content.get('peft_type'))}, but 'LORA' is wanted")
+        raise AdapterFormatError(f"{path}: peft_type is {short(content.get('peft_type'))}, but 'LORA' is expected")
     base = content.get("base_model_name_or_path")
     if content.get("auto_mapping") or content.get("megatron_core") not in (None, "megatron.core"):
         raise AdapterFormatError(f"{path} names code to import (auto_mapping or megatron_core), which is never done")
     if base is not None and not isinstance(base, str):
-        raise AdapterFormatError(f"{path}: base_model_name_or_path is {short(base)}, but a text is wanted")
+        raise AdapterFormatError(f"{path}: base_model_name_or_path is {short(base)}, but a text is expected")
     chosen = {name: content[name] for name in _KEPT if name in content}
     for name, value in chosen.items():
         if not isinstance(value, _KEPT[name]) or (isinstance(value, bool) and bool not in _KEPT[name]):

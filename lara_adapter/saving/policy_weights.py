@@ -32,7 +32,7 @@ def check_choice(save_policy: str | None) -> None:
         LaraArgumentError: neither None nor "trainable".
     """
     if save_policy not in (None, "trainable"):
-        raise LaraArgumentError(f"save_pretrained: save_policy={save_policy!r}, but None or 'trainable' is wanted")
+        raise LaraArgumentError(f"save_pretrained: save_policy={save_policy!r}, but None or 'trainable' is expected")
 
 
 def _bare(name: str) -> str:
@@ -136,7 +136,7 @@ def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     ties: Any = content.get("ties", {})
     for what, table in (("weight_map", weight_map), ("ties", ties)):
         if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-            raise AdapterFormatError(f"{path}: {what} is {short(table)}, but text to text is wanted")
+            raise AdapterFormatError(f"{path}: {what} is {short(table)}, but text to text is expected")
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         if not _SHARD.fullmatch(file):

@@ -172,7 +172,7 @@ def _table(folder: Path, files: Any) -> dict[str, str]:
     """The table of file to sha256, its names and values checked."""
     source = folder / CONFIG_FILE
     if not isinstance(files, dict):
-        raise AdapterFormatError(f"{source}: files is {short(files)}, but a table of file to sha256 is wanted")
+        raise AdapterFormatError(f"{source}: files is {short(files)}, but a table of file to sha256 is expected")
     for name, digest in files.items():
         inside(folder, name)
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):

@@ -180,7 +180,7 @@ def _from_npy(content: Any) -> NDArray[Any]:
     try:
         version = npy.read_magic(file)
         if version not in _HEADERS:
-            raise ValueError(f"version {version} of .npy; wanted is 1.0 or 2.0")
+            raise ValueError(f"version {version} of .npy; expected: 1.0 or 2.0")
         shape, fortran, dtype = _HEADERS[version](file)
     except ServingError:
         raise

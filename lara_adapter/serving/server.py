@@ -89,7 +89,7 @@ class PolicyServer:
                 f"port={port} is not in 0..65535, or max_message_bytes={max_message_bytes} is below 1024"
             )
         if api_token is not None and not (isinstance(api_token, str) and api_token):
-            raise LaraArgumentError("api_token: a string of at least one character is wanted, or None")
+            raise LaraArgumentError("api_token: a string of at least one character is expected, or None")
         self.policy, self.description = policy, description or type(policy).__name__
         self._takes_options = _takes(policy.get_action, "options")
         self._token = None if api_token is None else api_token.encode()

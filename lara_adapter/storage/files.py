@@ -268,7 +268,7 @@ def check_values(
         AdapterFormatError: one is floating point and the other is not, or a value is not finite.
     """
     if tensor.dtype.is_floating_point != wanted.dtype.is_floating_point:
-        raise AdapterFormatError(f"{source}: {name} is {tensor.dtype}, but {wanted.dtype} is wanted")
+        raise AdapterFormatError(f"{source}: {name} is {tensor.dtype}, but {wanted.dtype} is expected")
     if not tensor.dtype.is_floating_point:
         return
     values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite

@@ -59,7 +59,7 @@ def download(repo_id: str, revision: str | None, patterns: Sequence[str], what: 
     from huggingface_hub import snapshot_download
 
     if not is_repo_id(repo_id):
-        raise AdapterFormatError(f"{repo_id!r} is no folder here and no Hub id; wanted is a folder, or 'user/name'")
+        raise AdapterFormatError(f"{repo_id!r} is no folder here and no Hub id; expected: a folder, or 'user/name'")
     with explained(repo_id, revision, "load"):
         for left in reversed(range(_TRIES)):
             try:
@@ -160,7 +160,9 @@ def check_target(repo_id: str, revision: str | None) -> None:
         LaraArgumentError: `repo_id` is no id, or `revision` is a commit.
     """
     if not is_repo_id(repo_id):
-        raise LaraArgumentError(f"push_to_hub: repo_id={repo_id!r}, but 'user/name' is wanted (letters, digits, . _ -)")
+        raise LaraArgumentError(
+            f"push_to_hub: repo_id={repo_id!r}, but 'user/name' is expected (letters, digits, . _ -)"
+        )
     if revision is not None and COMMIT.fullmatch(revision):
         raise LaraArgumentError(f"push_to_hub: revision={revision!r} is a commit, which cannot change; name a branch")
 

@@ -54,7 +54,7 @@ def parse_json(data: bytes, source: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise AdapterFormatError(f"{source} is not readable JSON ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict):
-        raise AdapterFormatError(f"{source} holds a JSON {type(content).__name__}, but an object is wanted")
+        raise AdapterFormatError(f"{source} holds a JSON {type(content).__name__}, but an object is expected")
     return content
 
 
@@ -137,7 +137,7 @@ def check_tensor_file(path: Path) -> dict[str, tuple[int, ...]]:
         raise AdapterFormatError(f"{path} cannot be read ({error})") from error
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise AdapterFormatError(f"{path}: __metadata__ is {short(metadata)}, but text to text is wanted")
+        raise AdapterFormatError(f"{path}: __metadata__ is {short(metadata)}, but text to text is expected")
     places, shapes = [], {}
     for name, entry in header.items():
         begin, end, shapes[name] = _entry(path, name, entry)
@@ -174,7 +174,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, tuple[int, ...]
         return AdapterFormatError(f"{path}: tensor {short(name)}: {why}")
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise wrong(f"{short(entry)}, but dtype, shape and data_offsets are wanted")
+        raise wrong(f"{short(entry)}, but dtype, shape and data_offsets are expected")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise wrong(f"unknown dtype {short(dtype)}")

@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("av")
 
+from helpers.videos import number_of, numbered, png, square, write_video
 from test_video import FORMATS
-from videos import number_of, numbered, png, square, write_video
 
 from lara_adapter import DatasetError
 from lara_adapter.data import IndexSettings, PairStream, Source, build_index

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("av")
 
-from videos import numbered, square, still, write_video
+from helpers.videos import numbered, square, still, write_video
 
 from lara_adapter import LaraArgumentError
 from lara_adapter.data import IndexSettings, Source, build_index

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("av")
 
-from videos import numbered, square, write_audio, write_video
+from helpers.videos import numbered, square, write_audio, write_video
 
 import lara_adapter.data.seen as seen_module
 from lara_adapter import LaraArgumentError

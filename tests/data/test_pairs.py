@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("av")
 
-from videos import number_of, numbered, write_video
+from helpers.videos import number_of, numbered, write_video
 
 import lara_adapter.data.pairs as pairs_module
 from lara_adapter import LaraArgumentError

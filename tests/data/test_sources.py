@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("av")
 
-from videos import number_of, numbered, png, write_v21, write_v30, write_v30_pictures, write_video
+from helpers.videos import number_of, numbered, png, write_v21, write_v30, write_v30_pictures, write_video
 
 from lara_adapter import AdapterFormatError, LaraArgumentError
 from lara_adapter.data import IndexSettings, build_index, find_sources

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("av")
 
-from videos import abandon_decoders, number_of, numbered, png, square, write_audio, write_video
+from helpers.videos import abandon_decoders, number_of, numbered, png, square, write_audio, write_video
 
 from lara_adapter import FrameError
 from lara_adapter.data import Source

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
 
 
 @pytest.fixture(scope="session")
 def gl() -> str:
     pytest.importorskip("metaworld", reason="Meta-World is not installed (extra demo)")
-    from metaworld_sim import GLMissing, find_gl
+    from examples.metaworld_sim import GLMissing, find_gl
 
     before = os.environ.get("MUJOCO_GL")
     try:

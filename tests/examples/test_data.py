@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from metaworld_sim import FRAME_SKIP, Distractors, Episode, GLMissing, add_distractors, find_gl
-from quickstart_data import HORIZON, _table, batches, distractor_seeds, load_table
+
+from examples.demo.data import HORIZON, _table, batches, distractor_seeds, load_table
+from examples.metaworld_sim import FRAME_SKIP, Distractors, Episode, GLMissing, add_distractors, find_gl
 
 
 def make_episode(length: int, value: int, success: bool = True) -> Episode:

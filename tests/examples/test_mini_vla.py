@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mini_vla import DiTBlock, MiniVLA, MiniVLAConfig
 
+from examples.mini_vla import DiTBlock, MiniVLA, MiniVLAConfig
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quickstart_probe import r2_interval, ridge_probe
 
+from examples.demo.probe import r2_interval, ridge_probe
 from lara_adapter.evaluation import wilson_interval
 
 

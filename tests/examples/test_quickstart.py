@@ -24,7 +24,7 @@ def run_quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_flags_change_the_preset():
-    from quickstart import PRESETS, read_settings
+    from examples.demo.__main__ import PRESETS, read_settings
 
     assert read_settings([]) == PRESETS["demo"]
     assert read_settings(["--preset", "smoke"]) == PRESETS["smoke"]
@@ -34,7 +34,7 @@ def test_flags_change_the_preset():
 
 
 def test_all_arms_differ_in_lara_alone():
-    from quickstart import PRESETS
+    from examples.demo.__main__ import PRESETS
 
     arms = PRESETS["demo"].arms()
     assert arms["dit_only"] is None

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
-from mini_vla import MiniVLA
-from refine_codes import (
+from test_mini_vla import make_batch
+
+from examples.mini_vla import MiniVLA
+from examples.refine_lam.codes import (
     code_action_information,
     encode,
     held_out_information,
@@ -15,8 +17,6 @@ from refine_codes import (
     permuted_information,
     plug_in_information,
 )
-from test_mini_vla import make_batch
-
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 
 

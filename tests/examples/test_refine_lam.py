@@ -37,7 +37,7 @@ def finish(*arguments: str) -> str:
 
 
 def test_flags_change_the_preset():
-    from refine_lam import PRESETS, read_settings
+    from examples.refine_lam.__main__ import PRESETS, read_settings
 
     assert read_settings([]) == PRESETS["quick"]
     assert read_settings(["--preset", "smoke"]) == PRESETS["smoke"]
@@ -50,15 +50,15 @@ def test_flags_change_the_preset():
     "wrong", [{"seeds": ()}, {"seeds": (1, 1)}, {"labelled": 0}, {"execute": 17}, {"seeds": (-1,)}]
 )
 def test_senseless_settings_are_refused(wrong):
-    from refine_settings import Settings
+    from examples.refine_lam.settings import Settings
 
     with pytest.raises(ValueError, match=f"--{next(iter(wrong))}"):
         Settings(**wrong)
 
 
 def test_all_arms_of_a_seed_share_everything_but_the_lam():
-    from refine_settings import PRESETS
-    from refine_stages import Jobs
+    from examples.refine_lam.settings import PRESETS
+    from examples.refine_lam.stages import Jobs
 
     jobs = Jobs(PRESETS["quick"], 5, distractors=True)
     joint = [jobs.joint(alignment, [Path("d")], Path("l")).settings for alignment in ("cosine", "contrastive")]

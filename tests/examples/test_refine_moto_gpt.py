@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from refine_moto_gpt import MotoGPT, MotoGPTConfig
-from refine_moto_train import code_scores, optimise
+
+from examples.refine_lam.moto_gpt import MotoGPT, MotoGPTConfig
+from examples.refine_lam.moto_train import code_scores, optimise
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "codes": 4, "codebook_size": 12}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quickstart_data import _table, load_table
-from quickstart_probe import ridge_probe
-from refine_pseudo_labels import (
+from test_data import make_episode
+
+from examples.demo.data import _table, load_table
+from examples.demo.probe import ridge_probe
+from examples.refine_lam.pseudo_labels import (
     UNLABELLED,
     WithoutState,
     decode_actions,
@@ -15,8 +17,6 @@ from refine_pseudo_labels import (
     probe_rows,
     train_on_labels,
 )
-from test_data import make_episode
-
 from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.storage.files import read_json
 

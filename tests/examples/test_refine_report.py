@@ -9,11 +9,15 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-import refine_report as report
-import refine_results as results
-from refine_settings import PRESETS
-from refine_statistics import difference_interval, interval_of_mean, over_demonstrations, paired_bootstrap, t_quantile
-
+from examples.refine_lam import report, results
+from examples.refine_lam.settings import PRESETS
+from examples.refine_lam.statistics import (
+    difference_interval,
+    interval_of_mean,
+    over_demonstrations,
+    paired_bootstrap,
+    t_quantile,
+)
 from lara_adapter.evaluation import wilson_interval
 
 SETTINGS = PRESETS["smoke"]

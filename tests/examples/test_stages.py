@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import stage_jobs
-from quickstart_stages import Job, StageFailed, run_jobs
+from helpers import stage_jobs
+
+from examples.demo.stages import Job, StageFailed, run_jobs
 
 
 def make_job(name: str, log: Path, **settings) -> Job:

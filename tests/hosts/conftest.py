@@ -2,10 +2,8 @@
 
 import os
 import sys
-from pathlib import Path
 
 # ranks.py: functions on two gloo ranks
-sys.path.append(str(Path(__file__).parents[1] / "training_setups"))
 
 checkout = os.environ.get("LARA_GR00T_SRC")
 if checkout:

@@ -22,10 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import parity_official as parity
-
+from benchmarks.parity import official as parity
 from lara_adapter import FramePair, LatentActionModel, load_lara
 from lara_adapter.convert import convert_checkpoint
 from lara_adapter.convert import state as mapping

@@ -26,7 +26,6 @@ pytest.importorskip(
     exc_type=ImportError,
 )
 
-import gr00t_tiny
 from gr00t.configs.data.embodiment_configs import MODALITY_CONFIGS
 from gr00t.data.dataset import sharded_mixture_dataset
 from gr00t.data.embodiment_tags import EmbodimentTag
@@ -43,6 +42,7 @@ from lara_adapter.integrations.gr00t import (
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
+from examples import gr00t_tiny
 from lara_adapter import AttachOrderError, FrameError, LaraArgumentError, LatentActionModel, attach_lara
 
 TAG, OTHER = "new_embodiment", "oxe_widowx"  # 16 steps, and 8 steps; both padded to the model's 50

@@ -21,7 +21,6 @@ pytest.importorskip(
     exc_type=ImportError,
 )
 
-import gr00t_tiny
 import tyro
 from gr00t.configs.data.embodiment_configs import MODALITY_CONFIGS
 from gr00t.configs.finetune_config import FinetuneConfig
@@ -29,6 +28,7 @@ from gr00t.experiment import experiment
 from lara_adapter.integrations.gr00t import export_policy
 from safetensors.torch import load_file
 
+from examples import gr00t_tiny
 from lara_adapter import LaraArgumentError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gr00t_posttrain.py"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,17 +14,15 @@ pytest.importorskip(
 )
 pytest.importorskip("zmq", reason="the extra serve is not installed: pip install pyzmq msgpack")
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
-
-import gr00t_tiny
 from gr00t.configs.data.embodiment_configs import MODALITY_CONFIGS
 from gr00t.data.types import ActionConfig, ActionFormat, ActionRepresentation, ActionType
 from gr00t.data.types import ModalityConfig as TheirModalityConfig
 from gr00t.policy import server_client as theirs
 from gr00t.policy.policy import BasePolicy
+from helpers.serving_policies import serving
 from lara_adapter.integrations.served import open_served
-from serving_policies import serving
 
+from examples import gr00t_tiny
 from lara_adapter import LatentActionModel, PolicySourceError, ServingError, ServingTimeout, attach_lara
 from lara_adapter.serving import ModalityConfig, PolicyClient, pack, unpack
 

@@ -65,8 +65,9 @@ def test_gr00t_trained_on_its_projector_alone_is_warned_of(gr00t_folder):
 def test_gr00t_with_weights_and_as_attach_lara_sees_it(gr00t_folder):
     import torch
     from gr00t.model.gr00t_n1d6.gr00t_n1d6 import Gr00tN1d6
-    from gr00t_tiny import tiny_backbone, tiny_config
-    from toys import OwnLam
+    from helpers.toys import OwnLam
+
+    from examples.gr00t_tiny import tiny_backbone, tiny_config
 
     with tiny_backbone():
         Gr00tN1d6(tiny_config()).save_pretrained(gr00t_folder)
@@ -139,7 +140,7 @@ def multi_task_dit(tmp_path):
 
 
 def test_lerobot_multi_task_dit_as_attach_lara_sees_it(multi_task_dit):
-    from toys import OwnLam
+    from helpers.toys import OwnLam
 
     report = describe_policy(open_policy(multi_task_dit), OwnLam(), -1)
     assert (report.family, report.depth, report.width) == ("lerobot-multi-task-dit", 3, 32)

@@ -11,11 +11,11 @@ from torch import nn
 
 pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerobot")
 
+from helpers.lerobot_tiny import POLICIES, make_batch, make_policy
+from helpers.toys import OwnLam
 from lara_adapter.integrations.lerobot import stock_saves
 from lara_adapter.integrations.lerobot.checkpoints import DataSettings, find_adapter, save_beside
-from lerobot_tiny import POLICIES, make_batch, make_policy
 from safetensors.torch import load_file
-from toys import OwnLam
 
 from lara_adapter import (
     AdapterFormatError,

@@ -10,11 +10,11 @@ import torch
 pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerobot")
 pytest.importorskip("datasets", reason="LeRobot's datasets are not installed: make test-lerobot")
 
+from helpers.lerobot_disk import FPS, LENGTHS, PIXELS, TOP, WRIST, make_dataset, open_dataset, read_picture
+from helpers.toys import SIZE, OwnLam
 from lara_adapter.integrations.lerobot import LaraDataset
 from lara_adapter.integrations.lerobot.dataset import FRAMES, VALID
 from lerobot.datasets import EpisodeAwareSampler
-from lerobot_disk import FPS, LENGTHS, PIXELS, TOP, WRIST, make_dataset, open_dataset, read_picture
-from toys import SIZE, OwnLam
 
 from lara_adapter import LaraArgumentError, attach_lara
 
@@ -179,7 +179,7 @@ def test_refusals(roots):
     refused("horizon=0", horizon=0)
     refused("the longest episode has 20: no pair would be valid", horizon=20)
     refused("size=", size=(0, 5))
-    refused("is a Subset, but a LeRobotDataset is wanted", torch.utils.data.Subset(plain, [0]))
+    refused("is a Subset, but a LeRobotDataset is expected", torch.utils.data.Subset(plain, [0]))
     two.meta.features[WRIST]["shape"] = (8, 8, 3)
     refused("cameras of different shapes.*pass size=", two, camera="all")
 
@@ -194,7 +194,7 @@ def test_streaming_is_refused(roots):
 
 def test_smolvla_sees_the_present(roots, monkeypatch):
     """Given [t, t + C] under the camera's own key SmolVLA takes the last one, the future, and says nothing."""
-    from lerobot_tiny import make_policy
+    from helpers.lerobot_tiny import make_policy
 
     policy = make_policy("smolvla")
     seen = []

@@ -54,7 +54,7 @@ def posttrain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> tuple[Path, str]:
     """The output folder of a smoke run, and what it printed."""
-    from metaworld_sim import GLMissing, find_gl
+    from examples.metaworld_sim import GLMissing, find_gl
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL", ""))  # find_gl sets it; put back what was there

@@ -9,13 +9,13 @@ import torch
 pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerobot")
 pytest.importorskip("datasets", reason="LeRobot's datasets are not installed: make test-lerobot")
 
+from helpers.lerobot_disk import LENGTHS, TOP, WRIST, make_dataset, open_dataset
+from helpers.videos import abandon_decoders
 from lerobot.datasets.aggregate import aggregate_datasets
 from lerobot.datasets.compute_stats import aggregate_stats, get_feature_stats
 from lerobot.datasets.dataset_tools import delete_episodes
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.feature_utils import dataset_to_policy_features
-from lerobot_disk import LENGTHS, TOP, WRIST, make_dataset, open_dataset
-from videos import abandon_decoders
 
 from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.lam.label import label_dataset

@@ -9,9 +9,8 @@ import pytest
 
 pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerobot")
 
-import overhead_hosts
-import step_overhead
-from overhead_hosts import FULL
+from benchmarks.speed import overhead_hosts, step_overhead
+from benchmarks.speed.overhead_hosts import FULL
 
 
 def default_config(name: str):

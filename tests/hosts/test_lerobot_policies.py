@@ -15,9 +15,9 @@ from torch import nn
 
 pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerobot")
 
-import lerobot_tiny
-from lerobot_tiny import FRAMES, HORIZON, POLICIES, make_batch, make_policy
-from toys import SIZE, OwnLam
+from helpers import lerobot_tiny
+from helpers.lerobot_tiny import FRAMES, HORIZON, POLICIES, make_batch, make_policy
+from helpers.toys import SIZE, OwnLam
 
 from lara_adapter import FrameError, LaraAdapter, LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.policies import find_spec
@@ -322,7 +322,7 @@ def _share(rank: int, name: str) -> dict:
 
 @pytest.mark.parametrize("name", ["pi05", "vla_jepa"])
 def test_ddp_gradients_are_the_mean_over_ranks(name):
-    from ranks import run_ranks
+    from helpers.ranks import run_ranks
 
     alone = []
     for rank in range(2):

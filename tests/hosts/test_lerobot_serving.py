@@ -16,16 +16,14 @@ pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerob
 pytest.importorskip("zmq", reason="the extra serve is not installed: pip install pyzmq msgpack")
 pytest.importorskip("msgpack", reason="the extra serve is not installed: pip install pyzmq msgpack")
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
-
+from helpers.lerobot_processors import tiny_processors
+from helpers.lerobot_tiny import ACTION, CAMERA, POLICIES, STATE, make_batch, make_policy
+from helpers.serving_policies import serving
+from helpers.toys import OwnLam
 from lara_adapter.integrations.lerobot import stock_saves
 from lara_adapter.integrations.lerobot.serve import LeRobotPolicy, load_stock
 from lara_adapter.integrations.served import open_served
 from lerobot.policies.factory import make_pre_post_processors
-from lerobot_processors import tiny_processors
-from lerobot_tiny import ACTION, CAMERA, POLICIES, STATE, make_batch, make_policy
-from serving_policies import serving
-from toys import OwnLam
 
 from lara_adapter import PolicySourceError, ServingError, attach_lara
 from lara_adapter.serving import PolicyClient
@@ -235,7 +233,7 @@ def test_a_policy_with_lora_is_served_on_its_base(tmp_path):
         ({"state": {"hand": np.zeros((2, 1, 4), np.float32)}}, r"missing; there is \['hand'\]"),
         ({"state": {"state": np.full((2, 1, 4), np.nan, np.float32)}}, "NaN"),
         ({"language": {"task": ["push"]}}, r"must hold \[str\] for each of 2"),
-        ({"state": {"state": np.zeros((3, 1, 4), np.float32)}}, r"one batch size is wanted, .*'cam': 2, 'state': 3"),
+        ({"state": {"state": np.zeros((3, 1, 4), np.float32)}}, r"one batch size is expected, .*'cam': 2, 'state': 3"),
         ({"state": None}, 'the maps "video", "state" and "language"'),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -21,14 +21,14 @@ pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerob
 pytest.importorskip("datasets", reason="LeRobot's datasets are not installed: make test-lerobot")
 pytest.importorskip("accelerate", reason="accelerate, which lerobot-train needs, is not installed: make test-lerobot")
 
+from helpers.lerobot_disk import TOP, WRIST, make_dataset
+from helpers.lerobot_processors import tiny_processors
+from helpers.lerobot_tiny import CAMERA, HORIZON, POLICIES, clip_folder, make_policy
 from lara_adapter.integrations.lerobot import train as launcher
 from lara_adapter.integrations.lerobot.checkpoints import DataSettings
 from lara_adapter.integrations.lerobot.options import parse_options
 from lara_adapter.integrations.served import open_served
 from lerobot.scripts import lerobot_train
-from lerobot_disk import TOP, WRIST, make_dataset
-from lerobot_processors import tiny_processors
-from lerobot_tiny import CAMERA, HORIZON, POLICIES, clip_folder, make_policy
 from safetensors.torch import load_file
 
 from lara_adapter import (

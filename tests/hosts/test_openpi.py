@@ -12,9 +12,9 @@ from torch import nn
 
 pytest.importorskip("openpi", reason="openpi is not installed: make test-openpi")
 
-import openpi_disk  # noqa: F401  # before openpi is imported
-import openpi_tiny
 import safetensors.torch
+from helpers import openpi_disk  # noqa: F401  # before openpi is imported
+from helpers.toys import SIZE, OwnLam
 from lara_adapter.integrations.openpi import (
     OpenpiLaraSettings,
     attach,
@@ -22,9 +22,9 @@ from lara_adapter.integrations.openpi import (
     observation_frames,
     save_policy,
 )
-from openpi_tiny import HORIZON, make_batch
-from toys import SIZE, OwnLam
 
+from examples import openpi_tiny
+from examples.openpi_tiny import HORIZON, make_batch
 from lara_adapter import FrameError, LaraArgumentError, LatentActionConfig, LatentActionModel, attach_lara, load_lara
 from lara_adapter.policies import find_spec
 
@@ -409,7 +409,7 @@ def _on_a_rank(rank: int, name: str, static_graph: bool) -> dict[str, torch.Tens
 def test_ddp_gradients_are_the_mean_over_ranks(name, static_graph):
     """As openpi wraps it: unused parameters are looked for, and from 8 ranks on the graph is static. The pairs of one rank
     are all invalid."""
-    from ranks import run_ranks
+    from helpers.ranks import run_ranks
 
     alone = []
     for rank in range(2):

@@ -12,14 +12,14 @@ import torch
 pytest.importorskip("openpi", reason="openpi is not installed: make test-openpi")
 pytest.importorskip("datasets", reason="LeRobot's datasets are not installed: make test-openpi")
 
-import openpi_disk
-import openpi_tiny
+from helpers import openpi_disk
 from lara_adapter.integrations.openpi import FramePlan, create_data_loader, observation_frames
 from openpi.models.model import Observation
 from openpi.training import config as configs
 from openpi.training import data_loader as host
-from openpi_tiny import FPS, HORIZON, IMAGE_SIZE
 
+from examples import openpi_tiny
+from examples.openpi_tiny import FPS, HORIZON, IMAGE_SIZE
 from lara_adapter import FrameError, LaraArgumentError
 
 LENGTHS = [24, 25, 26, 27]
@@ -191,7 +191,7 @@ def test_a_resized_pair_keeps_its_colours(folder):
         ({"horizon": 27}, r"horizon=27 steps, but the longest episode has 27"),
         ({"horizon": 0}, "horizon=0, but an integer >= 1"),
         ({"size": 2.5}, r"size=2\.5"),
-        ({"cameras": ["image", "image"]}, "different ones are wanted"),
+        ({"cameras": ["image", "image"]}, "different ones are expected"),
     ],
 )
 def test_mistakes_are_named(folder, plan, words):

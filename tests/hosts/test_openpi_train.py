@@ -14,14 +14,14 @@ import torch
 pytest.importorskip("openpi", reason="openpi is not installed: make test-openpi")
 pytest.importorskip("datasets", reason="LeRobot's datasets are not installed: make test-openpi")
 
-import openpi_disk
-import openpi_tiny
 import safetensors.torch
+from helpers import openpi_disk
 from lara_adapter.integrations.openpi import OpenpiLaraSettings, find_training_script, lara_training, run
 from lara_adapter.integrations.openpi.script import load_training_script
 from openpi.models_pytorch import pi0_pytorch as models
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from examples import openpi_tiny
 from lara_adapter import AttachOrderError, HostNotInstalled, LaraError, LatentActionModel
 
 ROOT = Path(__file__).parents[2]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import parity_official as parity
+from benchmarks.parity import official as parity
 
 SOURCE = os.environ.get("LARA_OFFICIAL_SRC")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from helpers.toys import DitPolicy, make_batch
 from huggingface_hub import constants
-from toys import DitPolicy, make_batch
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara
 from lara_adapter.storage.files import read_tensors, write_tensors

@@ -112,8 +112,8 @@ def test_a_repository_of_something_else(hub, client):
 
 @pytest.mark.parametrize("repo", ["name", "a b/c", "alice/x--y", "alice/..", "-/x"])
 def test_ids_that_are_none(hub, client, repo):
-    fails(client, "push", "repo_id=", "'user/name' is wanted", name="a", repo=repo, error="LaraArgumentError")
-    fails(client, "push_lam", "'user/name' is wanted", name="lam", repo=repo, error="LaraArgumentError")
+    fails(client, "push", "repo_id=", "'user/name' is expected", name="a", repo=repo, error="LaraArgumentError")
+    fails(client, "push_lam", "'user/name' is expected", name="lam", repo=repo, error="LaraArgumentError")
     fails(client, "load", "no Hub id", name="b", repo=repo, error="AdapterFormatError")
     assert hub.seen == []
 

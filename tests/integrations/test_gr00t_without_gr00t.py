@@ -246,7 +246,7 @@ def test_the_example_says_how_to_install_gr00t_and_exits_with_2():
 
 
 def test_settings_attach_and_cache(tmp_path):
-    from toys import DitPolicy, OwnLam
+    from helpers.toys import DitPolicy, OwnLam
 
     policy = DitPolicy()
     lara = LaraSettings(layer=-1, alignment="contrastive", temperature=0.2, train_lam=False).attach(policy, OwnLam())

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.toys import DitPolicy, OwnLam, make_batch
 from lara_adapter.integrations.openpi import (
     FramePlan,
     KeepFrames,
@@ -28,7 +29,6 @@ from lara_adapter.integrations.openpi import (
 )
 from lara_adapter.integrations.openpi.checkpoints import CheckpointFiles, latest_checkpoint
 from safetensors.torch import load_file, save_model
-from toys import DitPolicy, OwnLam, make_batch
 
 from lara_adapter import (
     AttachOrderError,
@@ -100,7 +100,7 @@ def test_a_camera_without_a_pair_is_refused():
         ({"horizon": 0}, "horizon=0, but an integer >= 1"),
         ({"horizon": True}, "horizon=True"),
         ({"size": None}, "size=None"),
-        ({"cameras": ["a", "a"]}, "different ones are wanted"),
+        ({"cameras": ["a", "a"]}, "different ones are expected"),
     ],
 )
 def test_a_plan_that_cannot_be(arguments, words):
@@ -196,7 +196,7 @@ def test_the_defaults_are_the_papers_for_pi05():
 
 
 def test_another_policy_is_refused():
-    with pytest.raises(LaraArgumentError, match="policy is a DitPolicy, but openpi's PI0Pytorch is wanted"):
+    with pytest.raises(LaraArgumentError, match="policy is a DitPolicy, but openpi's PI0Pytorch is expected"):
         attach(DitPolicy(), OwnLam())
 
 

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("av")
 pytest.importorskip("pyarrow")
 
-import disk_datasets as disk
+from helpers import disk_datasets as disk
 from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
@@ -151,7 +151,7 @@ def test_videos_of_one_name_in_two_folders_are_told_apart(models, tmp_path):
 
 def test_refusals(models, data, tmp_path):
     for frames, message in (
-        (["9:0"], "not this one"), (["x"], '"CLIP:FRAME" or "FRAME" is wanted'), (["-1:2"], '"CLIP:FRAME" or "FRAME"'),
+        (["9:0"], "not this one"), (["x"], '"CLIP:FRAME" or "FRAME" is expected'), (["-1:2"], '"CLIP:FRAME" or "FRAME"'),
         (["1:7"], "episode 1 has no frame 10, which is 3 after frame 7"),
     ):  # fmt: skip
         with pytest.raises(LaraArgumentError, match=message):
@@ -185,5 +185,5 @@ def test_the_command(models, data, tmp_path, capsys):
     assert cli.main([*arguments, "--pairs", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["models"][0]["model"] == "lam"
     assert cli.main([*arguments[:3], "--gap", "3", "--output", str(tmp_path / "out/attention.png")]) == 2
-    assert "is a file, but a folder is wanted" in capsys.readouterr().err
+    assert "is a file, but a folder is expected" in capsys.readouterr().err
     assert cli.main([*arguments, "--frames", "7:0"]) == 2

@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 import torch
-from ranks import run_ranks
+from helpers.ranks import run_ranks
+from helpers.toys import DitPolicy, make_batch
 from test_encoders import REST, mae
-from toys import DitPolicy, make_batch
 
 from lara_adapter import AdapterFormatError, LaraArgumentError, LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.lam.image_encoder import describe_image_encoder

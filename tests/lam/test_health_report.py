@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("av")
 pytest.importorskip("pyarrow")
 
-import disk_datasets as disk
+from helpers import disk_datasets as disk
 from test_model import small, trained_tiny
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionConfig, LatentActionModel, cli

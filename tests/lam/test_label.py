@@ -19,8 +19,8 @@ pytest.importorskip("av")
 pytest.importorskip("pyarrow")
 
 import av
-import disk_datasets as disk
 import pyarrow.parquet as pq
+from helpers import disk_datasets as disk
 from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli

@@ -20,11 +20,12 @@ pytest.importorskip("av")
 pytest.importorskip("accelerate")
 pytest.importorskip("tqdm")
 
-from videos import square, write_v30, write_video
+from helpers.videos import square, write_v30, write_video
 
 from lara_adapter import LaraArgumentError, LatentActionConfig, LatentActionModel, NonFiniteError, cli
 from lara_adapter.data.video import decode_all
-from lara_adapter.lam.pretrain import PretrainSettings, pretrain_lam, rate_at
+from lara_adapter.lam.pretrain import PretrainSettings, pretrain_lam
+from lara_adapter.lam.pretrain.run import rate_at
 from lara_adapter.storage.files import read_tensors
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ pytest.importorskip("tyro")
 pytest.importorskip("zmq")
 pytest.importorskip("msgpack")
 
+from helpers.serving_policies import ROOT, serving
+from helpers.toys import OwnLam, make_batch
 from lara_adapter.integrations.served import open_served
-from serving_policies import ROOT, serving
-from toys import OwnLam, make_batch
 
 from lara_adapter import LaraArgumentError, PolicySourceError, ServingError, attach_lara, cli
 from lara_adapter.cli.serve import read_token
@@ -108,8 +108,8 @@ def test_the_token_is_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_policy_post_trained_with_lara_is_served_by_a_process_that_holds_no_lara(tmp_path):
     """The demo's policy: trained for a step with LARA, saved as the demo saves it, served by the command."""
-    from mini_vla import MiniVLA
-    from served_policies import ServedMiniVLA
+    from examples.mini_vla import MiniVLA
+    from examples.served_policies import ServedMiniVLA
 
     policy = MiniVLA().train()
     lara = attach_lara(policy, OwnLam())

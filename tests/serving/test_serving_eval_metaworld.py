@@ -16,7 +16,7 @@ pytest.importorskip("tyro")
 pytest.importorskip("zmq")
 pytest.importorskip("msgpack")
 
-from serving_policies import ROOT
+from helpers.serving_policies import ROOT
 
 pytestmark = [pytest.mark.gl, pytest.mark.slow]
 POLICIES = ROOT / "examples" / "served_policies.py"

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("msgpack")
 pytest.importorskip("zmq")
 
+from helpers.serving_policies import serving
 from lara_adapter.integrations.simulators import open_simulator
-from serving_policies import serving
 
 from lara_adapter import HostNotInstalled, LaraArgumentError, ServingError
 from lara_adapter.evaluation import ChunkExecutor, Observation, Rollouts, wilson_interval
@@ -75,7 +75,7 @@ def test_chunks_that_cannot_be():
     for arguments in ({"execute": 0}, {"ensemble": -1.0}, {"ensemble": float("nan")}):
         with pytest.raises(LaraArgumentError):
             ChunkExecutor(**arguments)
-    with pytest.raises(LaraArgumentError, match=r"\[H, A\] is wanted"):
+    with pytest.raises(LaraArgumentError, match=r"\[H, A\] is expected"):
         ChunkExecutor().add(np.zeros(3, np.float32))
     with pytest.raises(LaraArgumentError, match="no chunk"):
         ChunkExecutor().next()
@@ -132,9 +132,9 @@ def test_names_history_and_order_are_the_policys():
 @pytest.mark.parametrize(
     ("action", "said"),
     [
-        ({"a": np.zeros((1, 2, 3))}, r"has \['a'\], but \['b', 'a'\] is wanted"),
+        ({"a": np.zeros((1, 2, 3))}, r"has \['a'\], but \['b', 'a'\] is expected"),
         ({"a": np.zeros((1, 2, 1)), "b": np.zeros((1, 3, 1))}, "do not fit together"),
-        ({"a": np.zeros((1, 2, 1)), "b": np.zeros((1, 2, 1))}, r"shape \[2, 2\], but \[1, H, 3\] is wanted"),
+        ({"a": np.zeros((1, 2, 1)), "b": np.zeros((1, 2, 1))}, r"shape \[2, 2\], but \[1, H, 3\] is expected"),
         (np.zeros((2, 2, 3)), r"shape \[2, 2, 3\]"),
         (np.zeros((0, 3)), r"shape \[0, 3\]"),
     ],

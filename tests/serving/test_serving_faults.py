@@ -20,7 +20,7 @@ pytest.importorskip("zmq")
 
 import psutil
 import zmq
-from serving_policies import Bare, Echo, observation, process, serving
+from helpers.serving_policies import Bare, Echo, observation, process, serving
 from test_serving_protocol import HARMFUL, RECORDED
 
 from lara_adapter import ServingError, ServingTimeout

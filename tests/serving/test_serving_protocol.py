@@ -17,7 +17,7 @@ pytest.importorskip("msgpack")
 pytest.importorskip("zmq")
 
 import msgpack
-import record_bytes
+from helpers import record_bytes
 
 from lara_adapter import ServingError
 from lara_adapter.serving import ModalityConfig, pack, unpack

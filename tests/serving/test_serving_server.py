@@ -13,7 +13,7 @@ pytest.importorskip("msgpack")
 pytest.importorskip("zmq")
 
 import zmq
-from serving_policies import ROOT, Bare, Echo, observation, serving
+from helpers.serving_policies import ROOT, Bare, Echo, observation, serving
 from test_serving_protocol import RECORDED, same
 
 from lara_adapter import HostNotInstalled, LaraArgumentError, ServingError

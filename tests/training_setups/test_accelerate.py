@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import build
-from toys import gradients, make_batch
+from helpers.models import build
+from helpers.toys import gradients, make_batch
 
 from lara_adapter import AttachOrderError, attach_lara
 
@@ -70,8 +70,8 @@ def test_accumulate_equals_one_large_step():
 
 
 def test_attaching_after_prepare_is_refused_with_the_order():
-    from models import FixedDit
-    from toys import OwnLam
+    from helpers.models import FixedDit
+    from helpers.toys import OwnLam
 
     policy = accelerator_of(mixed_precision="bf16").prepare(FixedDit())
     with pytest.raises(AttachOrderError, match=r"order: attach_lara, optimizer, accelerator\.prepare"):

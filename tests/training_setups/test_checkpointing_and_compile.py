@@ -6,8 +6,8 @@ import contextlib
 
 import pytest
 import torch
-from models import FixedDit, build
-from toys import OwnLam, gradients, make_batch
+from helpers.models import FixedDit, build
+from helpers.toys import OwnLam, gradients, make_batch
 
 from lara_adapter import AttachOrderError, TapNeverFired, attach_lara
 

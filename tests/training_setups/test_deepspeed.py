@@ -10,9 +10,9 @@ import sys
 
 import pytest
 import torch
-from models import FixedDit, build
-from ranks import restart_ranks, run_ranks
-from toys import make_batch
+from helpers.models import FixedDit, build
+from helpers.ranks import restart_ranks, run_ranks
+from helpers.toys import make_batch
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara
 from lara_adapter.lam.image_encoder import describe_image_encoder

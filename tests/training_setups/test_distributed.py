@@ -7,11 +7,11 @@ import re
 
 import pytest
 import torch
-from models import build
-from ranks import RankError, run_ranks
+from helpers.models import build
+from helpers.ranks import RankError, run_ranks
+from helpers.toys import gradients, make_batch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from toys import gradients, make_batch
 
 TORCH = tuple(int(part) for part in re.match(r"(\d+)\.(\d+)", torch.__version__).groups())
 
@@ -230,7 +230,7 @@ def _fsdp_save(rank, folder):
     fully_shard(policy)
     lara.save_pretrained(folder)
     dist.barrier()
-    from models import FixedDit
+    from helpers.models import FixedDit
 
     from lara_adapter import load_lara
 

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from models import FixedDit
-from toys import OwnLam, make_batch
+from helpers.models import FixedDit
+from helpers.toys import OwnLam, make_batch
 
 from lara_adapter import AttachOrderError, attach_lara
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import DitPolicy
+from helpers.toys import DitPolicy
 
 from lara_adapter import load_lara
 

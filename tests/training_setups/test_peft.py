@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from models import FixedDit
-from toys import OwnLam, make_batch
+from helpers.models import FixedDit
+from helpers.toys import OwnLam, make_batch
 
 from lara_adapter import AttachOrderError, attach_lara
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FixedDit, build
-from ranks import run_ranks
+from helpers.models import FixedDit, build
+from helpers.ranks import run_ranks
+from helpers.toys import DitPolicy, make_batch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from toys import DitPolicy, make_batch
 
 from lara_adapter import load_lara
 
@@ -148,7 +148,7 @@ def _fsdp_lora(rank, folder):
     config = peft.LoraConfig(target_modules=["mlp.0"], r=2, init_lora_weights=False)
     wrapped = peft.get_peft_model(FixedDit(), config).train()
     policy = wrapped.get_base_model()
-    from toys import OwnLam
+    from helpers.toys import OwnLam
 
     lara = attach_lara(wrapped, OwnLam())
     whole = {n: p.detach().clone() for n, p in policy.named_parameters() if "lora_" in n}
@@ -237,7 +237,7 @@ def test_killed_at_every_step_of_a_save_the_old_adapter_or_the_new_one_is_whole(
 
 
 def _saved_step(folder: Path) -> int:
-    from toys import OwnLam
+    from helpers.toys import OwnLam
 
     from lara_adapter.saving.read import read_adapter
 

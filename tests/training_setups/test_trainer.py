@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import torch
-from models import FixedDit
-from toys import make_batch
+from helpers.models import FixedDit
+from helpers.toys import make_batch
 
 from lara_adapter import AttachOrderError, LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.schedules import Warmup

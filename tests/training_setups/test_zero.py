@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import TINY
+from helpers.models import TINY
+from helpers.toys import DitPolicy, OwnLam, make_batch
 from torch import nn
-from toys import DitPolicy, OwnLam, make_batch
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 

@@ -122,7 +122,7 @@ def look(
         LaraArgumentError: an argument out of range; no such clip or frame.
     """
     if pairs < 1:
-        raise LaraArgumentError(f"pairs={pairs}, but at least 1 is wanted")
+        raise LaraArgumentError(f"pairs={pairs}, but at least 1 is expected")
     source = ClipSource(data, camera)
     distance = frames_of_gap(gap, source.fps)
     wanted = _spread(source.clips, distance, pairs) if not frames else [_parse(each, source) for each in frames]
@@ -191,7 +191,7 @@ def _parse(text: str, source: ClipSource) -> tuple[Clip, int]:
     except ValueError:
         number = place = -1
     if number < 0 or place < 0:
-        raise LaraArgumentError(f'frames: {text!r}, but "CLIP:FRAME" or "FRAME" is wanted, two numbers from 0 on')
+        raise LaraArgumentError(f'frames: {text!r}, but "CLIP:FRAME" or "FRAME" is expected, two numbers from 0 on')
     clips = source.clips
     if source.dataset is not None:
         clips = [clip for clip in clips if clip.part.number == number]  # type: ignore[union-attr]

@@ -58,7 +58,7 @@ def examine(
         LaraArgumentError: an argument out of range.
     """
     if pairs < 2 or batch_size < 1:
-        raise LaraArgumentError(f"pairs={pairs}, batch_size={batch_size}, but at least 2 and 1 are wanted")
+        raise LaraArgumentError(f"pairs={pairs}, batch_size={batch_size}, but at least 2 and 1 are expected")
     source = ClipSource(data, camera)
     wanted = None if gap is None else frames_of_gap(gap, source.fps)
     ladder = _ladder(wanted, gaps, source.fps)

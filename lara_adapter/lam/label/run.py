@@ -106,9 +106,11 @@ def label_dataset(
             or an unfinished labelling with other settings.
     """
     if latent_dtype not in ("float32", "float16"):
-        raise LaraArgumentError(f"latent_dtype={latent_dtype!r}, but float32 or float16 is wanted")
+        raise LaraArgumentError(f"latent_dtype={latent_dtype!r}, but float32 or float16 is expected")
     if not prefix or "/" in prefix:
-        raise LaraArgumentError(f'prefix={prefix!r}, but a name without "/" is wanted, as LeRobot demands of features')
+        raise LaraArgumentError(
+            f'prefix={prefix!r}, but a name without "/" is expected, as LeRobot demands of features'
+        )
     source = EpisodeDataset(dataset, dataset_revision)
     view = source.camera(camera)
     frames = frames_of_gap(gap, source.fps)
@@ -158,7 +160,7 @@ def _check_output(target: Path, source: EpisodeDataset, sidecar: bool) -> Path:
     """The absolute output; refuses what could harm the source or is of the wrong kind."""
     target, root = target.absolute(), source.root.resolve()
     if sidecar and target.suffix != ".parquet":
-        raise LaraArgumentError(f"output={str(target)!r}, but with sidecar a file that ends in .parquet is wanted")
+        raise LaraArgumentError(f"output={str(target)!r}, but with sidecar a file that ends in .parquet is expected")
     resolved = target.resolve()
     if resolved == root or root in resolved.parents or resolved in root.parents:
         raise LaraArgumentError(f"output={str(target)!r} is, holds or lies in the dataset {root}; choose another place")

@@ -96,16 +96,16 @@ class PretrainSettings:
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
-                raise LaraArgumentError(f"{name}={value}, but a number >= {least} is wanted")
+                raise LaraArgumentError(f"{name}={value}, but a number >= {least} is expected")
         for name in ("gap_seconds", "lr", "picture_fps"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise LaraArgumentError(f"{name}={value}, but a number > 0 is wanted")
+                raise LaraArgumentError(f"{name}={value}, but a number > 0 is expected")
         for name in ("warmup", "ema", "held_out"):
             if not 0 <= getattr(self, name) < 1:
-                raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1) is wanted")
+                raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1) is expected")
         if self.decoder not in ("av", "torchcodec"):
-            raise LaraArgumentError(f"decoder={self.decoder!r}, but av or torchcodec is wanted")
+            raise LaraArgumentError(f"decoder={self.decoder!r}, but av or torchcodec is expected")
         if not self.videos:
             raise LaraArgumentError("videos=(): name at least one folder of videos")
         if self.gap_frames is not None and self.gap_seconds is not None:

@@ -1,0 +1,269 @@
+"""Speed and peak memory of a LAM's training step: ours, ours with the feature cache, and the official implementation.
+
+    pip install "transformers==4.51.3" accelerate lpips torchvision hydra-core omegaconf einops
+    git clone https://github.com/lmy1001/LARA
+    python benchmarks/lam_speed.py --official LARA/LARA_full      # or LARA_OFFICIAL_SRC; --preset paper|small
+
+The paper's sizes (ViT-MAE-large, M-Former 4 x 768, decoder 12 x 768, 8 codes of 32, 224 pixels), random weights, the same
+frames, batch and dtype for all; forward and backward of L_LAM, the optimizer left out. Arms run in turn in one process,
+so that a machine that slows down slows all of them; what is reported is the median of the rounds' ratios. Without the
+official checkout its arm is left out. The perceptual term is off on all sides (its VGG16 is a download).
+Peak memory is the resident set of a process of its own for each arm, beyond what it had before its first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.metadata
+import io
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+from lara_adapter import LatentActionConfig, LatentActionModel, __version__  # noqa: E402
+from lara_adapter.convert import config_to_official, state_to_official  # noqa: E402
+from lara_adapter.storage.files import write_json, write_tensors  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "lam_speed.json"
+RELEASE = {"legacy_token_types": True, "legacy_commitment": True, "perceptual_weight": 0.0}
+SMALL = {
+    "image_size": 64, "encoder_image_size": 64, "encoder_width": 64, "idm_width": 48, "idm_layers": 2, "idm_heads": 4,
+    "idm_mlp": 96, "fdm_width": 48, "fdm_layers": 2, "fdm_heads": 4, "fdm_mlp": 96,
+}  # fmt: skip
+
+
+def backbone_of(preset: str) -> Any:
+    """A frozen ViT-MAE of the preset's size with random weights."""
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    small = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "image_size": 64,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ViTMAEModel(ViTMAEConfig(**(large if preset == "paper" else small), mask_ratio=0.0)).eval()
+
+
+def our_model(preset: str, backbone: Any) -> LatentActionModel:
+    """Our LAM in the release's settings."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LatentActionConfig.paper(**RELEASE, **(SMALL if preset == "small" else {}))
+        return LatentActionModel(config, backbone=backbone).train()
+
+
+def official_model(source: Path, ours: LatentActionModel, backbone: Any) -> Any:
+    """The official tokenizer with the same weights, by its own loader."""
+    sys.path.insert(0, str(source))
+    import lpips
+    from moto.latent_motion_tokenizer.loading import load_latent_motion_tokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        backbone.save_pretrained(Path(scratch) / "encoder")
+        folder = Path(scratch) / "tokenizer"
+        folder.mkdir()
+        write_json(folder / "config.json", config_to_official(ours.config, str(Path(scratch) / "encoder")))
+        write_tensors(folder / "model.safetensors", state_to_official(ours.state_dict(), ours.config))
+        real, lpips.LPIPS = lpips.LPIPS, lambda net: torch.nn.Identity()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return load_latent_motion_tokenizer(folder).train()
+        finally:
+            lpips.LPIPS = real
+
+
+def frames_of(model: LatentActionModel, batch: int, device: str) -> list[torch.Tensor]:
+    """A batch of pairs in [0, 1], float32, at the model's size: no side has to convert or resize."""
+    size, generator = model.config.image_size, torch.Generator().manual_seed(1)
+    return [torch.rand(batch, 3, size, size, generator=generator).to(device) for _ in range(2)]
+
+
+def arms_of(
+    arguments: argparse.Namespace, names: list[str], cache_folder: Path
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Each arm's loss on the same batch."""
+    backbone = backbone_of(arguments.preset)
+    ours = our_model(arguments.preset, backbone).to(arguments.device)
+    present, future = frames_of(ours, arguments.batch, arguments.device)
+    arms: dict[str, Callable[[], torch.Tensor]] = {}
+    if "official" in names:
+        theirs = official_model(arguments.official, ours, backbone).to(arguments.device)
+        theirs.image_encoder.eval()
+        arms["official"] = lambda: theirs(present, future).loss
+        if names == ["official"]:
+            del ours
+    if "ours" in names:
+        model = ours
+        arms["ours"] = lambda: model(present, future).loss
+    if "ours, cached" in names:
+        cached = our_model(arguments.preset, backbone).to(arguments.device)
+        cached.cache_features(cache_folder)
+        with torch.no_grad():
+            cached.encode(present, future)  # seen once before, as in the second epoch
+        arms["ours, cached"] = lambda: cached(present, future).loss
+    return arms
+
+
+def step(loss_of: Callable[[], torch.Tensor], arguments: argparse.Namespace) -> tuple[float, float]:
+    """Seconds of one forward and backward, and the loss."""
+    kind = arguments.device.partition(":")[0]
+    wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+        loss = loss_of()
+    loss.backward()
+    wait()
+    return time.perf_counter() - start, float(loss.detach())
+
+
+def measure_time(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    """Seconds of every round and arm."""
+    with tempfile.TemporaryDirectory() as folder:
+        arms = arms_of(arguments, names, Path(folder))
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        losses = {}
+        for round_ in range(arguments.rounds + 1):
+            for name in list(arms) if round_ % 2 else list(reversed(arms)):
+                taken, losses[name] = step(arms[name], arguments)
+                if round_:  # the first warms up
+                    seconds[name].append(taken)
+        used = sum(path.stat().st_size for path in Path(folder).rglob("*.features"))
+    return {"seconds": seconds, "loss": losses, "cache_bytes": used}
+
+
+def measure_memory(arguments: argparse.Namespace, name: str) -> float:
+    """Peak MB of one arm beyond what stood before its first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        arm = arms_of(arguments, [name], Path(folder))[name]
+        return peak_mb(lambda: step(arm, arguments), arguments.device)
+
+
+def peak_mb(work: Callable[[], Any], device: str) -> float:
+    """Peak memory of `work` in MB beyond what stood before; on a CPU it runs twice, and this process counts as a whole."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here: building the model is not the step
+    before = _resident("VmRSS")
+    for _ in range(2):
+        work()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(lines[field].split()[0]) / 1e3
+
+
+def report_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is written."""
+    names = [*(["official"] if arguments.official else []), "ours", "ours, cached"]
+    timed = measure_time(arguments, names)
+    base = names[0]
+    ratios = {
+        name: [mine / theirs for mine, theirs in zip(timed["seconds"][name], timed["seconds"][base])] for name in names
+    }
+    memory = {}
+    for name in names:
+        command = [sys.executable, __file__, "--memory", name, *sys.argv[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        memory[name] = float(done.stdout.split()[-1])
+    return {
+        "relative_to": base,
+        "ratio": {name: median(values) for name, values in ratios.items()},
+        "ratio_range": {name: [min(values), max(values)] for name, values in ratios.items()},
+        "loss": timed["loss"],
+        "peak_mb": memory,
+        "cache_kb_per_frame": timed["cache_bytes"] / max(_capacity(arguments), 1) / 1e3,
+        "settings": {
+            "preset": arguments.preset, "batch": arguments.batch, "dtype": arguments.dtype, "device": arguments.device,
+            "rounds": arguments.rounds, "threads": torch.get_num_threads(),
+        },
+        "environment": {
+            "lara_adapter": __version__, "python": platform.python_version(), "machine": machine_of(arguments.device),
+            **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        },
+    }  # fmt: skip
+
+
+def _capacity(arguments: argparse.Namespace) -> int:
+    """Rows a features file is made for: it grows by whole steps, and sparse."""
+    from lara_adapter.lam import feature_cache
+
+    rows, step_ = 2 * arguments.batch, feature_cache._GROW
+    return -(-rows // step_) * step_
+
+
+def machine_of(device: str) -> str:
+    """What ran it, without a name of its own where it is a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores"
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as text."""
+    lines = [
+        f"{'arm':<14}{'time':>8}{'range':>16}{'peak memory beyond the weights':>34}   (1 = {report['relative_to']})"
+    ]
+    for name, ratio in report["ratio"].items():
+        low, high = report["ratio_range"][name]
+        peak = report["peak_mb"][name] / report["peak_mb"][report["relative_to"]]
+        lines.append(f"{name:<14}{ratio:>8.2f}{f'{low:.2f} - {high:.2f}':>16}{peak:>34.2f}")
+    lines.append(f"disk per cached frame: {report['cache_kb_per_frame']:.0f} kB")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--official", type=Path, default=os.environ.get("LARA_OFFICIAL_SRC"))
+    parser.add_argument("--preset", choices=["paper", "small"], default="paper")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.official is not None:
+        arguments.official = Path(arguments.official)
+        if not (arguments.official / "moto").is_dir():
+            sys.stderr.write(f"{arguments.official} is no checkout of LARA_full (it has no moto/)\n")
+            return 2
+    if arguments.memory:
+        print(measure_memory(arguments, arguments.memory))
+        return 0
+    report = report_of(arguments)
+    write_json(arguments.out, report)
+    print(table(report))
+    print(f"written to {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""What LARA adds to a policy's training step: time, and where it goes; and that nothing is left after detach().
+
+    python benchmarks/step_overhead.py --host demo                          # the demo's policy, its small LAM
+    python benchmarks/step_overhead.py --host lerobot:pi05                  # in LeRobot's environment; any of its policies
+    python benchmarks/step_overhead.py --host lerobot-full:smolvla --lam paper --batch 2    # the size that users train
+    python benchmarks/step_overhead.py --host gr00t-head --lam paper        # in GR00T's; PYTHONPATH has its checkout
+    python benchmarks/step_overhead.py --table                              # the committed rows
+
+One policy, one process: in every round LARA is attached in one way after the other, in turn and in reverse, some steps
+(forward and backward, no optimizer) are timed, and LARA is detached. Reported are medians of the rounds' ratios to the
+policy alone; on a CPU of processor time, which other work on the machine does not enter, in one thread unless
+OMP_NUM_THREADS says otherwise. The ways build on each other, so that their differences say where the time goes:
+
+    idle         attached with both weights 0
+    tap          the hook, the entry, the token and the cosine; a LAM and a projector that cost nothing
+    projector    the same with the MLP projector
+    frozen       a frozen LAM (Eq. 5): its encoder and inverse dynamics run forward
+    joint        LARA (Eq. 7)
+    cached       the same with the feature cache (for LAMs with a frozen image encoder)
+    detached     after detach(): has to be 1.00
+
+Peak memory (--memory) is that of a process of its own for each way, beyond what stood before its first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are many times slower with more where others work too
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+
+from benchmarks.speed.lam import backbone_of, machine_of, peak_mb  # noqa: E402
+from benchmarks.speed.overhead_hosts import Host, build  # noqa: E402
+from lara_adapter import LatentAction, LatentActionConfig, LatentActionModel, __version__, attach_lara  # noqa: E402
+from lara_adapter.storage.files import read_json, write_json  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "step_overhead.json"
+WAYS = ("alone", "idle", "tap", "projector", "frozen", "joint", "cached", "detached")
+LATENT = (8, 32)
+
+
+class FreeLam(nn.Module):
+    """A LAM that costs nothing: one latent for every pair."""
+
+    latent_width = LATENT[0] * LATENT[1]
+    draws_random_numbers = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent = nn.Parameter(torch.randn(LATENT))
+
+    def encode(self, present: Tensor, future: Tensor) -> Any:
+        """[B, N, D] for B pairs."""
+        latent = self.latent.expand(len(present), *LATENT)
+        return LatentAction(latent, latent, torch.zeros(len(present), LATENT[0], dtype=torch.long))
+
+    def forward(self, present: Tensor, future: Tensor, valid: Tensor | None = None) -> Any:
+        """Its latent, and a loss of zero."""
+        return SimpleNamespace(loss=0.0 * self.latent.sum(), latent=self.encode(present, future))
+
+
+class Slice(nn.Module):
+    """A projector that costs nothing: the first numbers of the hidden state, zeros where it has fewer."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, D] -> [B, 256]."""
+        width = LATENT[0] * LATENT[1]
+        if hidden.shape[-1] < width:
+            return nn.functional.pad(hidden, (0, width - hidden.shape[-1]))
+        return hidden[..., :width]
+
+
+class Lams:
+    """The LAMs of the ways, made once."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.preset, self.device, self.folder = arguments.lam, arguments.device, folder
+        self._made: dict[str, nn.Module] = {}
+
+    def get(self, way: str) -> nn.Module:
+        """The LAM of a way; joint and frozen share one, a cached one has a cache of its own."""
+        kind = {"tap": "free", "projector": "free", "cached": "cached"}.get(way, "real")
+        if kind not in self._made:
+            torch.manual_seed(1)
+            self._made[kind] = FreeLam() if kind == "free" else self._real()
+            if kind == "cached":
+                self._made[kind].cache_features(self.folder)  # type: ignore[operator]
+            self._made[kind].to(self.device)
+        return self._made[kind]
+
+    def _real(self) -> LatentActionModel:
+        if self.preset == "tiny":
+            return LatentActionModel(LatentActionConfig.tiny())
+        return LatentActionModel(LatentActionConfig.paper(perceptual_weight=0.0), backbone=backbone_of("paper"))
+
+
+@contextlib.contextmanager
+def attached(host: Host, way: str, lams: Lams) -> Iterator[None]:
+    """LARA attached in one of the ways; detached again at the end."""
+    if way in ("alone", "detached"):
+        yield
+        return
+    settings: dict[str, Any] = {"layer": host.layer}
+    if way == "idle":
+        settings |= {"align_weight": 0.0, "lam_weight": 0.0}
+    if way == "tap":
+        settings["projector"] = Slice()
+    if way == "frozen":
+        settings["train_lam"] = False
+    lara = attach_lara(host.policy, lams.get(way), **settings)
+    try:
+        yield
+    finally:
+        lara.detach()
+
+
+def loss_of(output: Any) -> Tensor:
+    """The scalar that a loop would call backward on."""
+    if isinstance(output, tuple):
+        output = output[0]
+    if not isinstance(output, Tensor):
+        output = output["loss"]
+    return output.mean()
+
+
+def timed_step(host: Host, inputs: Any, arguments: argparse.Namespace) -> float:
+    """Seconds of one forward and backward: by the clock on a GPU, of the processor's own time on a CPU."""
+    kind = arguments.device.partition(":")[0]
+    wait: Callable[[], None] = torch.cuda.synchronize if kind == "cuda" else lambda: None
+    clock = (
+        time.perf_counter if kind == "cuda" else time.process_time
+    )  # what else a shared machine does counts for nothing
+    host.policy.zero_grad(set_to_none=True)
+    wait()
+    start = clock()
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+        loss = loss_of(host.policy(inputs))
+    loss.backward()
+    wait()
+    return clock() - start
+
+
+def to_device(value: Any, device: str) -> Any:
+    """A batch on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: to_device(item, device) for name, item in value.items()}
+    return [to_device(item, device) for item in value] if isinstance(value, list) else value
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Host, Lams, Any, Any]:
+    """Host, LAMs, a batch with frames and the same without."""
+    host = build(arguments.host)
+    host.policy.to(arguments.device)
+    size = arguments.frame_size or (224 if arguments.lam == "paper" else 64)
+    frames = torch.randint(0, 256, (arguments.batch, arguments.views, 2, 3, size, size), dtype=torch.uint8)
+    torch.manual_seed(2)
+    with_frames = host.inputs(arguments.batch, frames)
+    torch.manual_seed(2)
+    alone = host.inputs(arguments.batch, None)
+    return host, Lams(arguments, folder), *(to_device(x, arguments.device) for x in (with_frames, alone))
+
+
+def ways_of(arguments: argparse.Namespace) -> list[str]:
+    """The ways that were asked for and make sense: a cache only where the LAM has a frozen image encoder."""
+    possible = [way for way in WAYS if way != "cached" or arguments.lam == "paper"]
+    return [way for way in possible if way == "alone" or way in arguments.ways]
+
+
+def measure_time(arguments: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
+    """Per way, each round's ratio to the policy alone; and the policy's size."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways_of(arguments)}
+    with tempfile.TemporaryDirectory() as folder:
+        host, lams, with_frames, alone = prepare(arguments, Path(folder))
+        for round_ in range(arguments.rounds):
+            ways = list(seconds)
+            if round_ % 2:  # "detached" has to come after something was attached
+                ways.sort(key=lambda way: (way == "detached", -WAYS.index(way)))
+            for way in ways:
+                inputs = alone if way in ("alone", "detached") else with_frames
+                with attached(host, way, lams):
+                    if arguments.compile:
+                        torch._dynamo.reset()
+                        host.policy.compile()
+                    for _ in range(arguments.warmup if not arguments.compile else 2 + arguments.warmup):
+                        timed_step(host, inputs, arguments)
+                    seconds[way].append(median(timed_step(host, inputs, arguments) for _ in range(arguments.steps)))
+                    if arguments.compile:
+                        host.policy._compiled_call_impl = None
+    ratios = {way: [mine / base for mine, base in zip(values, seconds["alone"])] for way, values in seconds.items()}
+    return ratios, host.size
+
+
+def measure_memory(arguments: argparse.Namespace, way: str) -> float:
+    """Peak MB of one way beyond what stood before its first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        host, lams, with_frames, alone = prepare(arguments, Path(folder))
+        inputs = alone if way == "alone" else with_frames
+        with attached(host, way, lams):
+            return peak_mb(lambda: timed_step(host, inputs, arguments), arguments.device)
+
+
+def peaks_of(arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak MB of each way, by a process of its own; a way that runs out of memory is left out, and said."""
+    peaks = {}
+    for way in (way for way in ways_of(arguments) if way in ("alone", "frozen", "joint", "cached")):
+        command = [sys.executable, __file__, "--measure-memory", way, *sys.argv[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.stderr.write(f"no peak memory of {way!r}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+            continue
+        peaks[way] = float(done.stdout.split()[-1])
+    return peaks
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a row is a row of."""
+    return {
+        "host": arguments.host, "lam": arguments.lam, "batch": arguments.batch, "views": arguments.views,
+        "dtype": arguments.dtype, "compile": arguments.compile, "device": arguments.device.partition(":")[0],
+    }  # fmt: skip
+
+
+def row_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is recorded of one run."""
+    peak = peaks_of(arguments) if arguments.memory else {}  # first: this process is still small
+    ratios, size = measure_time(arguments)
+    return {
+        "settings": settings_of(arguments),
+        "policy_parameters": size,
+        "ratio": {way: median(values) for way, values in ratios.items()},
+        "range": {way: [min(values), max(values)] for way, values in ratios.items()},
+        "rounds": arguments.rounds, "steps": arguments.steps, "threads": torch.get_num_threads(),
+        "peak_mb": peak,
+        "environment": {
+            "lara_adapter": __version__, "python": platform.python_version(), "torch": torch.__version__,
+            "machine": machine_of(arguments.device),
+            **{name: importlib.metadata.version(name) for name in ("transformers",) if importlib.util.find_spec(name)},
+        },
+    }  # fmt: skip
+
+
+def record(row: dict[str, Any], path: Path) -> None:
+    """Put a row into the file, in the place of an earlier one of the same settings."""
+    rows = read_json(path)["rows"] if path.exists() else []
+    rows = [other for other in rows if other["settings"] != row["settings"]]
+    write_json(path, {"rows": sorted([*rows, row], key=_place)})
+
+
+def _place(row: dict[str, Any]) -> list[str]:
+    """Where a row stands in the table: by host first."""
+    return [str(row["settings"][key]) for key in ("host", "lam", "device", "dtype", "compile", "batch", "views")]
+
+
+def with_memory(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The recorded row of these settings with its peak memory measured; None where there is no such row."""
+    rows = read_json(arguments.out)["rows"] if arguments.out.exists() else []
+    row = next((row for row in rows if row["settings"] == settings_of(arguments)), None)
+    if row is not None:
+        arguments.ways = [way for way in row["ratio"] if way != "alone"]
+        row["peak_mb"] = peaks_of(arguments)
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown: time of a step, relative to the policy alone."""
+    ways = [way for way in WAYS if way != "alone"]
+    lines = [
+        "| policy | LAM | batch x views | precision | " + " | ".join(ways) + " | peak memory, joint |",
+        "|---" * (len(ways) + 5) + "|",
+    ]
+    for row in rows:
+        s, peak = row["settings"], row["peak_mb"]
+        cells = [f"{row['ratio'][way]:.2f}" if way in row["ratio"] else "" for way in ways]
+        memory = f"{peak['joint'] / peak['alone']:.2f}" if {"joint", "alone"} <= peak.keys() else ""
+        name = f"{s['host']} ({row['policy_parameters']}{', compiled' if s['compile'] else ''})"
+        if s["device"] != "cpu":
+            name += f", {row['environment']['machine']}"
+        head = [name, s["lam"], f"{s['batch']} x {s['views']}", s["dtype"]]
+        lines.append("| " + " | ".join([*head, *cells, memory]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="demo")
+    parser.add_argument("--lam", choices=["tiny", "paper"], default="tiny")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--views", type=int, default=1)
+    parser.add_argument("--frame-size", type=int, help="of the frames, in pixels; default: the LAM's")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=5, help="timed, per way and round; their median counts")
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="which are measured, beside the policy alone"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="peak memory too")
+    parser.add_argument("--memory-only", action="store_true", help="into the recorded row of the same settings")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--table", action="store_true", help="only print the recorded rows")
+    parser.add_argument("--measure-memory", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(read_json(arguments.out)["rows"]))
+        return 0
+    if arguments.measure_memory:
+        print(measure_memory(arguments, arguments.measure_memory))
+        return 0
+    row = with_memory(arguments) if arguments.memory_only else row_of(arguments)
+    if row is None:
+        sys.stderr.write(
+            f"{arguments.out} has no row of {settings_of(arguments)}: time it first, without --memory-only\n"
+        )
+        return 1
+    record(row, arguments.out)
+    print(table([row]))
+    print(f"written to {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

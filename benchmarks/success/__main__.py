@@ -1,0 +1,242 @@
+"""Does LARA make policies succeed more often? Meta-World, few demonstrations, paired seeds.
+
+    pip install -e ".[demo,train]"
+    python benchmarks/success.py                               # resumable; rows are appended as they come
+    python benchmarks/success.py --stages ablations cosine_depth --regimes distractors --seeds 0 1 2
+    python benchmarks/success_report.py                        # tables and pictures of the rows that are there
+
+The first command is the first stage: two tasks, ten demonstrations, the main arms (benchmarks/success_arms.py), eight
+seeds, with distractors and without: hours on two cores. What follows it, one command each:
+
+    for n in 3 30; do python benchmarks/success.py --demos $n; done
+    python benchmarks/success.py --tasks button-press-topdown drawer-open door-open window-open hammer peg-insert-side \\
+        --seeds 0 1 2 3 4 5 6 7 8 9 10 11
+
+Fixed before the first run: the primary endpoint is the success rate of `contrastive` minus that of `dit_only`, distractors,
+10 demonstrations a task, mean over tasks, paired over seeds; the paper's comparison, `cosine` minus `dit_only`, is the
+second. All else is secondary.
+
+Fixed before its run, after eight seeds of 3 demonstrations with distractors had shown `contrastive` ahead: the same
+difference on eight new seeds, where `frozen_random` says whether content or regularisation is at work:
+
+    python benchmarks/success.py --demos 3 --regimes distractors --arms dit_only contrastive frozen_random \\
+        --seeds 8 9 10 11 12 13 14 15 --rows benchmarks/results/success/rows-confirm.jsonl
+
+Whether the policy is too small to gain: one of eleven times as many parameters (8.1 M), twice as deep:
+
+    python benchmarks/success.py --width 256 --depth 8 --regimes distractors --arms dit_only cosine contrastive control
+
+For each seed and regime everything is new: starts, demonstrations, play video, the LAM trained on it, weights. Within a
+seed all arms share data, order, initial weights, starts and sampling noise of the evaluation, and distractors. What
+trains, acts and measures are the demo's modules (examples/quickstart_*.py), with the demo's settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parents[2]
+for folder in (ROOT, ROOT / "examples", ROOT / "benchmarks"):  # jobs run in spawned processes, which inherit sys.path
+    sys.path.insert(0, str(folder))
+
+import torch  # noqa: E402
+import tyro  # noqa: E402
+
+from benchmarks.success.arms import ARMS, CONTROL, STAGES, Arm  # noqa: E402
+from benchmarks.success.rows import ROWS, append_row, read_rows  # noqa: E402
+from examples.demo.data import collect  # noqa: E402
+from examples.demo.eval import closed_loop  # noqa: E402
+from examples.demo.probe import examine_lam  # noqa: E402
+from examples.demo.stages import Job, Progress, run_jobs  # noqa: E402
+from examples.demo.train import continue_lam, pretrain_lam, train_policy  # noqa: E402
+from examples.metaworld_sim import find_gl  # noqa: E402
+from examples.mini_vla import MiniVLAConfig  # noqa: E402
+from lara_adapter import LatentActionConfig, LatentActionModel, __version__  # noqa: E402
+from lara_adapter.storage.files import read_json  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is run. Rows of the same settings are never run twice."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    regimes: tuple[Literal["distractors", "clean"], ...] = ("distractors", "clean")
+    stages: tuple[Literal["main", "gradient", "ablations", "cosine_depth"], ...] = ("main",)
+    """Groups of arms."""
+    arms: tuple[str, ...] = ()
+    """Single arms, in the place of groups."""
+    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open")
+    demos: int = 10
+    """Demonstrations per task."""
+    heldout: int = 15
+    play: int = 40
+    play_steps: int = 112
+    lam_steps: int = 600
+    policy_steps: int = 600
+    batch: int = 32
+    lr: float = 5e-4
+    episodes: int = 50
+    """Closed-loop episodes per task and arm."""
+    max_steps: int = 150
+    execute: int = 8
+    width: int = MiniVLAConfig.width
+    """Of the policy."""
+    depth: int = MiniVLAConfig.depth
+    """Of the policy: blocks of its diffusion transformer."""
+    workers: int = 2
+    """Processes at a time, one thread each."""
+    cache: Path = Path("outputs/success")
+    rows: Path = ROWS
+
+    def same(self) -> dict[str, Any]:
+        """Those settings that a row depends on, beside its regime, seed and arm."""
+        left_out = ("seeds", "regimes", "stages", "arms", "workers", "cache", "rows", "width", "depth")
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out} | self.size()
+
+    def size(self) -> dict[str, int]:
+        """What changes of the policy's sizes; nothing for most rows, which so keep the names of their results."""
+        default = MiniVLAConfig()
+        return {key: getattr(self, key) for key in ("width", "depth") if getattr(self, key) != getattr(default, key)}
+
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the arms to run."""
+        return self.arms or tuple(name for stage in self.stages for name in STAGES[stage])
+
+
+def world_of(arm: Arm) -> dict[str, Any]:
+    """What an arm changes of the jobs' defaults; nothing for most, so that they keep the names of their results."""
+    changed = {"gap": arm.gap, "video": arm.video}
+    return {key: value for key, value in changed.items() if value != getattr(Arm(None), key)}
+
+
+def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> None:
+    """A LAM that never learnt. A job."""
+    torch.manual_seed(seed)
+    LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4)).save_pretrained(folder / "lam")
+    progress(1)
+
+
+def _key(world: dict[str, Any]) -> str:
+    """Name what a LAM was pretrained with, beside the defaults."""
+    return " ".join(f"{key}{value}" for key, value in world.items())
+
+
+def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> list[dict[str, Any]]:
+    """Everything of one seed in one regime; a row for each arm."""
+    cache, s = settings.cache, settings
+    world = {"distractors": regime == "distractors", "seed": seed}
+    training = {**world, "batch": s.batch, "lr": s.lr}
+    counts = {"demos": s.demos, "heldout": s.heldout, "play": s.play}
+    title = f"{regime} {seed}: "
+
+    def stage(name: str, jobs: list[Job]) -> list[Path]:
+        return run_jobs(title + name, jobs, cache, s.workers)
+
+    recording = {"counts": counts, "play_steps": s.play_steps, "seed": seed}
+    data = stage(
+        "record",
+        [Job(f"record-{task}", collect, {"task": task, **recording}, sum(counts.values())) for task in s.tasks],
+    )
+    random = Job("lam-random", random_lam, {"steps": s.lam_steps, "seed": seed}, 1)
+    pretraining = {"data": data, "steps": s.lam_steps, **training}
+    worlds = {arm: {} if arm == CONTROL else world_of(ARMS[arm]) for arm in arms}
+    gaps = {arm: {key: value for key, value in changed.items() if key == "gap"} for arm, changed in worlds.items()}
+    of_video = {
+        key: Job("-".join(["lam-before", *key.split()]), pretrain_lam, {**pretraining, **world}, s.lam_steps)
+        for key, world in {"": {}, **{_key(world): world for world in worlds.values()}}.items()
+    }
+    made = stage("LAM", [*of_video.values(), random])
+    before, random_folder = {key: path / "lam" for key, path in zip(of_video, made)}, made[-1] / "lam"
+    jobs = []
+    for arm in arms:
+        given = {"data": data, "steps": s.policy_steps, **training}
+        if arm == CONTROL:
+            jobs.append(Job("lam-control", continue_lam, {**given, "lam": before[""]}, s.policy_steps))
+            continue
+        lam = random_folder if ARMS[arm].lam == "random" else before[_key(worlds[arm])]
+        given |= {"lam": None if ARMS[arm].options is None else lam, "lara_options": ARMS[arm].options}
+        given |= {"execute": s.execute, **gaps[arm], **({"size": s.size()} if s.size() else {})}
+        jobs.append(Job(f"policy-{arm}", train_policy, given, s.policy_steps))
+    trained = dict(zip(arms, stage("train", jobs)))
+
+    policies = {arm: trained[arm] / "policy.pt" for arm in arms if arm != CONTROL}
+    acting = {
+        "policies": policies, "episodes": s.episodes, "filmed": 0, "max_steps": s.max_steps, "execute": s.execute, **world,
+    }  # fmt: skip
+    acted = stage(
+        "act",
+        [
+            Job(f"act-{task}", closed_loop, {"task": task, "task_index": index, **acting}, s.episodes * len(policies))
+            for index, task in enumerate(s.tasks)
+        ],
+    )
+    asked = {"before": before[""], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
+    examining = {"data": data, "shown": 1, **world}
+    probes = dict(
+        zip(
+            asked,
+            stage(
+                "probe",
+                [
+                    Job(f"probe-{name}", examine_lam, {**examining, "lam": lam, **gaps.get(name, {})}, 1)
+                    for name, lam in asked.items()
+                ],
+            ),
+        )
+    )
+    success = {task: torch.load(folder / "success.pt") for task, folder in zip(s.tasks, acted)}
+    rows = []
+    for arm in ["before", *arms]:
+        row: dict[str, Any] = {"regime": regime, "seed": seed, "arm": arm, "settings": settings.same()}
+        if arm in policies:
+            row["solved"] = {task: "".join(str(int(x)) for x in outcome[arm]) for task, outcome in success.items()}
+            row["action_error"] = read_json(trained[arm] / "action_error.json")["action_error"]
+        if arm in probes:
+            row["lam"] = {
+                key: value
+                for key, value in read_json(probes[arm] / "measured.json").items()
+                if type(value) in (int, float)
+            }
+        row["environment"] = {
+            "lara_adapter": __version__, "python": platform.python_version(), "machine": platform.machine(),
+            **{name: version(name) for name in ("torch", "metaworld", "mujoco")},
+        }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def main() -> int:
+    """Run what is missing."""
+    settings = tyro.cli(Settings, description=__doc__)
+    unknown = set(settings.arms) - {*ARMS, CONTROL}
+    if unknown:
+        sys.stderr.write(f"--arms: no arm {', '.join(sorted(unknown))}; there is {', '.join([*ARMS, CONTROL])}\n")
+        return 2
+    find_gl()
+    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
+    same = json.loads(json.dumps(settings.same()))
+    for seed in settings.seeds:
+        for regime in settings.regimes:
+            there = {
+                row["arm"]
+                for row in read_rows(settings.rows)
+                if row["seed"] == seed and row["regime"] == regime and row["settings"] == same
+            }
+            missing = [arm for arm in settings.wanted() if arm not in there]
+            if not missing:
+                continue
+            for row in run_seed(settings, regime, seed, missing):
+                if row["arm"] not in there:
+                    append_row(settings.rows, row)
+    print(f"rows: {settings.rows}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""Tables and pictures of benchmarks/success.py's rows.
+
+    python benchmarks/success_report.py        # results/success/rows.jsonl -> summary.json, success.png, ablations.png
+
+What is resampled: differences to another arm are paired over seeds. Their t interval has seeds - 1 degrees of freedom; the
+bootstrap draws seeds, and within each seed and task episodes (the same episodes for both arms, which had the same starts).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+for folder in (ROOT, ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+
+from benchmarks.success import pictures as success_pictures  # noqa: E402
+from benchmarks.success.arms import ARMS, BASE, CONTROL, DEFAULTS, STAGES  # noqa: E402
+from benchmarks.success.rows import CONFIRM, ROWS, Row, read_rows  # noqa: E402
+from lara_adapter.storage.files import write_json  # noqa: E402
+
+PRIMARY = ("contrastive", "dit_only")
+# two-sided 97.5 % quantiles of Student's t by degrees of freedom
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+ORDER = ("before", CONTROL, *ARMS)  # of the tables, in whatever order rows came
+Rows = dict[tuple[int, str], Row]  # by seed and arm, of one regime and one set of settings
+
+
+def groups_of(rows: list[Row]) -> dict[str, Rows]:
+    """Rows by regime, tasks, demonstrations and size of the policy; other settings must be one set within each."""
+    groups: dict[str, Rows] = defaultdict(dict)
+    seen: dict[str, Any] = {}
+    for row in rows:
+        settings = row["settings"]
+        name = f"{row['regime']}, {len(settings['tasks'])} tasks, {settings['demos']} demonstrations each"
+        size = [f"{key} {settings[key]}" for key in ("width", "depth") if key in settings]
+        if size:
+            name += f", a policy of {' and '.join(size)}"
+        if seen.setdefault(name, settings) != settings:
+            raise ValueError(f"rows of {name!r} have different settings; this page does not mix them")
+        groups[name][row["seed"], row["arm"]] = row
+    return dict(groups)
+
+
+def groups_at(path: Path) -> dict[str, Rows]:
+    """The groups of a file of rows; and, apart from them, of the confirmation beside it, if there is one."""
+    confirmed = groups_of(read_rows(path.with_name(CONFIRM)))
+    return groups_of(read_rows(path)) | {f"{name}, confirmation": rows for name, rows in confirmed.items()}
+
+
+def solved(row: Row) -> np.ndarray:
+    """[tasks, episodes] of 0 and 1."""
+    return np.array([[int(x) for x in outcome] for outcome in row["solved"].values()])
+
+
+def t_interval(values: list[float]) -> tuple[float, float] | None:
+    """95 % interval of a mean over seeds; None for one seed, which says nothing of its spread."""
+    if len(values) < 2:
+        return None
+    quantile = _T[len(values) - 2] if len(values) - 2 < len(_T) else 2.0
+    half = quantile * stdev(values) / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half
+
+
+def bootstrap(first: list[np.ndarray], second: list[np.ndarray], draws: int = 4000) -> tuple[float, float]:
+    """95 % interval of the paired difference in success, over seeds and episodes."""
+    random = np.random.default_rng(0)
+    values = np.empty(draws)
+    for draw in range(draws):
+        total = 0.0
+        for seed in random.integers(len(first), size=len(first)):
+            a, b = first[seed], second[seed]
+            episodes = random.integers(a.shape[1], size=a.shape)
+            total += float((np.take_along_axis(a, episodes, 1) - np.take_along_axis(b, episodes, 1)).mean())
+        values[draw] = total / len(first)
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def compare(rows: Rows, arm: str, base: str, value: Callable[[Row], float | None]) -> dict[str, Any] | None:
+    """The paired difference of a number between two arms, over the seeds that have both."""
+    pairs = []
+    for seed in sorted({seed for seed, _ in rows}):
+        if (seed, arm) in rows and (seed, base) in rows:
+            a, b = value(rows[seed, arm]), value(rows[seed, base])
+            if a is not None and b is not None:
+                pairs.append(a - b)
+    if not pairs:
+        return None
+    return {"mean": mean(pairs), "t": t_interval(pairs), "seeds": len(pairs)}
+
+
+def success_of(row: Row) -> float | None:
+    """Success rate, mean over tasks."""
+    return float(solved(row).mean()) if "solved" in row else None
+
+
+def probe_of(row: Row) -> float | None:
+    """R^2 of the linear probe of its LAM."""
+    return row["lam"]["r2"] if "lam" in row else None
+
+
+def error_of(row: Row) -> float | None:
+    """Held-out action error."""
+    return row.get("action_error")
+
+
+def summarise(rows: Rows) -> dict[str, Any]:
+    """Per arm: means over seeds, and differences to the DiT-only policy (success, error) and to the control (probe)."""
+    summary = {}
+    there = {arm for _, arm in rows}
+    for arm in (name for name in ORDER if name in there):
+        own = [row for (_, name), row in sorted(rows.items()) if name == arm]
+        entry: dict[str, Any] = {"seeds": len(own)}
+        if "solved" in own[0]:
+            entry["success"] = mean(success_of(row) for row in own)  # type: ignore[type-var, misc]
+            entry["episodes"] = int(sum(solved(row).size for row in own))
+            entry["action_error"] = mean(row["action_error"] for row in own)
+        if "lam" in own[0]:
+            for key in ("r2", "codes_used", "mean_direction", "reconstruction_over_copy"):
+                entry[key] = mean(row["lam"][key] for row in own)
+        if arm != "dit_only" and "solved" in own[0]:
+            difference = compare(rows, arm, "dit_only", success_of)
+            if difference:
+                seeds = [seed for seed, name in rows if name == arm and (seed, "dit_only") in rows]
+                interval = bootstrap(
+                    [solved(rows[seed, arm]) for seed in seeds], [solved(rows[seed, "dit_only"]) for seed in seeds]
+                )
+                entry["success_gain"] = {**difference, "bootstrap": interval}
+            entry["error_gain"] = compare(rows, arm, "dit_only", error_of)
+        if arm not in ("before", CONTROL, "dit_only") and "lam" in own[0]:
+            entry["probe_gain"] = compare(rows, arm, CONTROL, probe_of)
+        if is_ablation(arm):
+            base = "cosine" if arm in STAGES["cosine_depth"] else BASE
+            measures = {"success": success_of, "action_error": error_of, "r2": probe_of}
+            entry["change"] = {name: compare(rows, arm, base, measure) for name, measure in measures.items()}
+        summary[arm] = entry
+    return summary
+
+
+def is_ablation(arm: str) -> bool:
+    """Whether an arm is a change of one knob."""
+    return arm in STAGES["ablations"] or arm in STAGES["cosine_depth"]
+
+
+def points_of(rows: Rows) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Measure -> knob -> value -> numbers of the seeds that have every arm of that knob and the unchanged one."""
+    measures = {"probe R2": probe_of, "action error": error_of, "success": success_of}
+    points: dict[str, dict[str, dict[str, list[float]]]] = {name: defaultdict(dict) for name in measures}
+    for knob in (*DEFAULTS, "cosine, layer"):
+        base = "cosine" if knob == "cosine, layer" else BASE
+        default = DEFAULTS[knob.removeprefix("cosine, ")]
+        arms = {default: base, **{arm.rpartition("=")[2]: arm for arm in ARMS if arm.rpartition("=")[0] == knob}}
+        seeds = sorted(set.intersection(*({seed for seed, name in rows if name == arm} for arm in arms.values())))
+        for name, measure in measures.items():
+            for value, arm in arms.items() if seeds else ():
+                points[name][knob][value] = [measure(rows[seed, arm]) for seed in seeds]  # type: ignore[misc]
+    return {name: dict(found) for name, found in points.items()}
+
+
+def references(rows: Rows) -> dict[str, float]:
+    """What needs no LARA, over the seeds that have all ablations: DiT-only policies, and the control LAM."""
+    arms = {arm for _, arm in rows if is_ablation(arm)}
+    seeds = set.intersection(*({seed for seed, name in rows if name == arm} for arm in arms)) if arms else set()
+    policy = [rows[seed, "dit_only"] for seed in seeds if (seed, "dit_only") in rows]
+    lam = [rows[seed, CONTROL] for seed in seeds if (seed, CONTROL) in rows]
+    found = {
+        "probe R2": [probe_of(row) for row in lam],
+        "action error": [error_of(row) for row in policy],
+        "success": [success_of(row) for row in policy],
+    }
+    return {name: mean(values) for name, values in found.items() if values}  # type: ignore[type-var, misc]
+
+
+def _gain(gain: dict[str, Any] | None, scale: float, digits: int) -> str:
+    if gain is None:
+        return ""
+    text = f"{scale * gain['mean']:+.{digits}f}"
+    return text if gain["t"] is None else f"{text} ({_range(gain['t'], scale, digits)})"
+
+
+def _range(interval: tuple[float, float], scale: float, digits: int) -> str:
+    return " to ".join(f"{scale * end:+.{digits}f}" for end in interval)
+
+
+def ablation_table(summary: dict[str, Any]) -> str:
+    """The ablations in Markdown, each against the arm that it changes, all else equal; empty where there are none."""
+    head = ("changed", "seeds", "probe R2, change (t, 95 %)", "action error, change", "success, points")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for arm, entry in summary.items():
+        change = entry.get("change")
+        if change and change["action_error"]:
+            cells = [
+                arm,
+                str(change["action_error"]["seeds"]),
+                _gain(change["r2"], 1, 2),
+                _gain(change["action_error"], 1, 4),
+                _gain(change["success"], 100, 1),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The main arms in Markdown."""
+    head = (
+        "arm", "seeds", "success", "gain over dit_only, points (t, 95 %)", "bootstrap", "action error",
+        "over dit_only (t, 95 %)", "probe R2", "over control (t, 95 %)", "codes", "mean direction",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for arm, entry in summary.items():
+        if is_ablation(arm):
+            continue
+        gain = entry.get("success_gain")
+        cells = [
+            arm,
+            str(entry["seeds"]),
+            f"{100 * entry['success']:.1f} %" if "success" in entry else "",
+            _gain(gain, 100, 1),
+            _range(gain["bootstrap"], 100, 1) if gain else "",
+            f"{entry['action_error']:.4f}" if "action_error" in entry else "",
+            _gain(entry.get("error_gain"), 1, 4),
+            f"{entry['r2']:.2f}" if "r2" in entry else "",
+            _gain(entry.get("probe_gain"), 1, 2),
+            f"{entry['codes_used']:.0f}" if "codes_used" in entry else "",
+            f"{entry['mean_direction']:.2f}" if "mean_direction" in entry else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def power(rows: Rows) -> str:
+    """What difference this many seeds could have shown."""
+    arm, base = PRIMARY
+    pairs = [
+        success_of(rows[seed, arm]) - success_of(rows[seed, base])  # type: ignore[operator]
+        for seed in {seed for seed, _ in rows}
+        if (seed, arm) in rows and (seed, base) in rows
+    ]
+    if len(pairs) < 2:
+        return "One seed: no interval."
+    quantile = _T[min(len(pairs) - 2, len(_T) - 1)]
+    found = (quantile + 0.84) * stdev(pairs) / math.sqrt(len(pairs))
+    return (
+        f"Paired differences of {arm} over {base} spread by {100 * stdev(pairs):.1f} points (SD of {len(pairs)} seeds): "
+        f"a true difference of {100 * found:.0f} points would be found with 80 % probability."
+    )
+
+
+def main() -> int:
+    """Read, summarise, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--out", type=Path, help="folder of summary.json and pictures; default: beside the rows")
+    arguments = parser.parse_args()
+    groups = groups_at(arguments.rows)
+    if not groups:
+        sys.stderr.write(f"{arguments.rows} holds no row: run benchmarks/success.py first\n")
+        return 1
+    summaries = {name: summarise(group) for name, group in groups.items()}
+    out = arguments.out or arguments.rows.parent
+    write_json(out / "summary.json", summaries)
+    main_arms = (*STAGES["main"], *STAGES["gradient"])
+    success_pictures.gains(summaries, main_arms, out / "success.png")
+    for name, summary in summaries.items():
+        print(f"### {name}\n\n{table(summary)}\n\n{power(groups[name])}\n")
+        changed = ablation_table(summary)
+        if changed:
+            print(f"{changed}\n")
+            success_pictures.ablations(points_of(groups[name]), references(groups[name]), out / "ablations.png")
+    print(f"written: summary.json and pictures in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

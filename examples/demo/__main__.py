@@ -1,0 +1,225 @@
+"""LARA from nothing in a few minutes on two CPU cores: `make demo`, or `python examples/quickstart.py`.
+
+1. Scripted experts of a simulator (Meta-World) give demonstrations; noisy ones give play video without actions.
+2. A latent action model (LAM) learns from the video alone what changes between two frames.
+3. A small flow-matching diffusion policy learns from few demonstrations: without LARA, with a frozen LAM, with LARA as
+   in the paper, and with the contrastive form of LARA. All else is equal.
+4. All policies act from the same starts, and a linear probe asks each LAM what it knows of the true action.
+5. Table, report, pictures, rollouts and the adapter stand under the output folder.
+
+A run that was killed goes on where it stopped. `--help` lists every knob; `--preset smoke` takes under a minute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.demo.cli import check_settings, exit_status, read_presets
+from examples.demo.data import collect
+from examples.demo.eval import closed_loop
+from examples.demo.probe import examine_lam
+from examples.demo.stages import Job, run_jobs
+from examples.demo.train import continue_lam, pretrain_lam, reload_adapter, train_policy
+from examples.metaworld_sim import find_gl
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The knobs. The defaults are those of the preset "demo"."""
+
+    preset: Literal["demo", "smoke", "full"] = "demo"
+    """smoke: under a minute, shows that everything works and nothing else. full: half an hour."""
+    output: Path = Path("outputs/quickstart")
+    """Where results go. Finished stages are kept under cache/ there, and found again by the settings they depend on."""
+    seed: int = 0
+    """Of starts, weights, data order, noise and distractors."""
+    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open")
+    """Meta-World tasks with a scripted expert."""
+    distractors: bool = True
+    """Random squares and light in every frame, for the LAM, the policies and the evaluation."""
+    demos: int = 10
+    """Demonstrations per task to train on."""
+    heldout: int = 15
+    """Demonstrations per task to measure with."""
+    play: int = 40
+    """Episodes of play video per task; their actions are thrown away."""
+    play_steps: int = 112
+    """Steps of each."""
+    lam_steps: int = 600
+    """Training steps of the latent action model."""
+    policy_steps: int = 600
+    """Training steps of each policy, and of the control."""
+    batch: int = 32
+    """Rows per batch."""
+    lr: float = 5e-4
+    """Peak learning rate of everything, falling along a cosine."""
+    align_weight: float = 0.1
+    """w1 of LARA, Eq. 7. The paper's 0.01 does nothing within so few steps."""
+    lam_weight: float = 0.1
+    """w2. Only the ratio of the two counts for the LAM under Adam; the paper's is 1 too."""
+    contrastive_lam_grad_scale: float = 1.0
+    """How much of the contrastive gradient reaches the LAM."""
+    episodes: int = 50
+    """Closed-loop episodes per task and policy."""
+    max_steps: int = 150
+    """Length of an episode that is not solved."""
+    execute: int = 8
+    """Actions done of each chunk of 16."""
+    workers: int = 2
+    """Processes at a time, one thread each."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def arms(self) -> dict[str, dict[str, Any] | None]:
+        """The policies to compare: what `attach_lara` gets for each, None for no LARA."""
+        weights = {"align_weight": self.align_weight, "lam_weight": self.lam_weight}
+        return {
+            "dit_only": None,
+            "frozen_lam": {**weights, "train_lam": False},
+            "lara_cosine": {**weights, "alignment": "cosine"},
+            "lara_contrastive": {
+                **weights,
+                "alignment": "contrastive",
+                "lam_grad_scale": self.contrastive_lam_grad_scale,
+            },
+        }
+
+
+PRESETS = {
+    "demo": Settings(),
+    "smoke": Settings(
+        preset="smoke",
+        demos=2,
+        heldout=2,
+        play=3,
+        lam_steps=24,
+        policy_steps=20,
+        batch=16,
+        episodes=2,
+        max_steps=32,
+    ),
+    "full": Settings(preset="full", demos=20, heldout=25, play=100, lam_steps=2000, policy_steps=2500, episodes=100),
+}
+
+
+def read_settings(arguments: list[str]) -> Settings:
+    """Read the command line; see :func:`read_presets`."""
+    return read_presets(Settings, PRESETS, arguments, str(__doc__))
+
+
+def run(settings: Settings) -> str:
+    """Run all stages that are not there yet, and write the results.
+
+    Args:
+        settings: the knobs.
+
+    Returns:
+        The tables and their reading.
+    """
+    cache = settings.output / "cache"
+    took: dict[str, dict[str, float]] = {}
+
+    def stage(title: str, jobs: dict[str, Job]) -> dict[str, Path]:
+        folders = run_jobs(title, list(jobs.values()), cache, settings.workers)
+        took.update((job.name, job.took(cache)) for job in jobs.values())
+        return dict(zip(jobs, folders))
+
+    world = {"distractors": settings.distractors, "seed": settings.seed}
+    training = {**world, "batch": settings.batch, "lr": settings.lr}
+
+    counts = {"demos": settings.demos, "heldout": settings.heldout, "play": settings.play}
+    episodes = {"counts": counts, "play_steps": settings.play_steps, "seed": settings.seed}
+    recorded = stage(
+        "1/5 record",
+        {
+            task: Job(f"record-{task}", collect, {"task": task, **episodes}, sum(counts.values()))
+            for task in settings.tasks
+        },
+    )
+    data = list(recorded.values())
+
+    def policy(arm: str, lam: Path | None) -> Job:
+        given = {"data": data, "lam": lam, "lara_options": arms[arm], "steps": settings.policy_steps, **training}
+        return Job(f"policy-{arm}", train_policy, {**given, "execute": settings.execute}, settings.policy_steps)
+
+    arms = settings.arms()
+    from_video = {"data": data, "steps": settings.lam_steps, **training}
+    first = stage(
+        "2/5 LAM, baseline",
+        {
+            "before": Job("lam-before", pretrain_lam, from_video, settings.lam_steps),
+            "dit_only": policy("dit_only", None),  # needs no LAM, so it need not wait for one
+        },
+    )
+    lam = first["before"] / "lam"
+
+    further = {"data": data, "lam": lam, "steps": settings.policy_steps, **training}
+    second = stage(
+        "3/5 LARA, control",
+        {
+            "lara_cosine": policy("lara_cosine", lam),
+            "lara_contrastive": policy("lara_contrastive", lam),
+            "frozen_lam": policy("frozen_lam", lam),
+            "control": Job("lam-control", continue_lam, further, settings.policy_steps),
+        },
+    )
+    trained = {**first, **second}
+
+    acting = {
+        "policies": {arm: trained[arm] / "policy.pt" for arm in arms},
+        "episodes": settings.episodes,
+        "filmed": min(2, settings.episodes),
+        "max_steps": settings.max_steps,
+        "execute": settings.execute,
+        **world,
+    }
+    evaluated = stage(
+        "4/5 closed loop",
+        {
+            task: Job(
+                f"closed-loop-{task}",
+                closed_loop,
+                {"task": task, "task_index": index, **acting},
+                settings.episodes * len(arms),
+            )
+            for index, task in enumerate(settings.tasks)
+        },
+    )
+
+    measuring = {
+        name: Job(f"probe-{name}", examine_lam, {"data": data, "lam": trained[name] / "lam", "shown": 4, **world}, 1)
+        for name in ("before", "control", "lara_cosine", "lara_contrastive")
+    }
+    loading = {"data": data, "trained": trained["lara_contrastive"], "batch": settings.batch, **world}
+    examined = stage("5/5 probes", {**measuring, "reload": Job("reload", reload_adapter, loading, 1)})
+    reloaded = examined.pop("reload")
+
+    from examples.demo import (
+        report as quickstart_report,  # here, because matplotlib is not wanted in each job's process
+    )
+
+    finished = quickstart_report.Run(
+        settings.output, dataclasses.asdict(settings), took, trained, evaluated, examined, reloaded
+    )
+    return quickstart_report.write(finished)
+
+
+def main() -> int:
+    """Run the demo; returns the exit status."""
+    settings = read_settings(sys.argv[1:])
+
+    def work() -> str:
+        gl = find_gl()
+        print(f"LARA quickstart, preset {settings.preset}, rendering with {gl}, results under {settings.output}/")
+        print(f"\n{run(settings)}\n")
+        return f"Report, curves, pictures, rollouts and the adapter: {settings.output}/report.md"
+
+    return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

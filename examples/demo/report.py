@@ -1,0 +1,319 @@
+"""What a quickstart run found: results.json, report.md, the pictures, and the table in the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.demo import pictures
+from examples.demo.probe import Probe, r2_interval
+from examples.demo.tables import Rows, aligned, markdown_table, wrapped
+from lara_adapter.evaluation import wilson_interval
+from lara_adapter.storage.files import read_json, replace_file, write_json
+
+ARMS = {
+    "dit_only": "DiT only (no LARA)",
+    "frozen_lam": "frozen LAM",
+    "lara_cosine": "LARA, cosine (the paper)",
+    "lara_contrastive": "LARA, contrastive",
+}
+LAMS = {
+    "before": "before: video only",
+    "control": "control: more LAM steps",
+    "lara_cosine": "LARA, cosine",
+    "lara_contrastive": "LARA, contrastive",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The folders of a finished run.
+
+    Attributes:
+        output: where results go.
+        settings: all knobs.
+        took: how long each job took, as `Job.took` tells.
+        trained: folder of each policy, of the LAM before and of the control.
+        evaluated: folder of each task's closed-loop episodes.
+        examined: folder of each LAM's measurements.
+        reloaded: folder of what came of loading the adapter back.
+    """
+
+    output: Path
+    settings: Mapping[str, Any]
+    took: Mapping[str, Mapping[str, float]]
+    trained: Mapping[str, Path]
+    evaluated: Mapping[str, Path]
+    examined: Mapping[str, Path]
+    reloaded: Path
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Gather every number of a run.
+
+    Args:
+        run: the finished run.
+
+    Returns:
+        What results.json holds.
+    """
+    reloaded = read_json(run.reloaded / "reloaded.json")
+    policies = {}
+    for arm in ARMS:
+        tasks = {}
+        for task, folder in run.evaluated.items():
+            outcomes = torch.load(folder / "success.pt", weights_only=True)[arm]
+            tasks[task] = {"solved": int(outcomes.sum()), "episodes": len(outcomes)}
+        solved, episodes = (sum(task[key] for task in tasks.values()) for key in ("solved", "episodes"))
+        total = {"solved": solved, "episodes": episodes}
+        for counts in (*tasks.values(), total):
+            counts["interval"] = list(wilson_interval(counts["solved"], counts["episodes"]))
+        error = read_json(run.trained[arm] / "action_error.json")["action_error"]
+        policies[arm] = {"tasks": tasks, "total": total, "action_error": error}
+    models = {name: read_json(folder / "measured.json") for name, folder in run.examined.items()}
+    probes = {
+        name: Probe(**torch.load(folder / "probe.pt", weights_only=True)) for name, folder in run.examined.items()
+    }
+    over_control = {
+        name: {
+            "difference": models[name]["r2"] - models["control"]["r2"],
+            "interval": list(r2_interval(probes[name], probes["control"])),
+        }
+        for name in models
+        if name not in ("before", "control")
+    }
+    machine = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
+    return {
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in run.settings.items()},
+        "machine": machine,
+        "policies": policies,
+        "latent_action_models": models,
+        "r2_over_control": over_control,
+        "adapter": reloaded,
+        "took": dict(run.took),
+    }
+
+
+def write(run: Run) -> str:
+    """Write everything a reader wants to see under the output folder.
+
+    Args:
+        run: the finished run.
+
+    Returns:
+        The tables and their reading, for the terminal.
+    """
+    results = summarise(run)
+    kept = {name: torch.load(folder / "pictures.pt", weights_only=True) for name, folder in run.examined.items()}
+    histories = {name: read_json(folder / "history.json") for name, folder in run.trained.items()}
+    pictures.draw_curves(
+        run.output / "curves.png",
+        histories["before"],
+        {name: histories[name] for name in ("control", *ARMS)},
+        {**LAMS, **ARMS},
+    )
+    pictures.draw_probe(run.output / "probe.png", results["latent_action_models"], LAMS)
+    pictures.draw_predictions(run.output / "predictions.png", kept, LAMS)
+    pictures.draw_attention(run.output / "attention.png", kept, LAMS)
+    (run.output / "rollouts").mkdir(exist_ok=True)
+    for arm in results["policies"]:
+        films, outcomes = [], []
+        for folder in run.evaluated.values():
+            film = torch.load(folder / "film.pt", weights_only=True)[arm]
+            films += film
+            outcomes += torch.load(folder / "success.pt", weights_only=True)[arm][: len(film)].tolist()
+        pictures.write_rollout(run.output / "rollouts" / f"{arm}.gif", films, outcomes, ARMS[arm])
+    shutil.copytree(run.trained["lara_contrastive"] / "adapter", run.output / "adapter", dirs_exist_ok=True)
+    write_json(run.output / "results.json", results)
+    with replace_file(run.output / "report.md") as fresh:
+        fresh.write_text(as_markdown(results), encoding="utf-8")
+    return as_text(results)
+
+
+# ---------------------------------------------------------------------- tables and words
+
+
+def _policy_rows(results: Mapping[str, Any]) -> Rows:
+    tasks = list(next(iter(results["policies"].values()))["tasks"])
+    rows = [["policy", *(f"{task}" for task in tasks), "all (95 % interval)", "action error"]]
+    for arm, found in results["policies"].items():
+        cells = [f"{found['tasks'][task]['solved']}/{found['tasks'][task]['episodes']}" for task in tasks]
+        total = found["total"]
+        low, high = (round(100 * end) for end in total["interval"])
+        rate = round(100 * total["solved"] / total["episodes"])
+        rows.append([ARMS[arm], *cells, f"{rate} % ({low}-{high})", f"{found['action_error']:.4f}"])
+    return rows
+
+
+def _lam_rows(results: Mapping[str, Any]) -> Rows:
+    head = ["latent action model", "R2 of the action (95 %)", "recon / copy", "codes", "mean dir."]
+    rows = [[*head, "on squares", "on motion"]]
+    for name, found in results["latent_action_models"].items():
+        low, high = found["r2_interval"]
+        numbers = [f"{found['r2']:.2f} ({low:.2f} to {high:.2f})", f"{found['reconstruction_over_copy']:.2f}"]
+        numbers += [str(found["codes_used"]), f"{found['mean_direction']:.2f}"]
+        numbers += [f"x {found['attention_on_squares']:.2f}", f"x {found['attention_on_motion']:.2f}"]
+        rows.append([LAMS[name], *numbers])
+    return rows
+
+
+def _reading(results: Mapping[str, Any]) -> list[str]:
+    """Say in plain words what the numbers show and what they cannot show."""
+    settings, models = results["settings"], results["latent_action_models"]
+    before, control = models["before"], models["control"]
+    if len(settings["tasks"]) * settings["heldout"] < 10:
+        return ["This run is far too short to find anything: it shows that every part works, and nothing else."]
+    words = []
+    for name, over in results["r2_over_control"].items():
+        low, high = over["interval"]
+        verdict = "more" if low > 0 else "less" if high < 0 else "no measurably different part"
+        words.append(
+            f"{LAMS[name]}: its latent holds {verdict} of the true action than the latent of a LAM that was trained on "
+            f"for as long without alignment: R2 {control['r2']:.2f} -> {models[name]['r2']:.2f} "
+            f"({over['difference']:+.2f}, 95 % {low:+.2f} to {high:+.2f})."
+        )
+        direction = models[name]["mean_direction"]
+        if direction > 0.8 and direction >= before["mean_direction"]:
+            words.append(
+                f"{LAMS[name]}: its latent points almost the same way whatever happens (mean direction {direction:.3f}, "
+                f"before {before['mean_direction']:.3f}). A constant is easy to predict, so its high cosine is no "
+                "evidence of alignment."
+            )
+        if low > 0 and models[name]["attention_on_motion"] > 1.1 * control["attention_on_motion"]:
+            words.append(
+                f"{LAMS[name]}: it looks at what moves x {models[name]['attention_on_motion']:.2f} as much as evenly "
+                f"spread attention would (control: x {control['attention_on_motion']:.2f})."
+            )
+    words.append(
+        "These R2 are the result of this run: same data, same steps, and a control. Their intervals cover which "
+        "demonstrations were held out, not other seeds."
+    )
+    if not settings["distractors"]:
+        words.append("Distractors are off: motion is all that changes, so there is little for alignment to remove.")
+    return [*words, _success_reading(results)]
+
+
+def _success_reading(results: Mapping[str, Any]) -> str:
+    totals = [found["total"] for found in results["policies"].values()]
+    episodes = totals[0]["episodes"]
+    rates = [total["solved"] / episodes for total in totals]
+    low, high = wilson_interval(round(sum(rates) / len(rates) * episodes), episodes)
+    error = 100 * (high - low) / 2 / 1.96
+    return (
+        f"Success is a functional check: {episodes} episodes of one seed have a standard error of about {error:.0f} "
+        f"points, so two policies must differ by about {1.96 * 2**0.5 * error:.0f} points to be told apart; these lie "
+        f"within {100 * (max(rates) - min(rates)):.0f}. Whether LARA makes policies succeed more often is not tested here."
+    )
+
+
+def _adapter_lines(results: Mapping[str, Any]) -> list[str]:
+    loaded = results["adapter"]
+    same = {True: "bit for bit the same", False: "NOT the same"}
+    return [
+        "Adapter saved, and loaded onto a fresh policy with load_lara:",
+        f"  actions with LARA attached and without: {same[loaded['actions_identical']]}",
+        f"  alignment loss of the trained and of the loaded adapter: {same[loaded['alignment_identical']]} "
+        f"({loaded['alignment_trained']:.6f})",
+    ]
+
+
+def _legend(results: Mapping[str, Any]) -> list[str]:
+    settings = results["settings"]
+    return [
+        f"Success: episodes solved, of {settings['episodes']} per task, same starts and sampling noise for all; 95 % "
+        "Wilson interval.",
+        f"Action error: mean squared error of the first {settings['execute']} sampled actions on held-out demonstrations.",
+        "R2 of the action: ridge regression from z_t to the mean movement of the chunk, fitted on the training "
+        f"demonstrations, tested on {settings['heldout']} held-out ones per task.",
+        f"Knowing only which task it is gives R2 {results['latent_action_models']['before']['r2_task_only']:.2f}.",
+        "Recon / copy: error of the predicted frame over that of copying I_t. Mean dir.: |E[z/|z|]|^2, near 1 is collapse.",
+        "On squares, on motion: the M-Former's attention there, over evenly spread attention.",
+    ]
+
+
+def as_text(results: Mapping[str, Any]) -> str:
+    """Lay the results out for a terminal."""
+    parts = [
+        aligned(_policy_rows(results)),
+        aligned(_lam_rows(results)),
+        "\n".join(wrapped(line) for line in _legend(results)),
+        "What this shows\n" + "\n".join(wrapped(line) for line in _reading(results)),
+        "\n".join(_adapter_lines(results)),
+    ]
+    return "\n\n".join(parts)
+
+
+def as_markdown(results: Mapping[str, Any]) -> str:
+    """Lay the results out as report.md, with the pictures."""
+    settings, machine = results["settings"], results["machine"]
+    knobs = "\n".join(f"    {key}: {value}" for key, value in settings.items())
+    took = "\n".join(
+        f"| {name} | {job['seconds']:.0f} | {job['cpu_seconds']:.0f} |" for name, job in results["took"].items()
+    )
+    rollouts = "\n".join(f"![{ARMS[arm]}](rollouts/{arm}.gif)" for arm in results["policies"])
+    listed = "\n".join(f"- {line}" for line in _reading(results))
+    legend = "\n".join(f"- {line}" for line in _legend(results))
+    return f"""# LARA quickstart: what this run found
+
+Preset `{settings["preset"]}`, seed {settings["seed"]}, {machine["cores"]} CPU cores, torch {machine["torch"]}.
+w1 = {settings["align_weight"]}, w2 = {settings["lam_weight"]} (the paper: 0.01 each, over 20k to 50k steps).
+
+## What this shows
+
+{listed}
+
+## Policies
+
+{markdown_table(_policy_rows(results))}
+
+## Latent action models
+
+{markdown_table(_lam_rows(results))}
+
+![R2 of the action](probe.png)
+
+{legend}
+
+## Training
+
+![curves](curves.png)
+
+## What the forward dynamics model predicts
+
+![predictions](predictions.png)
+
+## Where the M-Former looks (LARA, Fig. 5)
+
+![attention](attention.png)
+
+## Rollouts
+
+The first episodes of each task; in the corner what the policy sees.
+
+{rollouts}
+
+## The adapter
+
+    {chr(10).join(_adapter_lines(results)).replace(chr(10), chr(10) + "    ")}
+
+What `lara.check(batch, optimizer)` said of it:
+
+    {results["adapter"]["check"].replace(chr(10), chr(10) + "    ")}
+
+## Settings
+
+{knobs}
+
+Jobs run two at a time, each on a core of its own if there is one; where both columns differ, the machine was shared.
+
+| job | seconds | CPU seconds |
+|---|---:|---:|
+{took}
+"""

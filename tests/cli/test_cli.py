@@ -1,0 +1,138 @@
+"""The command line: results on stdout, refusals in one line on stderr, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tyro")
+
+
+from lara_adapter import LatentActionConfig, LatentActionModel, cli
+
+ROOT = Path(__file__).parents[2]
+MINI_VLA = f"{ROOT / 'examples' / 'mini_vla.py'}:MiniVLA"
+
+
+def run(*arguments: str, code: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """`lara ...` in a process of its own; `code` runs before."""
+    program = f"{code}\nimport sys; from lara_adapter.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- lara inspect
+
+
+def test_inspect_prints_the_report():
+    done = run("inspect", "examples/mini_vla.py:MiniVLA")
+    assert done.returncode == 0, done.stderr
+    assert "action_head.model.transformer_blocks: 4 x DiTBlock, width 96" in done.stdout
+    assert done.stderr == ""
+
+
+def test_inspect_as_json(capsys, tmp_path):
+    LatentActionModel(LatentActionConfig.tiny()).save_pretrained(tmp_path)
+    arguments = ["--lam", str(tmp_path), "--layer", "-1", "--token", "-2", "--projector", "linear", "--json"]
+    assert cli.main(["inspect", MINI_VLA, *arguments, "--no-train-lam"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["layer"], report["token"], report["projector"], report["lam"]) == (4, -2, "linear", str(tmp_path))
+    assert report["added_trainable"] == 96 * 256 + 256
+    assert report["lam_assumed"] is False
+
+
+@pytest.mark.parametrize(("given", "layer"), [("-3", 2), ("L-1", 3), ("1", 1)])
+def test_layers_are_numbers_or_counted_from_the_last(capsys, given, layer):
+    assert cli.main(["inspect", MINI_VLA, "--layer", given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layer"] == layer
+
+
+def test_a_policy_that_lara_cannot_attach_to_is_reported_and_the_status_is_one(capsys):
+    assert cli.main(["inspect", MINI_VLA, "--blocks", "backbone"]) == 1
+    out, err = capsys.readouterr()
+    assert "CANNOT      attach LARA" in out
+    assert "candidate   action_head.model.transformer_blocks: 4 x DiTBlock" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", "no/such/folder"], "is no folder here"),
+        (["inspect", "."], "has no config.json"),
+        (["inspect", "no_such_module:policy"], "No module named"),
+        (["inspect", MINI_VLA, "--token", "first"], "token='first'"),
+        (["inspect", MINI_VLA, "--layer", "two"], "layer='two'"),
+        (["inspect", MINI_VLA, "--lam", "no/such/lam"], "no/such/lam"),
+        (["no-such-command"], "there is no command"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_refusal_is_one_line_and_status_two(capsys, arguments, said):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.startswith("lara: ")
+    assert err.count("\n") == 1
+
+
+def test_arguments_that_do_not_parse(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["inspect", MINI_VLA, "--projector", "conv"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_host_prints_while_it_builds_does_not_reach_stdout(tmp_path, capsys):
+    (tmp_path / "chatty_policy.py").write_text(
+        "from mini_vla import MiniVLA\ndef make():\n    print('Tune backbone: False')\n    return MiniVLA()\n"
+    )
+    assert cli.main(["inspect", f"{tmp_path / 'chatty_policy.py'}:make", "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------------- the program itself
+
+
+def test_help_version_and_nothing():
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in cli.COMMANDS)
+    assert run("--version").stdout.startswith("lara-adapter ")
+    assert run().returncode == 2
+    done = run("inspect", "--help")
+    assert done.returncode == 0
+    assert "--no-train-lam" in done.stdout
+
+
+def test_without_tyro_it_says_what_to_install():
+    code = "import sys; sys.modules['tyro'] = None"
+    done = run("inspect", "examples/mini_vla.py:MiniVLA", code=code)
+    assert done.returncode == 2
+    assert done.stderr == "lara: the command line needs tyro: pip install 'lara-adapter[cli]'\n"
+    assert run("--help", code=code).returncode == 0
+
+
+def test_help_imports_neither_torch_users_nor_hosts():
+    code = "import sys\nfor name in ('transformers', 'tyro', 'lerobot', 'gr00t'): sys.modules[name] = None"
+    assert run("--help", code=code).returncode == 0
+
+
+def test_every_command_exists_and_is_documented():
+    for name, command in cli.COMMANDS.items():
+        assert cli._load(command.function).__doc__, name
+        assert command.help
+
+
+def test_the_script_is_declared():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert 'lara = "lara_adapter.cli:main"' in text
+    assert 'cli = ["tyro"]' in text

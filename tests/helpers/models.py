@@ -1,0 +1,56 @@
+"""Policies whose loss is a function of the batch alone, so that runs can be compared gradient by gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from helpers.toys import BypassPolicy, DitPolicy, OwnLam, bypass_step
+from lara_adapter import LatentActionConfig, LatentActionModel, PolicySpec, attach_lara, policies
+
+
+class FixedDit(DitPolicy):
+    """DitPolicy with fixed noise; its states are not recorded (compile would take them for outputs)."""
+
+    def loss_of(self, batch):
+        action = batch["action"]
+        velocity = self.denoise(batch["state"], 0.5 * action, batch["state"][:, 0])
+        error = (velocity - action) ** 2
+        return error, torch.ones_like(error)
+
+    def denoise(self, state, noisy, time):
+        out = super().denoise(state, noisy, time)
+        self.hidden_states = []
+        return out
+
+
+class FixedBypass(BypassPolicy):
+    """BypassPolicy as a batch-taking host with fixed noise and a dict loss."""
+
+    def forward(self, batch):
+        x = self.action_in(0.5 * batch["action"])
+        for layer in self.layers:
+            if self.checkpointing and self.training:
+                reentrant = self.checkpointing == "reentrant"
+                x = torch.utils.checkpoint.checkpoint(bypass_step, layer, x, use_reentrant=reentrant)
+            else:
+                x = bypass_step(layer, x)
+        return {"loss": ((self.action_out(self.norm(x)) - batch["action"]) ** 2).mean()}
+
+
+def register_bypass() -> None:
+    spec = PolicySpec("fixed-bypass", ("models:FixedBypass",), "layers", tap="norm", final_norm="norm")
+    if not any(row.name == spec.name for row in policies._TABLE):
+        policies.register_policy(spec)
+
+
+def build(kind: str = "output", lam: str = "own", **arguments):
+    """A policy of the given tap kind with LARA attached; deterministic."""
+    register_bypass()
+    torch.manual_seed(0)
+    policy = {"output": FixedDit, "norm": FixedBypass}[kind]().train()
+    model = OwnLam() if lam == "own" else LatentActionModel(LatentActionConfig.tiny(**TINY))
+    lara = attach_lara(policy, model, **{"align_weight": 0.3, "lam_weight": 0.2, **arguments})
+    return policy, lara
+
+
+TINY = {"vq_warmup_steps": 2}
