@@ -43,15 +43,21 @@ help:
 	@echo 'make test-lerobot      the tests on real policies of LeRobot (tiny, no downloads), in an environment of its own'
 	@echo 'make test-openpi       the tests on real pi0 and pi0.5 of openpi (tiny, no downloads), in an environment of its own;'
 	@echo '                LARA_OPENPI_SRC=PATH: a checkout of openpi, for those of its training script, which no wheel has'
-	@echo 'make lint       ruff; make typecheck: mypy'
+	@echo 'make lint       ruff, and the direction of imports; make typecheck: mypy'
 	@echo 'make clean      remove the virtual environment and caches (outputs/ stays)'
 	@echo 'TORCH="torch==2.7.1" chooses the torch to install, PYTHON=python3.11 the Python'
 
 demo: $(DEMO)
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
+# one test process for each core; WORKERS=0: all in this one, for a debugger
+WORKERS ?= auto
+# the models of the tests are tiny: a second thread in a process costs more than it saves
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+XDIST := -n $(WORKERS) --dist worksteal
+
 test: $(TEST)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) \
+	$(PYTEST) $(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(XDIST) \
 	  --cov=lara_adapter --cov-report=term --cov-fail-under=90 $(ARGS)
 
 # The same core tests under the pins of the hosts that users install this into; each in an environment of its own.
@@ -72,19 +78,19 @@ test-gr00t: $(VENV)-gr00t/.installed
 	@test -n "$(LARA_GR00T_SRC)" || { echo 'make test-gr00t: LARA_GR00T_SRC=PATH names a checkout of NVIDIA Isaac GR00T' \
 	  '(git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T)' >&2; exit 1; }
 	$(VENV)-gr00t/bin/python -m pip install --disable-pip-version-check --quiet $(GR00T_NEEDS)
-	LARA_GR00T_SRC="$(LARA_GR00T_SRC)" HF_HUB_OFFLINE=1 $(VENV)-gr00t/bin/python -m pytest tests/hosts -k "gr00t" \
+	LARA_GR00T_SRC="$(LARA_GR00T_SRC)" $(PYTEST) $(VENV)-gr00t/bin/python -m pytest tests/hosts -k "gr00t" \
 	  --timeout 240 $(ARGS)
 
 test-pins-%: $(VENV)-%/.installed
 	mkdir -p outputs
-	HF_HUB_OFFLINE=1 $(VENV)-$*/bin/python -m pytest tests --ignore=tests/examples --junitxml=outputs/$*-pins.xml $(ARGS)
+	$(PYTEST) $(VENV)-$*/bin/python -m pytest tests $(XDIST) --ignore=tests/examples --junitxml=outputs/$*-pins.xml $(ARGS)
 
 $(VENV)-%/.installed: pyproject.toml
 	@test -n '$(call PYTHON_OF,$(word 1,$(PINS_$*)))' || \
 	  { echo 'make test-pins-$*: Python $(word 1,$(PINS_$*)) is needed and was not found' >&2; exit 1; }
 	$(call PYTHON_OF,$(word 1,$(PINS_$*))) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet $(wordlist 2,99,$(PINS_$*)) \
-	  safetensors "huggingface-hub" pytest pytest-timeout "setuptools>=70.1"
+	  safetensors "huggingface-hub" pytest pytest-timeout pytest-xdist "setuptools>=70.1"
 	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@touch $@
 
@@ -97,7 +103,7 @@ LEROBOT_EXAMPLE := metaworld==3.1.1 mujoco==3.3.0 packaging tyro pyzmq msgpack
 
 test-lerobot: $(LEROBOT)/.installed
 	mkdir -p outputs
-	HF_HUB_OFFLINE=1 $(LEROBOT)/bin/python -m pytest tests/hosts -k lerobot --junitxml=outputs/lerobot-host.xml $(ARGS)
+	$(PYTEST) $(LEROBOT)/bin/python -m pytest tests/hosts -k lerobot --junitxml=outputs/lerobot-host.xml $(ARGS)
 
 lerobot-env: $(LEROBOT)/.installed
 
@@ -124,7 +130,7 @@ OPENPI_NEEDS := "torch==2.7.1" "torchvision==0.22.1" "numpy==1.26.4" "jax==0.5.3
 
 test-openpi: $(OPENPI)/.installed
 	mkdir -p outputs
-	LARA_OPENPI_SRC="$(LARA_OPENPI_SRC)" HF_HUB_OFFLINE=1 $(OPENPI)/bin/python -m pytest $(wildcard tests/hosts/test_openpi*.py) \
+	LARA_OPENPI_SRC="$(LARA_OPENPI_SRC)" $(PYTEST) $(OPENPI)/bin/python -m pytest $(wildcard tests/hosts/test_openpi*.py) \
 	  --junitxml=outputs/openpi-host.xml $(ARGS)
 
 openpi-env: $(OPENPI)/.installed
