@@ -201,8 +201,8 @@ class LaraAdapter(nn.Module):
                 if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d))
             }
             trainable = [p for p in module.parameters() if p.requires_grad]
-            for suffix, wanted, decay in (("", True, weight_decay), ("_no_decay", False, 0.0)):
-                chosen = [p for p in trainable if (id(p) in decayed) is expected]
+            for suffix, decay_these, decay in (("", True, weight_decay), ("_no_decay", False, 0.0)):
+                chosen = [p for p in trainable if (id(p) in decayed) is decay_these]
                 if chosen:
                     groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": f"lara_{name}{suffix}"})
         return groups

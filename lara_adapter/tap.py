@@ -133,9 +133,9 @@ def find_blocks(policy: nn.Module) -> str:
     )
 
 
-def _path_of(policy: nn.Module, wanted: nn.Module) -> str:
+def _path_of(policy: nn.Module, blocks: nn.Module) -> str:
     for path, module in policy.named_modules(remove_duplicate=False):
-        if module is expected:
+        if module is blocks:
             return path
     raise TapNotFound("attach_lara: blocks= is a module that is not part of the policy; pass one that is, or its path")
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..config import LaraConfig
 from ..errors import AdapterFormatError
+from ..policies import unwrapped
 from ..storage.files import check_values, load_into, missing, read_json, read_tensors, sha256
 from ..storage.hub import locate_folder
 from ..storage.origins import origins_of, warn_of_others
