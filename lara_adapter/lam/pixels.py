@@ -11,11 +11,30 @@ from ..errors import FrameError
 __all__ = ["prepare_pair", "resize"]
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resize [B, C, H, W] float to `size` x `size`, bilinear with antialiasing; the same object if it fits already."""
-    if images.shape[-2:] == (size, size):
+def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Resize images, bilinear with antialiasing; the aspect ratio is not kept.
+
+    The one resize of this library, but for video that is decoded for pre-training: there FFmpeg scales while it converts
+    to RGB (:class:`lara_adapter.data.video.Converter`).
+
+    Args:
+        images: [..., C, H, W] float, or uint8 in [0, 255]: on a CPU by torch's own uint8 kernel, which is several times
+            faster than the way over float and at most one level off it.
+        size: (height, width) in pixels of the result; an int: square.
+
+    Returns:
+        [..., C, height, width] in the dtype of `images`; the same object if it has that size already.
+    """
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if images.shape[-2:] == size:
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    batch = images.reshape(-1, *images.shape[-3:])
+    if images.dtype == torch.uint8 and images.device.type != "cpu":
+        batch = batch.float()
+    resized = F.interpolate(batch, size=size, mode="bilinear", align_corners=False, antialias=True)
+    if resized.dtype != images.dtype:
+        resized = resized.round().clamp(0, 255).to(images.dtype)
+    return resized.reshape(*images.shape[:-2], *size)
 
 
 def _prepare(name: str, frames: Tensor, size: int) -> Tensor:
