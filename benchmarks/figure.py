@@ -1,8 +1,6 @@
-"""Draw the README's figure of what LARA attaches to: `python benchmarks/figure.py` -> benchmarks/results/lara.png."""
+"""Draw the README's figure of what LARA attaches to: `python -m benchmarks.figure` -> benchmarks/results/lara.png."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import matplotlib
 
@@ -10,7 +8,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-TARGET = Path(__file__).parent / "results" / "lara.png"
+from benchmarks import RESULTS
+
+TARGET = RESULTS / "lara.png"
 HOST, OURS, LAM, LOSS = "#dfe6ee", "#f6c56f", "#bfe0c2", "#f3b0a8"
 
 

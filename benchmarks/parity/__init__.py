@@ -1,0 +1,1 @@
+"""Our losses and gradients beside those of the official releases."""

@@ -3,7 +3,7 @@
     pip install "transformers==4.51.3" "diffusers==0.35.1" torchvision accelerate lpips
     pip install hydra-core omegaconf einops dm-tree
     git clone https://github.com/lmy1001/LARA
-    python benchmarks/parity_official.py --official LARA/LARA_full      # or LARA_OFFICIAL_SRC=LARA/LARA_full
+    python -m benchmarks.parity.official --official LARA/LARA_full      # or LARA_OFFICIAL_SRC=LARA/LARA_full
 
 The official code is imported and never changed. Both sides get the same weights, seeds (so the same flow noise, times
 and dropout), frames and perceptual network; ours gets the tokenizer's weights through `lara_adapter.convert`.
@@ -52,13 +52,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-
-from lara_adapter import FramePair, LatentActionConfig, LatentActionModel, __version__, attach_lara  # noqa: E402
+from benchmarks import RESULTS
+from benchmarks.checkout import Missing, add_checkout
+from lara_adapter import FramePair, LatentActionConfig, LatentActionModel, __version__, attach_lara
 from lara_adapter.convert import config_from_official, config_to_official, state_from_official, state_to_official
-from lara_adapter.storage.files import write_json, write_tensors  # noqa: E402
+from lara_adapter.storage.files import write_json, write_tensors
 
-RESULT = ROOT / "benchmarks" / "results" / "parity_official.json"
+RESULT = RESULTS / "parity_official.json"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 ZERO = 1e-12  # of the largest gradient of a loss: what is below that in float64 is zero but for rounding
 LOSSES = ("action", "align", "lam", "total")
@@ -121,10 +121,6 @@ SETTINGS = {
 # ---------------------------------------------------------------------- the official side
 
 
-class Missing(RuntimeError):
-    """The official code, or a package it needs, is not there."""
-
-
 class VLMStandIn(nn.Module):
     """In the place of the Eagle VLM: one linear layer over given features."""
 
@@ -153,10 +149,7 @@ def import_official(source: Path) -> types.SimpleNamespace:
     Raises:
         Missing: no such checkout, or a package that it needs cannot be imported.
     """
-    if not (source / SOURCES[0]).is_file():
-        raise Missing(f"{source} is no checkout of LARA_full: it has no {SOURCES[0]}")
-    if str(source) not in sys.path:
-        sys.path.insert(0, str(source))
+    source = add_checkout(source, "LARA_full", contains=SOURCES[0])
     # The package also imports its serving class, and with it video readers that training's arithmetic does not need.
     serving = types.ModuleType("lara_full.model.policy")
     serving.Gr00tPolicy = None  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
     make test-openpi                                     # makes the environment, .venv-openpi
     git clone https://github.com/lmy1001/LARA
     .venv-openpi/bin/python -m pip install hydra-core omegaconf lpips
-    .venv-openpi/bin/python benchmarks/parity_openpi.py --official LARA/LARA_posttrain_openpi
+    .venv-openpi/bin/python -m benchmarks.parity.openpi --official LARA/LARA_posttrain_openpi
 
 parity_official.py for the second release, LARA_posttrain_openpi; how differences are taken, judged and printed is said
 there. The official code is imported and never changed. Their openpi is used on both sides: with
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 import types
 from collections.abc import Iterator
@@ -33,20 +32,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
+from lara_adapter.integrations.openpi import OpenpiLaraSettings, attach
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-
-from lara_adapter.integrations.openpi import OpenpiLaraSettings, attach  # noqa: E402
-
-from benchmarks.parity import official as parity  # noqa: E402
-from benchmarks.parity.official import IMAGE, PATCH, Case, Measured, Missing  # noqa: E402
-from examples import openpi_tiny  # noqa: E402
-from lara_adapter import LatentActionConfig, LatentActionModel  # noqa: E402
+from benchmarks import RESULTS
+from benchmarks.checkout import Missing, add_checkout
+from benchmarks.parity import official as parity
+from benchmarks.parity.official import IMAGE, PATCH, Case, Measured
+from examples import openpi_tiny
+from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.convert import config_from_official, config_to_official, state_from_official, state_to_official
-from lara_adapter.storage.files import write_json, write_tensors  # noqa: E402
+from lara_adapter.storage.files import write_json, write_tensors
 
-RESULT = ROOT / "benchmarks" / "results" / "parity_openpi.json"
+RESULT = RESULTS / "parity_openpi.json"
 SOURCES = (
     "src/openpi/models_pytorch/pi0_pytorch.py",
     "src/openpi/models_pytorch/gemma_pytorch.py",
@@ -104,11 +102,7 @@ def import_official(source: Path) -> types.SimpleNamespace:
     Raises:
         Missing: no such checkout, a package that it needs cannot be imported, or another openpi is imported already.
     """
-    if not (source / SOURCES[0]).is_file():
-        raise Missing(f"{source} is no checkout of LARA_posttrain_openpi: it has no {SOURCES[0]}")
-    for folder in (source, source / "src"):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+    source = add_checkout(source, "LARA_posttrain_openpi", contains=SOURCES[0], folders=("src", ""))
     try:
         import lpips
         import openpi.models_pytorch.pi0_pytorch as models

@@ -1,8 +1,8 @@
 """The training setups that need GPUs: NCCL DDP, FSDP2, DeepSpeed ZeRO-2 and ZeRO-3, inductor, bf16.
 
-    torchrun --nproc-per-node 2 benchmarks/setups_gpu.py                      # two GPUs or more
-    torchrun --nproc-per-node 2 benchmarks/setups_gpu.py --device cpu         # gloo; ZeRO is left out
-    python benchmarks/setups_table.py                                         # puts the rows into the README
+    torchrun --nproc-per-node 2 -m benchmarks.setups.gpu                      # two GPUs or more
+    torchrun --nproc-per-node 2 -m benchmarks.setups.gpu --device cpu         # gloo; ZeRO is left out
+    python -m benchmarks.setups.table                                         # puts the rows into the README
 
 Each case trains the demo's policy with LARA (tiny LAM, contrastive) for a few steps and compares the gradients of the
 first step with one process's on the same batches; ZeRO, which hides gradients, is compared by the weights after one
@@ -18,18 +18,16 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch._inductor.config
 from torch import distributed as dist
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
-
-from examples.mini_vla import MiniVLA, MiniVLAConfig  # noqa: E402
-from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara  # noqa: E402
-from lara_adapter.storage.files import write_json  # noqa: E402
+from benchmarks import RESULTS
+from examples.mini_vla import MiniVLA, MiniVLAConfig
+from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
+from lara_adapter.storage.files import write_json
 
 BATCH, STEPS = 8, 4
 
@@ -248,8 +246,7 @@ def main() -> int:
     if rank == 0 and on_gpu:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         versions["device"] = f"{dist.get_world_size()} x {torch.cuda.get_device_name(device)}"
-        target = ROOT / "benchmarks" / "results" / "setups" / "gpu.json"
-        write_json(target, {"versions": versions, "results": results})
+        write_json(RESULTS / "setups" / "gpu.json", {"versions": versions, "results": results})
         print(json.dumps(results, indent=2))
     dist.destroy_process_group()
     return int("failed" in results.values())

@@ -1,7 +1,7 @@
 """What LARA costs as the work grows: batch, views, frame size, processes, data to label; and what importing it costs.
 
     pip install -e ".[demo,train,video,test]"
-    python benchmarks/growth.py                     # or some of: import step ranks lam label; --table prints the record
+    python -m benchmarks.speed.growth     # or some of: import step ranks lam label; --table prints the record
 
 Each number is a ratio to something measured in turn with it, in the same process where there is one: the median of the
 rounds' ratios, and their range. Nothing here is an absolute time. Of one process's work it is the processor's time,
@@ -37,17 +37,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import multiprocessing
 
-ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "benchmarks", ROOT / "examples", ROOT / "tests" / "lam"):
-    sys.path.insert(0, str(folder))
+from benchmarks import RESULTS
+from benchmarks.speed.lam import machine_of
+from benchmarks.speed.overhead_hosts import build
+from benchmarks.speed.step_overhead import loss_of, measure_time
+from lara_adapter import LatentActionConfig, LatentActionModel, __version__, attach_lara
+from lara_adapter.storage.files import read_json, write_json
 
-from benchmarks.speed.lam import machine_of  # noqa: E402
-from benchmarks.speed.overhead_hosts import build  # noqa: E402
-from benchmarks.speed.step_overhead import loss_of, measure_time  # noqa: E402
-from lara_adapter import LatentActionConfig, LatentActionModel, __version__, attach_lara  # noqa: E402
-from lara_adapter.storage.files import read_json, write_json  # noqa: E402
-
-RESULT = ROOT / "benchmarks" / "results" / "growth.json"
+RESULT = RESULTS / "growth.json"
 HEAVY = ("transformers", "peft", "accelerate", "torchvision", "matplotlib", "av", "zmq")
 LABEL = """
 import resource, sys, logging
@@ -183,7 +180,7 @@ def measure_lam(rounds: int) -> dict[str, Ratio]:
 @contextlib.contextmanager
 def datasets(sizes: tuple[int, ...]) -> Iterator[tuple[Path, Path, dict[int, Path]]]:
     """A folder with a LAM and datasets of so many episodes of 40 frames, 64 pixels."""
-    from helpers.disk_datasets import make_v3
+    from tests.helpers.disk_datasets import make_v3
 
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)

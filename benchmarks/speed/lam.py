@@ -2,7 +2,7 @@
 
     pip install "transformers==4.51.3" accelerate lpips torchvision hydra-core omegaconf einops
     git clone https://github.com/lmy1001/LARA
-    python benchmarks/lam_speed.py --official LARA/LARA_full      # or LARA_OFFICIAL_SRC; --preset paper|small
+    python -m benchmarks.speed.lam --official LARA/LARA_full      # or LARA_OFFICIAL_SRC; --preset paper|small
 
 The paper's sizes (ViT-MAE-large, M-Former 4 x 768, decoder 12 x 768, 8 codes of 32, 224 pixels), random weights, the same
 frames, batch and dtype for all; forward and backward of L_LAM, the optimizer left out. Arms run in turn in one process,
@@ -33,13 +33,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import RESULTS
+from benchmarks.checkout import lara_full
+from lara_adapter import LatentActionConfig, LatentActionModel, __version__
+from lara_adapter.convert import config_to_official, state_to_official
+from lara_adapter.storage.files import write_json, write_tensors
 
-from lara_adapter import LatentActionConfig, LatentActionModel, __version__  # noqa: E402
-from lara_adapter.convert import config_to_official, state_to_official  # noqa: E402
-from lara_adapter.storage.files import write_json, write_tensors  # noqa: E402
-
-RESULT = ROOT / "benchmarks" / "results" / "lam_speed.json"
+RESULT = RESULTS / "lam_speed.json"
 RELEASE = {"legacy_token_types": True, "legacy_commitment": True, "perceptual_weight": 0.0}
 SMALL = {
     "image_size": 64, "encoder_image_size": 64, "encoder_width": 64, "idm_width": 48, "idm_layers": 2, "idm_heads": 4,
@@ -72,9 +72,8 @@ def our_model(preset: str, backbone: Any) -> LatentActionModel:
         return LatentActionModel(config, backbone=backbone).train()
 
 
-def official_model(source: Path, ours: LatentActionModel, backbone: Any) -> Any:
-    """The official tokenizer with the same weights, by its own loader."""
-    sys.path.insert(0, str(source))
+def official_model(ours: LatentActionModel, backbone: Any) -> Any:
+    """The official tokenizer with the same weights, by its own loader; its checkout is importable."""
     import lpips
     from moto.latent_motion_tokenizer.loading import load_latent_motion_tokenizer
 
@@ -107,7 +106,7 @@ def arms_of(
     present, future = frames_of(ours, arguments.batch, arguments.device)
     arms: dict[str, Callable[[], torch.Tensor]] = {}
     if "official" in names:
-        theirs = official_model(arguments.official, ours, backbone).to(arguments.device)
+        theirs = official_model(ours, backbone).to(arguments.device)
         theirs.image_encoder.eval()
         arms["official"] = lambda: theirs(present, future).loss
         if names == ["official"]:
@@ -189,7 +188,7 @@ def report_of(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     memory = {}
     for name in names:
-        command = [sys.executable, __file__, "--memory", name, *sys.argv[1:]]
+        command = [sys.executable, "-m", "benchmarks.speed.lam", "--memory", name, *sys.argv[1:]]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         memory[name] = float(done.stdout.split()[-1])
     return {
@@ -241,7 +240,7 @@ def table(report: dict[str, Any]) -> str:
 def main() -> int:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--official", type=Path, default=os.environ.get("LARA_OFFICIAL_SRC"))
+    parser.add_argument("--official", type=lara_full, default=os.environ.get("LARA_OFFICIAL_SRC"))
     parser.add_argument("--preset", choices=["paper", "small"], default="paper")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -250,11 +249,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.official is not None:
-        arguments.official = Path(arguments.official)
-        if not (arguments.official / "moto").is_dir():
-            sys.stderr.write(f"{arguments.official} is no checkout of LARA_full (it has no moto/)\n")
-            return 2
     if arguments.memory:
         print(measure_memory(arguments, arguments.memory))
         return 0

@@ -1,4 +1,4 @@
-"""The policies whose training step benchmarks/step_overhead.py measures: a function each, that needs its host installed."""
+"""The policies whose training step step_overhead.py measures: one function for each, which needs its host installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
 LEROBOT = ("groot", "pi0", "pi05", "smolvla", "multi_task_dit", "xvla", "vla_jepa")
 WORDS = 48  # of an instruction, of full-size policies
 
@@ -55,7 +54,7 @@ def demo() -> Host:
 
 def lerobot(name: str) -> Host:
     """One of LeRobot's policies, its real classes at a tiny size (those of tests/hosts)."""
-    from helpers import lerobot_tiny
+    from tests.helpers import lerobot_tiny
 
     def inputs(size: int, frames: Tensor | None) -> dict[str, Any]:
         batch = lerobot_tiny.make_batch(name, size, frames=False)
@@ -125,8 +124,9 @@ FULL = {
 
 def lerobot_full(name: str) -> Host:
     """One of LeRobot's policies at the size that its users train, without weights; X-VLA's Florence-2 is a stand-in."""
-    from helpers import lerobot_tiny
     from transformers import CLIPConfig, CLIPModel
+
+    from tests.helpers import lerobot_tiny
 
     full = FULL[name]
     steps = {"horizon": full.horizon} if name == "multi_task_dit" else {"chunk_size": full.horizon}

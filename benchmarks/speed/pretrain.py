@@ -3,7 +3,7 @@
     pip install "transformers==4.51.3" torchvision==0.22.1 av==15.0.0 lpips hydra-core omegaconf einops decord numpydantic \
         albumentations==1.4.18 pandas pyarrow dm-tree accelerate peft diffusers tqdm
     git clone https://github.com/lmy1001/LARA
-    python benchmarks/pretrain_speed.py --official LARA/LARA_full      # or LARA_OFFICIAL_SRC; --preset paper|small
+    python -m benchmarks.speed.pretrain --official LARA/LARA_full      # or LARA_OFFICIAL_SRC; --preset paper|small
 
 Both read the same dataset (layout v2.1, AV1 with a key frame every second frame, as LeRobot writes it; 256 x 256), pairs
 5 frames apart, the same batch, model sizes and weights (random), AdamW, float32, one decoding worker each. Theirs is their
@@ -39,15 +39,18 @@ os.environ.setdefault("SVT_LOG", "1")
 import numpy as np
 import torch
 
-from benchmarks.speed.lam import ROOT, backbone_of, machine_of, official_model, our_model
+from benchmarks import RESULTS
+from benchmarks.checkout import lara_full
+from benchmarks.speed.lam import backbone_of, machine_of, official_model, our_model
 from lara_adapter import __version__
 from lara_adapter.data import IndexSettings, PairStream, build_index, find_sources
-from lara_adapter.data.cuts import Gap, scan_source
+from lara_adapter.data.gap import Gap
+from lara_adapter.data.cuts import scan_source
 from lara_adapter.lam.pretrain.setup import move
 from lara_adapter.lam.pretrain.shared_frames import share_frames
 from lara_adapter.storage.files import write_json
 
-RESULT = ROOT / "benchmarks" / "results" / "pretrain_speed.json"
+RESULT = RESULTS / "pretrain_speed.json"
 GAP, SIDE, FPS, CAMERA = 5, 256, 20, "observation.images.image"
 
 
@@ -147,7 +150,7 @@ def arms_of(arguments: argparse.Namespace, data: Path, index: list[Any]) -> dict
         for name in ("pytorch3d", "pytorch3d.transforms"):  # of state and action transforms only, and hard to install
             sys.modules.setdefault(name, types.ModuleType(name))
         sys.modules["pytorch3d"].transforms = sys.modules["pytorch3d.transforms"]  # type: ignore[attr-defined]
-        theirs = official_model(arguments.official, ours, backbone).to(arguments.device)
+        theirs = official_model(ours, backbone).to(arguments.device)
         theirs.image_encoder.eval()
         optimiser = optimiser_of(theirs)
 
@@ -274,7 +277,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--official", type=Path, default=os.environ.get("LARA_OFFICIAL_SRC"))
+    parser.add_argument("--official", type=lara_full, default=os.environ.get("LARA_OFFICIAL_SRC"))
     parser.add_argument("--preset", choices=["paper", "small"], default="paper")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
@@ -288,12 +291,6 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    if arguments.official is not None:
-        arguments.official = Path(arguments.official)
-        if not (arguments.official / "moto").is_dir():
-            sys.stderr.write(f"{arguments.official} is no checkout of LARA_full (it has no moto/)\n")
-            return 2
-        sys.path.insert(0, str(arguments.official))
     result = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     result[arguments.preset] = measure(arguments)
     write_json(arguments.out, result)

@@ -1,8 +1,8 @@
 """What the socket costs: latency and throughput against calling the policy directly, and a long run with 8 clients.
 
-    python benchmarks/serving.py                                       # ours alone
-    LARA_GR00T_SRC=PATH python benchmarks/serving.py                   # beside GR00T's own server and client
-    python benchmarks/serving.py --soak 600                            # 8 clients for ten minutes
+    python -m benchmarks.speed.serving                                       # ours alone
+    LARA_GR00T_SRC=PATH python -m benchmarks.speed.serving                   # beside GR00T's own server and client
+    python -m benchmarks.speed.serving --soak 600                            # 8 clients for ten minutes
 
 The observation is that of a robot: two uint8 views of 256 x 256 and a state of 8 numbers; the answer is a chunk of 16
 actions of 7. Server and client are processes of their own. The arms take turns in each round, so that what else the
@@ -26,12 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import RESULTS
+from benchmarks.checkout import add_checkout
 from lara_adapter.errors import ServingError, ServingTimeout
 from lara_adapter.serving import PolicyClient, PolicyServer
 from lara_adapter.storage.files import read_json, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "serving.json"
+RESULT = RESULTS / "serving.json"
 TOKEN = "benchmark"
 THINKS = 0.05  # seconds of the policy that is not instant: about what a GPU takes for a chunk of a 3B policy
 
@@ -87,7 +88,7 @@ def serve(arm: str, seconds: float) -> None:
 @contextlib.contextmanager
 def server_process(arm: str, seconds: float = 0.0) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server in a process of its own, and its port."""
-    command = [sys.executable, __file__, "--serve", arm, "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.speed.serving", "--serve", arm, "--seconds", str(seconds)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert child.stdout is not None
     try:
@@ -280,12 +281,12 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=0.02, help="of each client of the long run, between requests")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--requests", type=int, default=150, help="of each arm in each round")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if checkout := os.environ.get("LARA_GR00T_SRC"):
-        sys.path.insert(0, checkout)
+        add_checkout(checkout, "NVIDIA Isaac GR00T", contains="gr00t")
     if given.serve:
         serve(given.serve, given.seconds)
         return 0

@@ -1,10 +1,10 @@
 """What LARA adds to a policy's training step: time, and where it goes; and that nothing is left after detach().
 
-    python benchmarks/step_overhead.py --host demo                          # the demo's policy, its small LAM
-    python benchmarks/step_overhead.py --host lerobot:pi05                  # in LeRobot's environment; any of its policies
-    python benchmarks/step_overhead.py --host lerobot-full:smolvla --lam paper --batch 2    # the size that users train
-    python benchmarks/step_overhead.py --host gr00t-head --lam paper        # in GR00T's; PYTHONPATH has its checkout
-    python benchmarks/step_overhead.py --table                              # the committed rows
+    python -m benchmarks.speed.step_overhead --host demo                       # the demo's policy, its small LAM
+    python -m benchmarks.speed.step_overhead --host lerobot:pi05               # any policy of LeRobot, in its environment
+    python -m benchmarks.speed.step_overhead --host lerobot-full:smolvla --lam paper --batch 2   # full size
+    python -m benchmarks.speed.step_overhead --host gr00t-head --lam paper     # in GR00T's; PYTHONPATH has its checkout
+    python -m benchmarks.speed.step_overhead --table                           # the committed rows
 
 One policy, one process: in every round LARA is attached in one way after the other, in turn and in reverse, some steps
 (forward and backward, no optimizer) are timed, and LARA is detached. Reported are medians of the rounds' ratios to the
@@ -46,14 +46,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are many times slo
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import RESULTS
+from benchmarks.speed.lam import backbone_of, machine_of, peak_mb
+from benchmarks.speed.overhead_hosts import Host, build
+from lara_adapter import LatentAction, LatentActionConfig, LatentActionModel, __version__, attach_lara
+from lara_adapter.storage.files import read_json, write_json
 
-from benchmarks.speed.lam import backbone_of, machine_of, peak_mb  # noqa: E402
-from benchmarks.speed.overhead_hosts import Host, build  # noqa: E402
-from lara_adapter import LatentAction, LatentActionConfig, LatentActionModel, __version__, attach_lara  # noqa: E402
-from lara_adapter.storage.files import read_json, write_json  # noqa: E402
-
-RESULT = ROOT / "benchmarks" / "results" / "step_overhead.json"
+RESULT = RESULTS / "step_overhead.json"
 WAYS = ("alone", "idle", "tap", "projector", "frozen", "joint", "cached", "detached")
 LATENT = (8, 32)
 
@@ -224,7 +223,7 @@ def peaks_of(arguments: argparse.Namespace) -> dict[str, float]:
     """Peak MB of each way, by a process of its own; a way that runs out of memory is left out, and said."""
     peaks = {}
     for way in (way for way in ways_of(arguments) if way in ("alone", "frozen", "joint", "cached")):
-        command = [sys.executable, __file__, "--measure-memory", way, *sys.argv[1:]]
+        command = [sys.executable, "-m", "benchmarks.speed.step_overhead", "--measure-memory", way, *sys.argv[1:]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.stderr.write(f"no peak memory of {way!r}: exit status {done.returncode}\n{done.stderr[-2000:]}")

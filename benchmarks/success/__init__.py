@@ -1,0 +1,1 @@
+"""Success of policies with and without LARA in Meta-World."""

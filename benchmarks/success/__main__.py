@@ -1,15 +1,15 @@
 """Does LARA make policies succeed more often? Meta-World, few demonstrations, paired seeds.
 
     pip install -e ".[demo,train]"
-    python benchmarks/success.py                               # resumable; rows are appended as they come
-    python benchmarks/success.py --stages ablations cosine_depth --regimes distractors --seeds 0 1 2
-    python benchmarks/success_report.py                        # tables and pictures of the rows that are there
+    python -m benchmarks.success                               # resumable; rows are appended as they come
+    python -m benchmarks.success --stages ablations cosine_depth --regimes distractors --seeds 0 1 2
+    python -m benchmarks.success.report                        # tables and pictures of the rows that are there
 
-The first command is the first stage: two tasks, ten demonstrations, the main arms (benchmarks/success_arms.py), eight
+The first command is the first stage: two tasks, ten demonstrations, the main arms (arms.py), eight
 seeds, with distractors and without: hours on two cores. What follows it, one command each:
 
-    for n in 3 30; do python benchmarks/success.py --demos $n; done
-    python benchmarks/success.py --tasks button-press-topdown drawer-open door-open window-open hammer peg-insert-side \\
+    for n in 3 30; do python -m benchmarks.success --demos $n; done
+    python -m benchmarks.success --tasks button-press-topdown drawer-open door-open window-open hammer peg-insert-side \\
         --seeds 0 1 2 3 4 5 6 7 8 9 10 11
 
 Fixed before the first run: the primary endpoint is the success rate of `contrastive` minus that of `dit_only`, distractors,
@@ -19,16 +19,16 @@ second. All else is secondary.
 Fixed before its run, after eight seeds of 3 demonstrations with distractors had shown `contrastive` ahead: the same
 difference on eight new seeds, where `frozen_random` says whether content or regularisation is at work:
 
-    python benchmarks/success.py --demos 3 --regimes distractors --arms dit_only contrastive frozen_random \\
+    python -m benchmarks.success --demos 3 --regimes distractors --arms dit_only contrastive frozen_random \\
         --seeds 8 9 10 11 12 13 14 15 --rows benchmarks/results/success/rows-confirm.jsonl
 
 Whether the policy is too small to gain: one of eleven times as many parameters (8.1 M), twice as deep:
 
-    python benchmarks/success.py --width 256 --depth 8 --regimes distractors --arms dit_only cosine contrastive control
+    python -m benchmarks.success --width 256 --depth 8 --regimes distractors --arms dit_only cosine contrastive control
 
 For each seed and regime everything is new: starts, demonstrations, play video, the LAM trained on it, weights. Within a
 seed all arms share data, order, initial weights, starts and sampling noise of the evaluation, and distractors. What
-trains, acts and measures are the demo's modules (examples/quickstart_*.py), with the demo's settings.
+trains, acts and measures are the demo's modules (examples/demo), with the demo's settings.
 """
 
 from __future__ import annotations
@@ -41,24 +41,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "examples", ROOT / "benchmarks"):  # jobs run in spawned processes, which inherit sys.path
-    sys.path.insert(0, str(folder))
+import torch
+import tyro
 
-import torch  # noqa: E402
-import tyro  # noqa: E402
-
-from benchmarks.success.arms import ARMS, CONTROL, STAGES, Arm  # noqa: E402
-from benchmarks.success.rows import ROWS, append_row, read_rows  # noqa: E402
-from examples.demo.data import collect  # noqa: E402
-from examples.demo.eval import closed_loop  # noqa: E402
-from examples.demo.probe import examine_lam  # noqa: E402
-from examples.demo.stages import Job, Progress, run_jobs  # noqa: E402
-from examples.demo.train import continue_lam, pretrain_lam, train_policy  # noqa: E402
-from examples.metaworld_sim import find_gl  # noqa: E402
-from examples.mini_vla import MiniVLAConfig  # noqa: E402
-from lara_adapter import LatentActionConfig, LatentActionModel, __version__  # noqa: E402
-from lara_adapter.storage.files import read_json  # noqa: E402
+from benchmarks.success.arms import ARMS, CONTROL, STAGES, Arm
+from benchmarks.success.rows import ROWS, append_row, read_rows
+from examples.demo.data import collect
+from examples.demo.eval import closed_loop
+from examples.demo.probe import examine_lam
+from examples.demo.stages import Job, Progress, run_jobs
+from examples.demo.train import continue_lam, pretrain_lam, train_policy
+from examples.metaworld_sim import find_gl
+from examples.mini_vla import MiniVLAConfig
+from lara_adapter import LatentActionConfig, LatentActionModel, __version__
+from lara_adapter.storage.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)

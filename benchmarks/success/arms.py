@@ -1,4 +1,4 @@
-"""The arms of benchmarks/success.py: what each policy gets of LARA, and the ablations around one of them."""
+"""The arms of the success benchmark: what each policy gets of LARA, and the ablations around one of them."""
 
 from __future__ import annotations
 

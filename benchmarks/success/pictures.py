@@ -1,4 +1,4 @@
-"""Pictures of benchmarks/success.py's rows."""
+"""Pictures of the success rows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Tables and pictures of benchmarks/success.py's rows.
+"""Tables and pictures of the success rows.
 
-    python benchmarks/success_report.py        # results/success/rows.jsonl -> summary.json, success.png, ablations.png
+    python -m benchmarks.success.report        # results/success/rows.jsonl -> summary.json, success.png, ablations.png
 
 What is resampled: differences to another arm are paired over seeds. Their t interval has seeds - 1 degrees of freedom; the
 bootstrap draws seeds, and within each seed and task episodes (the same episodes for both arms, which had the same starts).
@@ -19,14 +19,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "benchmarks"):
-    sys.path.insert(0, str(folder))
-
-from benchmarks.success import pictures as success_pictures  # noqa: E402
-from benchmarks.success.arms import ARMS, BASE, CONTROL, DEFAULTS, STAGES  # noqa: E402
-from benchmarks.success.rows import CONFIRM, ROWS, Row, read_rows  # noqa: E402
-from lara_adapter.storage.files import write_json  # noqa: E402
+from benchmarks.success import pictures as success_pictures
+from benchmarks.success.arms import ARMS, BASE, CONTROL, DEFAULTS, STAGES
+from benchmarks.success.rows import CONFIRM, ROWS, Row, read_rows
+from lara_adapter.storage.files import write_json
 
 PRIMARY = ("contrastive", "dit_only")
 # two-sided 97.5 % quantiles of Student's t by degrees of freedom
@@ -265,7 +261,7 @@ def main() -> int:
     arguments = parser.parse_args()
     groups = groups_at(arguments.rows)
     if not groups:
-        sys.stderr.write(f"{arguments.rows} holds no row: run benchmarks/success.py first\n")
+        sys.stderr.write(f"{arguments.rows} holds no row: run python -m benchmarks.success first\n")
         return 1
     summaries = {name: summarise(group) for name, group in groups.items()}
     out = arguments.out or arguments.rows.parent

@@ -1,4 +1,4 @@
-"""The rows of benchmarks/success.py on disk: one line of JSON each, appended as they come."""
+"""The success rows on disk: one line of JSON each, appended as they come."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-ROWS = Path(__file__).resolve().parent / "results" / "success" / "rows.jsonl"
+from benchmarks import RESULTS
+
+ROWS = RESULTS / "success" / "rows.jsonl"
 
 CONFIRM = "rows-confirm.jsonl"  # beside the others: rows of a confirmation on new seeds, never mixed with them
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from helpers.lerobot_tiny import clip_folder
+from .lerobot_tiny import clip_folder
 
 # their positions are the ids that the tiny GR00T's configuration names
 _QWEN_WORDS = ["<pad>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<unk>", "push", "the"]

@@ -21,7 +21,7 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from torch import nn
 
-from helpers.toys import SIZE
+from .toys import SIZE
 
 CAMERA, STATE, FRAMES = "observation.images.cam", "observation.state", "observation.lara.frames"
 HORIZON, ACTION = 8, 3

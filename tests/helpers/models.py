@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from helpers.toys import BypassPolicy, DitPolicy, OwnLam, bypass_step
 from lara_adapter import LatentActionConfig, LatentActionModel, PolicySpec, attach_lara, policies
+
+from .toys import BypassPolicy, DitPolicy, OwnLam, bypass_step
 
 
 class FixedDit(DitPolicy):

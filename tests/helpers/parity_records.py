@@ -71,5 +71,5 @@ def check_without_the_official_code(benchmark, release, variable, name, monkeypa
     assert benchmark.main([]) == 2
     assert "git clone" in capsys.readouterr().err
     assert benchmark.main(["--official", str(tmp_path)]) == 2
-    assert f"no checkout of {release}" in capsys.readouterr().err
+    assert f"is not a checkout of {release}" in capsys.readouterr().err
     assert (RESULTS / name).read_bytes() == before
