@@ -10,25 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import FrameError
+from .gap import Gap
 from .sources import Source
 from .video import Converter, decode_all
 
-__all__ = ["Gap", "Scan", "cuts_of", "scan_source", "thinned"]
+__all__ = ["Scan", "cuts_of", "scan_source", "thinned"]
 
 _THUMB = 32  # side in pixels of what frames are compared by
 _MOVING = 16  # of its 1024 pixels: a small gripper moves few
 _AROUND = 2  # frames on each side that a cut is judged against
-
-
-class Gap(NamedTuple):
-    """How far apart the frames of a pair are; one of the two is None.
-
-    frames: C, a number of frames >= 1.
-    seconds: a time > 0; the nearest frame is taken, if it is within a quarter of it.
-    """
-
-    frames: int | None = 5
-    seconds: float | None = None
 
 
 class Scan(NamedTuple):

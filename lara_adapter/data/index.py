@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import LaraArgumentError
-from .cuts import Gap, Scan, cuts_of, thinned
+from .cuts import Scan, cuts_of, thinned
+from .gap import Gap
 from .seen import seen
 from .sources import Source
 
@@ -37,7 +38,7 @@ class IndexSettings:
         seed: which ones.
     """
 
-    gap: Gap = Gap(5, None)  # noqa: RUF009  (a tuple: it cannot be changed)
+    gap: Gap = Gap(frames=5)  # noqa: RUF009  (a tuple: it cannot be changed)
     cut_threshold: float = 0.08
     still_threshold: float = 0.02
     still_keep: float = 0.1
@@ -45,9 +46,8 @@ class IndexSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        frames, seconds = self.gap
-        if (frames is None) == (seconds is None) or not (frames or seconds or 0) > 0:
-            raise LaraArgumentError(f"gap={tuple(self.gap)}: either frames >= 1 or seconds > 0 is expected")
+        if None not in self.gap or not (self.gap.frames or self.gap.seconds or 0) > 0:
+            raise LaraArgumentError(f"gap={tuple(self.gap)}, but either frames >= 1 or seconds > 0 is expected")
         for name in ("cut_threshold", "still_threshold", "still_keep", "held_out"):
             if not 0 <= getattr(self, name) <= 1:
                 raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1] is expected")

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..errors import FrameError
 from ..storage.files import replace_file
-from .cuts import Gap, Scan, scan_source
+from .cuts import Scan, scan_source
+from .gap import Gap
 from .sources import Source, pictures_of
 
 __all__ = ["seen"]

@@ -15,7 +15,7 @@ from ..errors import LaraArgumentError
 from .model import LatentActionModel
 from .pixels import resize
 
-__all__ = ["SequenceLatents", "check_settings", "choose_device", "encode_sequence", "frames_of_gap"]
+__all__ = ["SequenceLatents", "check_settings", "choose_device", "encode_sequence"]
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -31,28 +31,6 @@ class SequenceLatents(NamedTuple):
     indices: Tensor
     latent: Tensor
     valid: Tensor
-
-
-def frames_of_gap(gap: str | int, fps: float) -> int:
-    """The distance C between the frames of a pair.
-
-    Args:
-        gap: frames ("16", 16), or seconds ("0.5s").
-        fps: frames per second.
-
-    Raises:
-        LaraArgumentError: no number above zero, or less than one frame.
-    """
-    text = str(gap).strip()
-    try:
-        frames = round(float(text[:-1]) * fps) if text.endswith("s") else int(text)
-    except (ValueError, OverflowError):
-        frames = None
-    if frames is None or frames < 1:
-        raise LaraArgumentError(
-            f'gap={gap!r} at {fps:g} frames per second, but at least one frame ("16") or so many seconds ("0.5s") is expected'
-        )
-    return frames
 
 
 def choose_device(device: str) -> torch.device:

@@ -17,7 +17,8 @@ from test_video import FORMATS
 from lara_adapter import DatasetError
 from lara_adapter.data import IndexSettings, PairStream, Source, build_index
 from lara_adapter.data.by_torchcodec import read_by_time, require_torchcodec
-from lara_adapter.data.cuts import Gap, scan_source
+from lara_adapter.data.cuts import scan_source
+from lara_adapter.data.gap import Gap
 from lara_adapter.data.video import _tick, read_frames
 
 

@@ -11,7 +11,8 @@ from helpers.videos import numbered, square, still, write_video
 
 from lara_adapter import LaraArgumentError
 from lara_adapter.data import IndexSettings, Source, build_index
-from lara_adapter.data.cuts import Gap, cuts_of, scan_source, thinned
+from lara_adapter.data.cuts import cuts_of, scan_source, thinned
+from lara_adapter.data.gap import Gap
 
 
 def index_of(path, tmp_path, **settings):

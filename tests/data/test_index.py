@@ -12,7 +12,7 @@ from helpers.videos import numbered, square, write_audio, write_video
 import lara_adapter.data.seen as seen_module
 from lara_adapter import LaraArgumentError
 from lara_adapter.data import IndexSettings, build_index, find_sources, require_pairs
-from lara_adapter.data.cuts import Gap
+from lara_adapter.data.gap import Gap
 
 
 @pytest.fixture

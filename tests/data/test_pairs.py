@@ -19,7 +19,7 @@ import lara_adapter.data.pairs as pairs_module
 from lara_adapter import LaraArgumentError
 from lara_adapter.data import IndexSettings, PairStream, build_index, find_sources
 from lara_adapter.data.chunks import chains_of
-from lara_adapter.data.cuts import Gap
+from lara_adapter.data.gap import Gap
 from lara_adapter.data.pairs import read_pairs
 
 LENGTHS = {"a.mp4": 150, "b.mkv": 40, "c.avi": 90, "d.mp4": 11}

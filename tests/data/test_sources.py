@@ -13,7 +13,7 @@ from helpers.videos import number_of, numbered, png, write_v21, write_v30, write
 
 from lara_adapter import AdapterFormatError, LaraArgumentError
 from lara_adapter.data import IndexSettings, build_index, find_sources
-from lara_adapter.data.cuts import Gap
+from lara_adapter.data.gap import Gap
 from lara_adapter.data.video import read_frames
 
 

@@ -12,7 +12,8 @@ from helpers.videos import abandon_decoders, number_of, numbered, png, square, w
 
 from lara_adapter import FrameError
 from lara_adapter.data import Source
-from lara_adapter.data.cuts import Gap, scan_source
+from lara_adapter.data.cuts import scan_source
+from lara_adapter.data.gap import Gap
 from lara_adapter.data.video import Converter, decode_all, read_frames
 from lara_adapter.lam.pixels import resize
 

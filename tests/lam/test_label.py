@@ -25,9 +25,10 @@ from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
 from lara_adapter.data.decode import SequentialVideo
+from lara_adapter.data.gap import parse_gap
 from lara_adapter.lam.label import label_dataset
 from lara_adapter.lam.label import work as label_work
-from lara_adapter.lam.sequence import encode_sequence, frames_of_gap
+from lara_adapter.lam.sequence import encode_sequence
 
 GAP = 4
 NAMES = ("lara.indices", "lara.latent", "lara.valid")
@@ -314,10 +315,10 @@ def test_a_download_of_the_hub_is_labelled_through_its_links(tmp_path, source, l
 
 
 def test_gaps_in_frames_and_seconds():
-    assert [frames_of_gap(gap, 10) for gap in (3, "3", "0.5s", "0.1s")] == [3, 3, 5, 1]
+    assert [parse_gap(gap).in_frames(10) for gap in (3, "3", "0.5s", "0.1s")] == [3, 3, 5, 1]
     for wrong in (0, "-1", "0.01s", "five", "nans", "infs", "2.5"):
         with pytest.raises(LaraArgumentError, match="gap="):
-            frames_of_gap(wrong, 10)
+            parse_gap(wrong).in_frames(10)
 
 
 # ---------------------------------------------------------------------- kills

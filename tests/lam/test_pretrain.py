@@ -128,7 +128,7 @@ def test_pictures_show_present_future_and_prediction(videos, small, tmp_path):
 def test_settings_reach_the_model(tmp_path, small):
     paper = PretrainSettings(videos=(tmp_path,), output=tmp_path)
     assert paper.model_config() == LatentActionConfig.paper()
-    assert (paper.filled().steps, paper.filled().lr, paper.filled().chain, paper.gap) == (350_000, 1e-4, 4, (5, None))
+    assert (paper.filled().steps, paper.filled().lr, paper.filled().chain, paper.gap) == (350_000, 1e-4, 4, "5")
     tiny = dataclasses.replace(paper, preset="tiny", steps=400)
     assert tiny.model_config() == LatentActionConfig.tiny(vq_warmup_steps=100)
     assert dataclasses.replace(tiny, config=small).model_config().codebook_size == 16
@@ -143,13 +143,34 @@ def test_settings_reach_the_model(tmp_path, small):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"steps": 0}, "steps=0"), ({"lr": math.nan}, "lr=nan"), ({"ema": 1.0}, "ema=1.0"), ({"gap_seconds": 0.0}, "gap_s"),
+        ({"steps": 0}, "steps=0"), ({"lr": math.nan}, "lr=nan"), ({"ema": 1.0}, "ema=1.0"), ({"gap": "0s"}, "gap='0s'"),
+        ({"gap_seconds": 0.0}, "gap='0.0s'"),
         ({"gap_frames": 5, "gap_seconds": 1.0}, "only one"), ({"videos": ()}, "at least one folder"),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(tmp_path, changes, said):
     with pytest.raises(LaraArgumentError, match=said):
         PretrainSettings(**{"videos": (tmp_path,), "output": tmp_path, **changes})
+
+
+def test_the_old_names_of_the_gap_still_work_in_code_and_in_saved_runs(videos, small, tmp_path, caplog):
+    settings = settings_of(videos, tmp_path / "run", small, gap=3, steps=2, save_every=2)
+    assert settings.gap == "3"
+    assert settings_of(videos, tmp_path, gap_frames=3).gap == "3"
+    assert settings_of(videos, tmp_path, gap_seconds=0.5).gap == "0.5s"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"gap_frames and gap_seconds are deprecated and go with the next release; use gap={gap!r}"
+        for gap in ("3", "0.5s")
+    ]
+    pretrain_lam(settings)
+    path = tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["settings"].pop("gap") == "3"
+    state["settings"] |= {"gap_frames": 3, "gap_seconds": None}  # as an earlier release wrote them
+    path.write_text(json.dumps(state))
+    assert pretrain_lam(settings).steps == 2
+    with pytest.raises(LaraArgumentError, match=r"gap was '3' and is '4'"):
+        pretrain_lam(dataclasses.replace(settings, gap="4"))
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -319,7 +340,7 @@ def test_two_processes_take_disjoint_pairs_and_together_all(tmp_path, small):
 
 def test_the_command_prints_the_result(videos, small, tmp_path, capsys, monkeypatch):
     pytest.importorskip("tyro")
-    arguments = command(videos, tmp_path / "run", small, "--steps", "4", "--gap-seconds", "0.2")[3:]
+    arguments = command(videos, tmp_path / "run", small, "--steps", "4", "--gap", "0.2s")[3:]
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path / 'run'}: 4 steps, reconstruction / copy ")
@@ -328,7 +349,7 @@ def test_the_command_prints_the_result(videos, small, tmp_path, capsys, monkeypa
     with pytest.raises(SystemExit) as ended:
         cli.main(["train-lam", "--help"])
     assert ended.value.code == 0
-    assert "seconds between them, instead" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "for collections of different frame rates" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -337,7 +358,7 @@ def test_the_command_prints_the_result(videos, small, tmp_path, capsys, monkeypa
         (lambda f: None, [], "does not exist"),
         (lambda f: f.mkdir(), [], "no usable video among 0 sources"),
         (lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")), [], r"no usable video among 1 sources"),
-        (lambda f: f.mkdir(), ["--gap-frames", "0"], "gap_frames=0"),
+        (lambda f: f.mkdir(), ["--gap", "0"], "gap='0'"),
         (lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")), ["--init", "./nothing"], "nothing does not exist"),
     ],
 )
@@ -348,7 +369,7 @@ def test_refusals_are_one_line_and_status_2(tmp_path, capsys, make, more, said):
     try:
         status = cli.main(arguments)
     except SystemExit as ended:  # tyro before 1.0 tells of settings that refuse their values itself, in a box
-        assert more == ["--gap-frames", "0"]
+        assert more == ["--gap", "0"]
         status = ended.code
     err = capsys.readouterr().err
     assert status == 2

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from ...data.clips import Clip, ClipSource, pick_frames
+from ...data.gap import parse_gap
 from ...errors import DatasetError, LaraArgumentError
 from ...storage.files import replace_file
 from ..identity import open_model
 from ..model import LatentActionModel
-from ..sequence import choose_device, frames_of_gap
+from ..sequence import choose_device
 
 __all__ = ["AttentionReport", "LookedAt", "look", "save_arrays"]
 
@@ -94,7 +95,7 @@ def look(
     *,
     gap: str | int,
     compare: str | os.PathLike[str] | None = None,
-    frames: Sequence[str] | None = None,
+    frames: Sequence[str] = (),
     pairs: int = 6,
     layer: int = -1,
     camera: str | None = None,
@@ -104,17 +105,17 @@ def look(
     """Run one or two models on the same pairs of frames and keep what their queries look at.
 
     Args:
-        lam: folder or Hub id of a model.
-        data: LeRobot-format dataset, folder of videos, or one video.
+        lam: folder or Hub id of a latent action model.
+        data: dataset in the LeRobot format (folder or Hub id), folder of videos, or one video.
         gap: distance between the frames of a pair, in frames ("16") or seconds ("0.5s").
         compare: another model, for instance the LARA-LAM that joint training made of the first.
         frames: which pairs, each "CLIP:FRAME" (number of the episode, or of the video in the order of names, and t) or
-            "FRAME" (of the first clip); None: `pairs` of them, spread evenly.
-        pairs: how many without `frames`.
+            "FRAME" (of the first clip); none: `pairs` of them, spread evenly.
+        pairs: how many pairs without `frames`.
         layer: of the M-Former, from 0, or from the last as -1.
-        camera: of a dataset; None: the only one.
-        device: "auto", "cpu", "cuda", ...
-        revision: of `lam` on the Hub.
+        camera: key of the dataset's camera; None: the only one.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        revision: commit, tag or branch of `lam` on the Hub.
 
     Raises:
         DatasetError: there is nothing that can be read.
@@ -124,7 +125,7 @@ def look(
     if pairs < 1:
         raise LaraArgumentError(f"pairs={pairs}, but at least 1 is expected")
     source = ClipSource(data, camera)
-    distance = frames_of_gap(gap, source.fps)
+    distance = parse_gap(gap).in_frames(source.fps)
     wanted = _spread(source.clips, distance, pairs) if not frames else [_parse(each, source) for each in frames]
     models = [open_model(lam, revision)] + ([open_model(compare)] if compare is not None else [])
     for model, identity in models:

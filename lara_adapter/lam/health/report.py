@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from ...data.clips import Clip, ClipSource
+from ...data.gap import parse_gap
 from ...errors import DatasetError, LaraArgumentError
 from ..identity import open_model
 from ..measure import STILL
 from ..model import LatentActionModel
-from ..sequence import choose_device, frames_of_gap
+from ..sequence import choose_device
 from .probe import ProbeResult, cross_validated_r2
 from .sample import Sample, pairs_of, sample_clips
 from .verdicts import Finding, GapHealth, HealthReport, Thresholds, judge
@@ -27,7 +28,7 @@ def examine(
     data: str | os.PathLike[str],
     *,
     gap: str | int | None = None,
-    gaps: Sequence[str | int] | None = None,
+    gaps: Sequence[str | int] = (),
     camera: str | None = None,
     pairs: int = 256,
     batch_size: int = 32,
@@ -40,17 +41,17 @@ def examine(
     The sampled frames are held in memory at the model's size: 0.15 MB each at 224 pixels, one per pair and gap.
 
     Args:
-        lam: folder or Hub id of a model.
-        data: LeRobot-format dataset, folder of videos, or one video.
+        lam: folder or Hub id of a latent action model.
+        data: dataset in the LeRobot format (folder or Hub id), folder of videos, or one video.
         gap: the frame gap to judge, in frames ("16") or seconds ("0.5s"). None: the one of `gaps` at which the model
             reconstructs best against copying.
-        gaps: the gaps to measure beside; None: a quarter, half, twice and four times `gap`, or 1, 2, 4, ..., 32.
-        camera: of a dataset; None: the only one.
-        pairs: about how many pairs per gap.
+        gaps: the gaps to measure as well; none: a quarter, half, twice and four times `gap`, or 1, 2, 4, ..., 32.
+        camera: key of the dataset's camera; None: the only one.
+        pairs: about how many pairs of frames per gap.
         batch_size: pairs at once.
-        device: "auto", "cpu", "cuda", ...
+        device: "auto", "cpu", "cuda", "cuda:1", ...
         thresholds: where health ends; None: the defaults.
-        revision: of the model on the Hub.
+        revision: commit, tag or branch of the model on the Hub.
 
     Raises:
         DatasetError: there is nothing that can be read, or no clip is long enough for any gap.
@@ -60,7 +61,7 @@ def examine(
     if pairs < 2 or batch_size < 1:
         raise LaraArgumentError(f"pairs={pairs}, batch_size={batch_size}, but at least 2 and 1 are expected")
     source = ClipSource(data, camera)
-    wanted = None if gap is None else frames_of_gap(gap, source.fps)
+    wanted = None if gap is None else parse_gap(gap).in_frames(source.fps)
     ladder = _ladder(wanted, gaps, source.fps)
     model, identity = open_model(lam, revision)
     model = model.to(choose_device(device))
@@ -96,9 +97,9 @@ def _ratio(found: GapHealth) -> float:
     return math.inf if math.isnan(value) or found.still > 0.9 else value
 
 
-def _ladder(gap: int | None, gaps: Sequence[str | int] | None, fps: float) -> list[int]:
+def _ladder(gap: int | None, gaps: Sequence[str | int], fps: float) -> list[int]:
     if gaps:
-        ladder = {frames_of_gap(each, fps) for each in gaps}
+        ladder = {parse_gap(each).in_frames(fps) for each in gaps}
     else:
         ladder = {1, 2, 4, 8, 16, 32} if gap is None else {max(1, gap // 4), max(1, gap // 2), 2 * gap, 4 * gap}
     return sorted(ladder | ({gap} if gap else set()))

@@ -16,15 +16,17 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..._version import __version__
 from ...data.episodes import EpisodeDataset, require_parquet
+from ...data.gap import parse_gap
 from ...errors import AdapterFormatError, LaraArgumentError
 from ...storage.files import read_json
 from ..identity import open_model
-from ..sequence import check_settings, choose_device, frames_of_gap
+from ..sequence import check_settings, choose_device
 from .work import COPY, check_disk, differences, fingerprint, label_episodes, open_work, read_labels, write_copy
 from .write import PROVENANCE, SCHEMA_KEY, LabelColumns, write_sidecar
 
@@ -66,8 +68,8 @@ def label_dataset(
     sidecar: bool = False,
     batch_size: int = 64,
     device: str = "auto",
-    dtype: str = "float32",
-    latent_dtype: str = "float32",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    latent_dtype: Literal["float32", "float16"] = "float32",
     prefix: str = "lara",
     link: bool = True,
     revision: str | None = None,
@@ -91,13 +93,13 @@ def label_dataset(
         camera: key of the camera; None: the only one.
         sidecar: write only a parquet file with the columns episode_index, frame_index, index, indices, latent, valid.
         batch_size: frames encoded at once; other sizes give the same labels up to rounding.
-        device: "auto", "cpu", "cuda", ...
-        dtype: the model runs in "float32" or under "bfloat16" autocast.
-        latent_dtype: "float32" or "float16", as stored.
-        prefix: of the features' names.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        dtype: the model runs in float32 or under bfloat16 autocast.
+        latent_dtype: precision of the stored latent.
+        prefix: the features are PREFIX.indices, PREFIX.latent and PREFIX.valid.
         link: hard-link videos where the file system can, instead of copying them.
         revision: commit, tag or branch of the model on the Hub.
-        dataset_revision: that of the dataset.
+        dataset_revision: commit, tag or branch of the dataset on the Hub.
 
     Raises:
         DatasetError: the dataset is missing, damaged, or of an unknown version.
@@ -113,7 +115,7 @@ def label_dataset(
         )
     source = EpisodeDataset(dataset, dataset_revision)
     view = source.camera(camera)
-    frames = frames_of_gap(gap, source.fps)
+    frames = parse_gap(gap).in_frames(source.fps)
     check_settings(frames, batch_size, dtype)
     place = choose_device(device)
     target = _check_output(Path(output), source, sidecar)
@@ -171,8 +173,6 @@ def _plan(
     source: EpisodeDataset, identity: dict[str, Any], camera: str, gap: int, dtype: str, columns: LabelColumns
 ) -> dict[str, Any]:
     """What is being made, of what and by what: the provenance, without the result."""
-    from ... import __version__
-
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...data.cuts import Gap
+from ...data.gap import Gap, parse_gap
 from ...errors import LaraArgumentError
 from ...storage.files import read_json
 from ..config import FORMAT, LatentActionConfig
 
-__all__ = ["PretrainSettings"]
+__all__ = ["PretrainSettings", "upgrade_settings"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +30,8 @@ class PretrainSettings:
         preset: paper (ViT-MAE-large, 224 pixels, LPIPS) or tiny (64 pixels, trains from nothing on a CPU).
         config: JSON file with fields of LatentActionConfig to set otherwise than the preset, or a whole config.json.
         init: folder or Hub id of a LAM to train on; then preset and config are not used.
-        gap_frames: frames between the two of a pair; without either gap: 5, the paper's.
-        gap_seconds: seconds between them, instead; for collections of different frame rates.
+        gap: distance between the two frames of a pair, in frames ("5", the paper's) or seconds ("0.5s", for collections of
+            different frame rates).
         cameras: cameras of LeRobot datasets, with or without "observation.images."; none: all.
         picture_fps: frames per second of folders of pictures.
         cut_threshold: mean change of a pixel between neighbours, [0, 1], from which on it may be a cut; 0: no cuts.
@@ -62,8 +66,9 @@ class PretrainSettings:
     preset: Literal["paper", "tiny"] = "paper"
     config: Path | None = None
     init: str | None = None
-    gap_frames: int | None = None
-    gap_seconds: float | None = None
+    gap: str = "5"
+    gap_frames: InitVar[int | None] = None  # old names of `gap`, for this release
+    gap_seconds: InitVar[float | None] = None
     cameras: tuple[str, ...] = ()
     picture_fps: float = 30.0
     cut_threshold: float = 0.08
@@ -92,12 +97,21 @@ class PretrainSettings:
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     resume: Literal["auto", "never"] = "auto"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, gap_frames: int | None, gap_seconds: float | None) -> None:
+        gap = self.gap
+        if gap_frames is not None or gap_seconds is not None:
+            if None not in (gap_frames, gap_seconds):
+                raise LaraArgumentError(
+                    f"gap_frames={gap_frames} and gap_seconds={gap_seconds}: only one of them can hold"
+                )
+            gap = str(Gap(gap_frames, gap_seconds))
+            logger.warning("gap_frames and gap_seconds are deprecated and go with the next release; use gap=%r", gap)
+        object.__setattr__(self, "gap", str(parse_gap(gap)))
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise LaraArgumentError(f"{name}={value}, but a number >= {least} is expected")
-        for name in ("gap_seconds", "lr", "picture_fps"):
+        for name in ("lr", "picture_fps"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise LaraArgumentError(f"{name}={value}, but a number > 0 is expected")
@@ -108,17 +122,6 @@ class PretrainSettings:
             raise LaraArgumentError(f"decoder={self.decoder!r}, but av or torchcodec is expected")
         if not self.videos:
             raise LaraArgumentError("videos=(): name at least one folder of videos")
-        if self.gap_frames is not None and self.gap_seconds is not None:
-            raise LaraArgumentError(
-                f"gap_frames={self.gap_frames} and gap_seconds={self.gap_seconds}: only one of them can hold"
-            )
-
-    @property
-    def gap(self) -> Gap:
-        """How far apart the frames of a pair are."""
-        if self.gap_seconds is not None:
-            return Gap(None, self.gap_seconds)
-        return Gap(5 if self.gap_frames is None else self.gap_frames, None)
 
     def filled(self) -> PretrainSettings:
         """With the preset's values where none were given."""
@@ -157,7 +160,7 @@ class PretrainSettings:
 
 
 _LEAST = {
-    "gap_frames": 1, "steps": 1, "batch_size": 1, "accumulate": 1, "weight_decay": 0, "clip": 0, "chain": 1,
+    "steps": 1, "batch_size": 1, "accumulate": 1, "weight_decay": 0, "clip": 0, "chain": 1,
     "shuffle_frames": 1, "workers": 1, "seed": 0, "log_every": 1, "health_every": 1, "health_pairs": 1, "save_every": 1,
     "keep": 1,
 }  # fmt: skip
@@ -166,3 +169,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"steps": 350_000, "batch_size": 64, "lr": 1e-4, "chain": 4},
     "tiny": {"steps": 3000, "batch_size": 32, "lr": 5e-4, "chain": 1},
 }
+
+
+def upgrade_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a saved run under today's names."""
+    settings = {"decoder": "av", **saved}  # once the only decoder
+    frames, seconds = settings.pop("gap_frames", None), settings.pop("gap_seconds", None)
+    settings.setdefault("gap", str(Gap(seconds=seconds) if seconds is not None else Gap(frames=frames or 5)))
+    return settings

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...data import IndexSettings, PairBatch, Source, VideoIndex, build_index, find_sources, require_pairs
+from ...data.gap import parse_gap
 from ...errors import LaraArgumentError
 from ...storage.files import write_json
 from ..model import LatentActionModel
@@ -87,7 +88,7 @@ def index_videos(settings: PretrainSettings, sources: list[Source], accelerator:
         LaraArgumentError: there is nothing to train on.
     """
     wanted = IndexSettings(
-        gap=settings.gap, cut_threshold=settings.cut_threshold, still_threshold=settings.still_threshold,
+        gap=parse_gap(settings.gap), cut_threshold=settings.cut_threshold, still_threshold=settings.still_threshold,
         still_keep=settings.still_keep, held_out=settings.held_out, seed=settings.seed,
     )  # fmt: skip
     main = accelerator.is_main_process

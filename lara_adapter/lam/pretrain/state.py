@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ...errors import AdapterFormatError, LaraArgumentError
 from ...storage.files import load_into, read_json, read_tensors, replace_folder, write_json, write_tensors
+from .settings import upgrade_settings
 
 __all__ = ["MeanWeights", "checkpoints_of", "load_checkpoint", "save_checkpoint"]
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _SCHEMA = 1
 # a change of these would make another run of it; of the others the run may be changed on the way
 _FIXED = (
-    "preset", "config", "init", "gap_frames", "gap_seconds", "cameras", "held_out", "seed", "batch_size", "accumulate",
+    "preset", "config", "init", "gap", "cameras", "held_out", "seed", "batch_size", "accumulate",
     "steps", "lr", "warmup", "weight_decay", "clip", "ema", "chain", "shuffle_frames", "cut_threshold",
     "still_threshold", "still_keep", "bf16", "decoder",
 )  # fmt: skip
@@ -179,7 +180,7 @@ def load_checkpoint(
         raise AdapterFormatError(
             f"{folder / 'state.json'} is no checkpoint of this version; remove the folder to begin anew"
         )
-    before = {"decoder": "av", **state["settings"]}  # which was the only one
+    before = upgrade_settings(state["settings"])
     changed = [f"{name} was {before.get(name)!r} and is {settings[name]!r}" for name in _FIXED
                if before.get(name) != settings[name]]  # fmt: skip
     if changed:
