@@ -77,28 +77,15 @@ __all__ = [
     "register_policy",
 ]
 
-# Loaded when first asked for: a process that serves a policy or talks to one needs none of LARA's parts.
-_HOMES = {
-    "adapter": "LaraAdapter LaraLosses",
-    "attach": "attach_lara load_lara",
-    "check": "CheckReport",
-    "config": "LaraConfig",
-    "errors": (
-        "AdapterFormatError AttachOrderError DatasetError FrameError HostNotInstalled HostOutputError HubError "
-        "LaraArgumentError LaraError NonFiniteError OptimizerCoverageError PolicySourceError ServingError ServingTimeout "
-        "TapDetached TapNeverFired TapNotFound TokenError"
-    ),
-    "frames": "FramePair",
-    "lam": "LatentAction LatentActionConfig LatentActionModel LatentActionOutput",
-    "losses": "Contrastive",
-    "policies": "PolicySpec register_policy",
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+# A process that serves a policy or talks to one needs none of LARA's parts, so that names are imported on first use: from
+# the first of these modules that has them, in the order in which they import each other.
+_MODULES = ("errors", "policies", "frames", "losses", "config", "lam", "check", "adapter", "attach")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in __all__:
+        modules = (importlib.import_module(f".{module}", __name__) for module in _MODULES)
+        value = next(getattr(module, name) for module in modules if hasattr(module, name))
         globals()[name] = value
         return value
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:

@@ -17,13 +17,13 @@ from torch import distributed as dist
 
 from .errors import AdapterFormatError, LaraArgumentError
 
-__all__ = ["Alignment", "Contrastive", "Cosine", "masked_mean", "resolve_alignment", "scale_gradient"]
+__all__ = ["Alignment", "Contrastive", "CosineDistance", "masked_mean", "resolve_alignment", "scale_gradient"]
 
 Alignment = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Cosine:
+class CosineDistance:
     """`1 - cos(projected, latent)` in [0, 2]: LARA, Eq. 6, up to the constant 1 that the official release adds.
 
     It has a trivial solution when the LAM trains too: a latent with a large constant part, which any projector
@@ -106,7 +106,7 @@ def _gather(
     return everything[:, :width], everything[:, width:-1], flags, most * dist.get_rank()
 
 
-_KINDS: dict[str, type[Cosine] | type[Contrastive]] = {"cosine": Cosine, "contrastive": Contrastive}
+_KINDS: dict[str, type[CosineDistance] | type[Contrastive]] = {"cosine": CosineDistance, "contrastive": Contrastive}
 
 
 def resolve_alignment(alignment: str | Alignment | Mapping[str, Any]) -> tuple[Alignment, Any]:
@@ -141,7 +141,7 @@ def resolve_alignment(alignment: str | Alignment | Mapping[str, Any]) -> tuple[A
                 "-> [B] is expected"
             )
         alignment = _KINDS[alignment]()
-    if isinstance(alignment, (Cosine, Contrastive)):
+    if isinstance(alignment, (CosineDistance, Contrastive)):
         name = next(key for key, cls in _KINDS.items() if type(alignment) is cls)
         return alignment, {"name": name, **asdict(alignment)}
     if not callable(alignment):

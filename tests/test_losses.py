@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lara_adapter import AdapterFormatError, Contrastive, LaraArgumentError
-from lara_adapter.losses import Cosine, masked_mean, resolve_alignment, scale_gradient
+from lara_adapter.losses import CosineDistance, masked_mean, resolve_alignment, scale_gradient
 
 P = torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Z = torch.randn(5, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -12,7 +12,7 @@ Z = torch.randn(5, 7, generator=torch.Generator().manual_seed(2), dtype=torch.fl
 
 def test_cosine_and_its_gradient_by_hand():
     p, z = P.clone().requires_grad_(), Z.clone().requires_grad_()
-    loss = Cosine()(p, z)
+    loss = CosineDistance()(p, z)
     for i in range(5):
         a, b = P[i].tolist(), Z[i].tolist()
         dot, na, nb = sum(x * y for x, y in zip(a, b)), math.hypot(*a), math.hypot(*b)
@@ -54,7 +54,7 @@ def test_invalid_samples_are_no_negatives():
 
 def test_contrastive_cannot_be_satisfied_by_a_constant_and_cosine_can():
     constant = torch.ones(32, 7)
-    assert Cosine()(constant, constant).max() < 1e-6
+    assert CosineDistance()(constant, constant).max() < 1e-6
     assert math.isclose(Contrastive()(constant, constant).mean().item(), 0.2 * math.log(32), rel_tol=1e-5)
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import AdapterFormatError, LaraArgumentError
-from ..storage.files import MAX_JSON_BYTES, read_json
+from ..storage.files import MAX_JSON_BYTES, read_json, read_tensors
 from ..storage.hub import locate_folder
+from ..storage.untrusted import check_tensor_file
 
 __all__ = ["SETTINGS", "Weights", "find", "find_weights", "read_settings"]
 
@@ -182,18 +182,14 @@ class Weights:
         return result
 
     def _fetch(self, names: Iterable[str]) -> dict[str, Tensor]:
-        wanted = sorted(names)
+        names = sorted(names)
         result: dict[str, Tensor] = {}
-        for path in self.files(wanted):
-            here = [name for name in wanted if self._where[name] == path]
+        for path in self.files(names):
+            own = [name for name in names if self._where[name] == path]
             if path in self._pickled:
-                result |= {name: self._pickled[path][name] for name in here}
+                result |= {name: self._pickled[path][name] for name in own}
             else:
-                try:
-                    with safe_open(path, framework="pt") as file:
-                        result |= {name: file.get_tensor(name) for name in here}
-                except (SafetensorError, OSError, ValueError) as error:
-                    raise _damaged(path, error) from error
+                result |= read_tensors(path, own)
         return result
 
     def _names(self, path: Path) -> list[str]:
@@ -202,18 +198,7 @@ class Weights:
         if path.suffix != ".safetensors":
             self._pickled[path] = _unpickle(path, self._allow_pickle)
             return list(self._pickled[path])
-        try:
-            with safe_open(path, framework="pt") as file:
-                return list(file.keys())
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> AdapterFormatError:
-    return AdapterFormatError(
-        f"{path} is truncated or no safetensors file ({type(error).__name__}: {error}); a pickle under this name is never "
-        "opened; download or save it again"
-    )
+        return list(check_tensor_file(path))
 
 
 def _unpickle(path: Path, allowed: bool) -> dict[str, Tensor]:

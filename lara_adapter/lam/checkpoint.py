@@ -13,7 +13,7 @@ from ..errors import AdapterFormatError, LaraArgumentError
 from ..storage.files import read_json, replace_folder, write_json, write_tensors
 from ..storage.hub import locate_folder, push_folder
 from ..storage.origins import Origin, checked, snapshot_origin
-from ..storage.untrusted import inside
+from ..storage.untrusted import safe_path
 from .config import ORIGIN, LatentActionConfig
 
 __all__ = ["CONFIG", "WEIGHTS", "locate", "push", "read_config", "read_origin", "write"]
@@ -35,7 +35,7 @@ def read_config(folder: Path) -> LatentActionConfig:
         AdapterFormatError: it is missing, foreign, newer, or holds values out of range; or a link leads out of the folder.
     """
     for name in (CONFIG, WEIGHTS):
-        inside(folder, name)
+        safe_path(folder, name)
     try:
         return LatentActionConfig.load(folder / CONFIG)
     except LaraArgumentError as error:

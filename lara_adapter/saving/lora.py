@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from torch import nn
 from ..errors import AdapterFormatError, HostNotInstalled
 from ..storage.files import check_values, read_json, read_tensors, write_json, write_tensors
 from ..storage.sharding import gathered, whole
-from ..storage.untrusted import check_tensor_file, inside, short
-from .layout import LORA_CONFIG, LORA_FOLDER, LORA_WEIGHTS
+from ..storage.untrusted import check_tensor_file, safe_path, short
+from .layout import LORA_CONFIG, LORA_FOLDER, LORA_WEIGHTS, Part
 
-__all__ = ["applied", "restore", "save", "settings"]
+__all__ = ["applied", "gather_parts", "restore", "settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +46,10 @@ _NAME = re.compile(r"[\w.-]{1,512}")
 _PATTERN = re.compile(r"\^?[\w\\.-]{1,512}\$?")  # no quantifier: a pattern could take for ever
 
 
-def save(folder: Path, wrapped: Any, *, write: Callable[[Callable[[], Any]], None]) -> bool:
-    """Write the active adapter of a PeftModel, without naming a base: that may be a path of this machine.
+def gather_parts(wrapped: Any) -> Iterator[Part]:
+    """The files of a PeftModel's active LoRA; nothing if it has none. They name no base, which may be a local path.
 
-    Args:
-        folder: of LARA's adapter; `policy_lora/` is made in it.
-        wrapped: the PeftModel; its tensors may be sharded, then every rank must call this.
-        write: is handed what touches the disk; it does that, on the rank that writes.
-
-    Returns:
-        Whether there was LoRA to write.
+    If its tensors are sharded, every rank must run this to its end.
     """
     from peft import get_peft_model_state_dict
 
@@ -67,15 +62,14 @@ def save(folder: Path, wrapped: Any, *, write: Callable[[Callable[[], Any]], Non
             sorted(wrapped.peft_config), kind, f"only {names[0]!r} is saved" if kind == "LORA" else "nothing is saved",
         )  # fmt: skip
     if kind != "LORA":
-        return False
+        return
     with gathered(wrapped):
         tensors = get_peft_model_state_dict(wrapped, adapter_name=names[0])
         tensors = {name: whole(tensor) for name, tensor in tensors.items()}
-        write(lambda: write_tensors(folder / LORA_WEIGHTS, tensors))
+        yield LORA_WEIGHTS, partial(write_tensors, tensors=tensors)
     content = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     content |= {"inference_mode": True, "base_model_name_or_path": None, "revision": None, "auto_mapping": None}
-    write(lambda: write_json(folder / LORA_CONFIG, content))
-    return True
+    yield LORA_CONFIG, partial(write_json, content=content)
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -87,7 +81,7 @@ def settings(folder: Path) -> dict[str, Any]:
     Raises:
         AdapterFormatError: it is no LoRA, names code, or asks for what is not supported.
     """
-    path = inside(folder, LORA_CONFIG)
+    path = safe_path(folder, LORA_CONFIG)
     content = read_json(path)
     pickles = sorted(p.name for p in (folder / LORA_FOLDER).iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
     if pickles:
@@ -134,7 +128,7 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> Path:
-    path = inside(folder, LORA_WEIGHTS)
+    path = safe_path(folder, LORA_WEIGHTS)
     if not path.is_file():
         found = sorted(p.name for p in (folder / LORA_FOLDER).iterdir())
         raise AdapterFormatError(f"{path} is missing: the folder holds {found[:20]}; only safetensors is read")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from torch import nn
 from ..errors import AdapterFormatError, LaraArgumentError
 from ..storage.files import check_values, read_json, read_tensors, write_json, write_tensors
 from ..storage.sharding import gathered, whole
-from ..storage.untrusted import check_tensor_file, inside, short
-from .layout import POLICY_FOLDER, POLICY_INDEX
+from ..storage.untrusted import check_tensor_file, safe_path, short
+from .layout import POLICY_FOLDER, POLICY_INDEX, Part
 
-__all__ = ["check_choice", "read_index", "restore", "save", "trained_tensors"]
+__all__ = ["check_choice", "gather_parts", "read_index", "restore", "trained_tensors"]
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 # what wraps a module without being part of it: its tensors have the names that the bare policy gives them
@@ -89,15 +89,11 @@ def trained_tensors(policy: nn.Module) -> tuple[dict[str, torch.Tensor], dict[st
     return chosen, ties
 
 
-def save(
-    folder: Path, policy: nn.Module, *, write: Callable[[Callable[[], Any]], None], max_shard_size: int | str = "4GB"
-) -> None:
-    """Write what was trained of the policy; shard by shard, so that no more than one is in memory twice.
+def gather_parts(policy: nn.Module, max_shard_size: int | str = "4GB") -> Iterator[Part]:
+    """The files of what was trained of the policy; one shard at a time, so that only one is in memory twice.
 
     Args:
-        folder: of the adapter; `policy_weights/` is made in it.
-        policy: may be sharded by FSDP2 or ZeRO-3; then every rank must call this.
-        write: is handed what touches the disk; it does that, on the rank that writes.
+        policy: may be sharded by FSDP2 or ZeRO-3; then every rank must run this to its end.
         max_shard_size: bytes of a shard, or "4GB".
     """
     from huggingface_hub import split_state_dict_into_shards_factory
@@ -112,13 +108,13 @@ def save(
     for name, members in split.filename_to_tensors.items():
         with gathered(tensors[member] for member in members):
             shard = {member: whole(tensors[member]) for member in members}
-            write(functools.partial(write_tensors, folder / POLICY_FOLDER / name, shard))
+            yield f"{POLICY_FOLDER}/{name}", partial(write_tensors, tensors=shard)
     content = {
         "metadata": {"total_size": int(split.metadata["total_size"]), "save_policy": "trainable"},
         "weight_map": dict(split.tensor_to_filename),
         "ties": ties,
     }
-    write(lambda: write_json(folder / POLICY_INDEX, content))
+    yield POLICY_INDEX, partial(write_json, content=content)
 
 
 def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -130,7 +126,7 @@ def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     Raises:
         AdapterFormatError: an index or a shard is missing, names another file, or they do not agree.
     """
-    path = inside(folder, POLICY_INDEX)
+    path = safe_path(folder, POLICY_INDEX)
     content = read_json(path)
     weight_map: Any = content.get("weight_map")
     ties: Any = content.get("ties", {})
@@ -148,7 +144,7 @@ def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
         if stored not in weight_map or name in weight_map:
             raise AdapterFormatError(f"{path}: {short(name)} is tied to {short(stored)}, which is not stored")
     for file, names in shards.items():
-        shard = inside(folder, f"{POLICY_FOLDER}/{file}")
+        shard = safe_path(folder, f"{POLICY_FOLDER}/{file}")
         if not shard.is_file():
             raise AdapterFormatError(f"{shard} is missing, but {path.name} names it")
         if check_tensor_file(shard).keys() != set(names):
@@ -158,7 +154,7 @@ def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 @torch.no_grad()
 def restore(folder: Path, policy: nn.Module, *, dry: bool = False) -> int:
-    """Load what :func:`save` wrote into a policy, strictly; the policy is unchanged if anything is wrong.
+    """Load what :func:`gather_parts` gave into a policy, strictly; the policy is unchanged if anything is wrong.
 
     Args:
         folder: of the adapter.

@@ -19,7 +19,7 @@ from ..policies import unwrapped
 from ..storage.files import check_values, load_into, missing, read_json, read_tensors, sha256
 from ..storage.hub import locate_folder
 from ..storage.origins import origins_of, warn_of_others
-from ..storage.untrusted import check_tensor_file, inside, short
+from ..storage.untrusted import check_tensor_file, safe_path, short
 from . import lora, policy_weights
 from .layout import ACTING, CONFIG_FILE, LAM_FOLDER, LORA_FOLDER, POLICY_FOLDER, TRAINING, WEIGHTS_FILE
 
@@ -149,7 +149,7 @@ def read_adapter(
         HubError: the repository cannot be reached, found or read.
     """
     folder = locate_folder(repo_or_dir, revision, ACTING if acting else TRAINING)
-    path = inside(folder, CONFIG_FILE)
+    path = safe_path(folder, CONFIG_FILE)
     raw = read_json(path)
     files = raw.pop("files", None)
     config = LaraConfig.from_dict(raw, str(path))
@@ -175,7 +175,7 @@ def _table(folder: Path, files: Any) -> dict[str, str]:
     if not isinstance(files, dict):
         raise AdapterFormatError(f"{source}: files is {short(files)}, but a table of file to sha256 is expected")
     for name, digest in files.items():
-        inside(folder, name)
+        safe_path(folder, name)
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise AdapterFormatError(f"{source}: the sha256 of {short(name)} is {short(digest)}")
     return files
@@ -184,7 +184,7 @@ def _table(folder: Path, files: Any) -> dict[str, str]:
 def _verify(folder: Path, table: dict[str, str], wanted: list[str]) -> None:
     """Check that each wanted file is there, is what its header says, and is the one that was saved."""
     for name in wanted:
-        path = inside(folder, name)
+        path = safe_path(folder, name)
         if not path.is_file():
             raise missing(path)
         if path.suffix == ".safetensors":

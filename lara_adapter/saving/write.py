@@ -1,18 +1,12 @@
-"""The files an adapter is made of, on disk and on the Hugging Face Hub.
-
-A folder holds `lara_config.json` (settings, and the sha256 of each other file), `lara_adapter.safetensors` (projector,
-step), `lam/` (the latent action model), `policy_lora/` in peft's own format where the policy carries LoRA,
-`policy_weights/` where its trained weights were asked for, and `README.md` with a picture of the training. Never
-`adapter_config.json`: transformers takes that name for a peft adapter. safetensors only; nothing in a folder is ever
-executed. Reading is in :mod:`lara_adapter.saving.read`.
-"""
+"""Writing an adapter to a folder or the Hugging Face Hub; reading is in :mod:`lara_adapter.saving.read`."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +16,18 @@ from ..lam.model import LatentActionModel
 from ..storage.files import replace_folder, sha256, write_json, write_tensors
 from ..storage.sharding import gathered, whole
 from . import card, lora, policy_weights
-from .layout import CARD_FILE, CONFIG_FILE, CURVE_FILE, LAM_FOLDER, OURS, TOP_LEVEL, WEIGHTS_FILE
+from .layout import (
+    CARD_FILE,
+    CONFIG_FILE,
+    CURVE_FILE,
+    LAM_FOLDER,
+    LORA_WEIGHTS,
+    OURS,
+    POLICY_INDEX,
+    TOP_LEVEL,
+    WEIGHTS_FILE,
+    Part,
+)
 from .read import COUNTERS, SavedAdapter, read_adapter, restore_adapter
 
 if TYPE_CHECKING:
@@ -44,121 +49,98 @@ def save_adapter(
 ) -> None:
     """Write an adapter; the folder appears or changes as a whole.
 
-    Under torch.distributed only rank 0 writes. Call it from every rank when the policy is sharded by FSDP2 or ZeRO-3, where
-    the tensors are gathered by all; otherwise a call from rank 0 alone works as well.
+    Under torch.distributed only rank 0 writes. Call it from every rank when the policy is sharded by FSDP2 or ZeRO-3, since
+    all ranks gather the tensors; otherwise a call from rank 0 alone works as well.
 
     Args:
         adapter: attached or detached.
-        folder: is created or replaced; files in it that are not ours stay, and of a README.md what you wrote.
-        save_policy: "trainable" also writes what was trained of the policy itself (parameters that require a gradient, LoRA
-            aside, and its persistent buffers), to which `load_lara` then sets a base policy. None: nothing of it but LoRA.
-        base_model: Hub id of the policy it was attached to, for the model card; None: as far as the policy tells.
-        dataset: Hub id or name of what it was trained on, or several, for the model card.
+        folder: created or replaced; files in it that are not ours are kept, and so is your part of a README.md.
+        save_policy: "trainable" also writes what was trained of the policy itself (parameters that require a gradient,
+            except LoRA, and its persistent buffers); `load_lara` puts it into a base policy. None: only its LoRA.
+        base_model: Hub id of the policy, for the model card; None: from the policy's configuration, if it has one.
+        dataset: Hub id or name of the training data, or several, for the model card.
         license: of the weights, as the Hub writes it ("apache-2.0"), for the model card.
         max_shard_size: of the policy's weights: bytes of one file, or "4GB".
 
     Raises:
-        LaraArgumentError: an unknown `save_policy`, or trainable weights are asked of a policy sharded by FSDP1.
+        LaraArgumentError: unknown `save_policy`, or "trainable" with a policy sharded by FSDP1.
         AdapterFormatError: `folder` is a file.
-        OSError: the disk is full or not writable; the folder is as before. Of a sharded policy every rank raises what
-            went wrong on rank 0.
+        OSError: the disk is full or not writable; the folder is as before. With a sharded policy every rank raises the
+            error of rank 0.
     """
     _write(adapter, folder, save_policy, max_shard_size, base_model=base_model, dataset=dataset, license=license)
 
 
 def _write(
     adapter: LaraAdapter, folder: str | os.PathLike[str], save_policy: str | None = None,
-    max_shard_size: int | str = "4GB", **told: Any,
+    max_shard_size: int | str = "4GB", **metadata: Any,
 ) -> card.Facts:  # fmt: skip
     """See :func:`save_adapter`; returns what the model card was made from."""
     policy_weights.check_choice(save_policy)
-    facts = card.Facts.of(adapter, **{"base_model": None, "dataset": None, "license": None, **told})
+    facts = card.Facts.of(adapter, **{"base_model": None, "dataset": None, "license": None, **metadata})
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    parts = _gather_parts(adapter, save_policy, max_shard_size)
     if not _is_sharded(adapter):
         if rank == 0:
-            with replace_folder(folder, ours=TOP_LEVEL) as fresh:
-                _fill(adapter, fresh, folder, facts, save_policy, max_shard_size, _now)
+            _write_parts(parts, folder, facts, adapter.history)
         return facts
-    # The other ranks take part in the gathering and write nothing. What goes wrong with the disk of rank 0 must not keep
-    # it from the rest of the gathering, where they would wait for it: it is raised in the end, and by all.
-    later = _Later(rank == 0)
+    error: Exception | None = None
     try:
-        with contextlib.ExitStack() as stack:
-            fresh = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            if rank == 0:
-                try:
-                    fresh = stack.enter_context(replace_folder(folder, ours=TOP_LEVEL))
-                except Exception as error:
-                    later.error = error
-            _fill(adapter, fresh, folder, facts, save_policy, max_shard_size, later)
-            later.settle()
-    except Exception as error:
-        later.error = error
-    failed: list[str | None] = [None if later.error is None else f"{type(later.error).__name__}: {later.error}"]
+        if rank == 0:
+            _write_parts(parts, folder, facts, adapter.history)
+    except Exception as caught:
+        error = caught
+    # The other ranks only gather. So does rank 0 after an error of its disk: they would wait for it.
+    try:
+        for _ in parts:
+            pass
+    except Exception as caught:
+        error = error or caught
+    failed: list[str | None] = [None if error is None else f"{type(error).__name__}: {error}"]
     dist.broadcast_object_list(failed, src=0)
-    if later.error is not None:
-        raise later.error
+    if error is not None:
+        raise error
     if failed[0] is not None:
         raise OSError(f"rank 0 could not save the adapter: {failed[0]}")
     return facts
 
 
-def _now(step: Callable[[], Any]) -> None:
-    """Do what touches the disk."""
-    step()
-
-
-class _Later:
-    """Does what touches the disk where `writes`, unless something went wrong before; keeps the first error."""
-
-    def __init__(self, writes: bool) -> None:
-        self.writes = writes
-        self.error: Exception | None = None
-
-    def __call__(self, step: Callable[[], Any]) -> None:
-        if self.writes and self.error is None:
-            try:
-                step()
-            except Exception as error:
-                self.error = error
-
-    def settle(self) -> None:
-        """Raise what was kept."""
-        if self.error is not None:
-            raise self.error
-
-
-def _fill(
-    adapter: LaraAdapter, fresh: Path, folder: str | os.PathLike[str], facts: card.Facts, save_policy: str | None,
-    max_shard_size: int | str, write: Callable[[Callable[[], Any]], None],
-) -> None:  # fmt: skip
-    """Gather each part, and hand what writes it to `write`."""
+def _gather_parts(adapter: LaraAdapter, save_policy: str | None, max_shard_size: int | str) -> Iterator[Part]:
+    """Gather one part of an adapter after the other; of a sharded one every rank must run this to its end."""
     with gathered(adapter.projector):
         tensors = {f"projector.{name}": whole(tensor) for name, tensor in adapter.projector.state_dict().items()}
         tensors |= {name: whole(getattr(adapter, f"_{name}")) for name in COUNTERS}
-        write(lambda: write_tensors(fresh / WEIGHTS_FILE, tensors))
+        yield WEIGHTS_FILE, partial(write_tensors, tensors=tensors)
     lam: Any = adapter.lam
     if isinstance(lam, LatentActionModel):
         with gathered(lam):
             state = {name: whole(tensor) for name, tensor in lam.state_dict().items()}
-            write(lambda: lam.save_pretrained(fresh / LAM_FOLDER, state_dict=state))  # while it is gathered: no copies
+            yield LAM_FOLDER, partial(lam.save_pretrained, state_dict=state)  # within `gathered`: the state is no copy
     elif callable(getattr(lam, "save_pretrained", None)):
-        lam.save_pretrained(fresh / LAM_FOLDER)  # a user's own may gather too, so that every rank calls it
+        with tempfile.TemporaryDirectory() as scratch:
+            lam.save_pretrained(Path(scratch) / LAM_FOLDER)  # a user's own may gather too: every rank calls it
+            yield LAM_FOLDER, partial(shutil.copytree, Path(scratch) / LAM_FOLDER)
     if adapter.binding.peft is not None:
-        facts.lora = lora.save(fresh, adapter.binding.peft, write=write)
+        yield from lora.gather_parts(adapter.binding.peft)
     if save_policy is not None:
-        policy_weights.save(fresh, adapter.policy, write=write, max_shard_size=max_shard_size)
-        facts.policy = True
-    write(lambda: finish(fresh, folder, facts, adapter.history))
+        yield from policy_weights.gather_parts(adapter.policy, max_shard_size)
+
+
+def _write_parts(parts: Iterator[Part], folder: str | os.PathLike[str], facts: card.Facts, history: History) -> None:
+    with replace_folder(folder, ours=TOP_LEVEL) as fresh:
+        for name, write in parts:
+            write(fresh / name)
+        facts.lora, facts.policy = (fresh / LORA_WEIGHTS).is_file(), (fresh / POLICY_INDEX).is_file()
+        finish(fresh, folder, facts, history)
 
 
 def finish(fresh: Path, folder: str | os.PathLike[str], facts: card.Facts, history: History) -> None:
-    """Write what speaks of an adapter's other files: the settings with the sha256 of each, the picture, the model card.
+    """Write what describes an adapter's other files: the settings with the sha256 of each, the picture, the model card.
 
     Args:
-        fresh: the folder under way, with all other files in it.
-        folder: what it will replace, where a card of the user's may stand.
-        facts: for the card, the settings among them; whether there is a picture is noted in it.
+        fresh: the new folder, with all other files in it.
+        folder: what it will replace, where a card of the user's may be.
+        facts: for the card; `facts.curve` is set.
         history: of the training, for the picture.
     """
     files = {p.relative_to(fresh).as_posix(): sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
@@ -168,7 +150,7 @@ def finish(fresh: Path, folder: str | os.PathLike[str], facts: card.Facts, histo
 
 
 def _is_sharded(adapter: LaraAdapter) -> bool:
-    """Whether no rank has the whole of a tensor: FSDP2 (DTensor) or ZeRO-3."""
+    """Whether some tensors are spread over ranks: FSDP2 (DTensor) or ZeRO-3."""
     modules = (adapter, adapter.policy)
     tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
     return any(hasattr(t, "full_tensor") or hasattr(t, "ds_id") for t in tensors)
@@ -180,26 +162,26 @@ def push_adapter(
 ) -> str:  # fmt: skip
     """Upload an adapter to the Hugging Face Hub, in one commit.
 
-    Where there is one already it is replaced: files that this version no longer has are deleted, those of others stay.
-    After a failure it is there whole or not at all; call it again, and files that were uploaded are not sent twice. Under
+    An adapter in the repository is replaced: its files that this version does not have are deleted, other files stay.
+    After a failure the upload is there completely or not at all; the next call does not send files twice. Under
     torch.distributed call it as :func:`save_adapter`; rank 0 uploads.
 
     Args:
         adapter: attached or detached.
         repo_id: "user/name"; created if it does not exist.
-        private: visibility of a repository that is created; None: what its owner's default is.
+        private: visibility of a new repository; None: the default of its owner.
         revision: branch to commit to, created from main if it does not exist, or an open pull request, "refs/pr/1"; None:
             the main branch.
-        commit_message: of the one commit.
+        commit_message: of the commit.
         token: access token; None: the one huggingface_hub finds.
         **content: `save_policy`, `base_model`, `dataset`, `license`, `max_shard_size`; see :func:`save_adapter`.
 
     Returns:
-        URL of the commit, which ends in its hash: what `load_lara(..., revision=)` takes. Empty on other ranks than 0.
+        URL of the commit; it ends in the hash that `load_lara(..., revision=)` takes. Empty on ranks other than 0.
 
     Raises:
-        LaraArgumentError: `repo_id` is no id, or `revision` is a commit.
-        HubError: the Hub cannot be reached, or does not accept the upload; the message says why.
+        LaraArgumentError: `repo_id` is not an id, or `revision` is a commit.
+        HubError: the Hub cannot be reached, or does not accept the upload.
     """
     from ..storage.hub import check_target, push_folder
 

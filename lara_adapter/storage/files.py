@@ -1,8 +1,4 @@
-"""Reading and writing the files of an adapter: whole or not at all, and never any code.
-
-The one owner of four facts: how a folder is replaced atomically, how one is found here or on the Hub, how a
-safetensors file is checked before its tensors are used, and how JSON is read strictly.
-"""
+"""Files and folders, written whole or not at all; JSON and tensors, read strictly and never as code."""
 
 from __future__ import annotations
 
@@ -13,18 +9,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import AdapterFormatError
 from .sharding import whole
-from .untrusted import check_tensor_file, parse_json
+from .untrusted import check_tensor_file, not_tensors, parse_json
 
 __all__ = [
     "check_values",
@@ -53,27 +49,25 @@ def _sync(path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step; False where the system cannot (it is not Linux, or a network disk)."""
+    """Swap two folders in one step; False where the system cannot (not Linux, or a network disk)."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
         return False
-    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
+    cwd, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(cwd, os.fsencode(one), cwd, os.fsencode(other), swap) == 0)
 
 
 @contextlib.contextmanager
 def replace_folder(
     target: str | os.PathLike[str], *, keep_others: bool = True, ours: Collection[str] = ()
 ) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; when the block ends well it takes the place of `target`.
-
-    If the block raises, `target` is untouched and the new folder is removed.
+    """Yield an empty folder that replaces `target` at the end of the block; if the block raises, `target` is unchanged.
 
     Args:
         target: folder to create or replace.
-        keep_others: files that stand in an existing `target` and that the block did not write are kept.
-        ours: names in `target` that are ours: what the block did not write of them is not kept.
+        keep_others: keep files of an existing `target` that the block did not write.
+        ours: names in `target` that are ours, and not kept if the block did not write them.
 
     Yields:
         The folder to write into.
@@ -83,7 +77,7 @@ def replace_folder(
     """
     target = Path(target).absolute()
     if target.exists() and not target.is_dir():
-        raise AdapterFormatError(f"{target} is a file, but a folder is to be written there; choose another path")
+        raise AdapterFormatError(f"{target} is a file, but a folder is expected; choose another path")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
     try:
@@ -101,7 +95,7 @@ def replace_folder(
                         shutil.copytree(entry, fresh / entry.name, symlinks=True)
                     else:
                         shutil.copy2(entry, fresh / entry.name, follow_symlinks=False)
-            if exchange(fresh, target):  # at no moment is there no folder
+            if exchange(fresh, target):  # the folder exists at every moment
                 shutil.rmtree(fresh, ignore_errors=True)
             else:
                 old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
@@ -116,7 +110,7 @@ def replace_folder(
 
 @contextlib.contextmanager
 def replace_file(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path beside `target`; when the block ends well, what was written there becomes `target`."""
+    """Yield the path of a new file that replaces `target` at the end of the block; if it raises, `target` is unchanged."""
     target = Path(target).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.new-", suffix=target.suffix, dir=target.parent)
@@ -157,9 +151,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise AdapterFormatError(f"{path} is no file")  # reading a pipe would wait for ever
+            raise AdapterFormatError(f"{path} is not a file")  # reading a pipe would block
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise AdapterFormatError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not a configuration of ours")
+            raise AdapterFormatError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not a configuration")
         data = path.read_bytes()
     except FileNotFoundError:
         raise missing(path) from None
@@ -169,25 +163,25 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def missing(path: Path) -> AdapterFormatError:
-    """The error for a file that is not there; says what is."""
+    """The error for a missing file; it lists what is in the folder."""
     return AdapterFormatError(f"{path} is missing: {neighbours(path.parent)}")
 
 
 def neighbours(folder: Path) -> str:
-    """Say what stands where a file was expected, an interrupted save first."""
-    found = [path for path in folder.parent.glob(f".{folder.name}.old-*") if any(path.iterdir())]
-    left = sorted(found, key=lambda path: path.stat().st_mtime)
-    if left:
-        return f"an interrupted save left the previous content in {left[-1]}; rename it to {folder}"
+    """Describe a folder that does not have the expected file, an interrupted save first."""
+    backups = [path for path in folder.parent.glob(f".{folder.name}.old-*") if any(path.iterdir())]
+    if backups:
+        newest = max(backups, key=lambda path: path.stat().st_mtime)
+        return f"an interrupted save left the previous content in {newest}; rename it to {folder}"
     if not folder.is_dir():
         return f"the folder {folder} does not exist"
     return f"the folder holds {sorted(p.name for p in folder.iterdir())[:20]}"
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], **metadata: str) -> None:
-    """Write tensors as safetensors, atomically; aliases and views are cloned, everything goes to the CPU.
+    """Write tensors as safetensors, atomically; tensors that share storage are cloned.
 
-    Sharded tensors (DTensor) are gathered, so that all ranks must call this alike.
+    DTensors are gathered, and then every rank must call this.
 
     Args:
         path: the file.
@@ -206,29 +200,32 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tens
         save_file(plain, fresh, metadata={"format": "pt", **metadata})
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read a safetensors file onto the CPU.
+def read_tensors(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    """Read tensors of a safetensors file onto the CPU.
+
+    Args:
+        path: the file.
+        names: which; None: all.
 
     Raises:
-        AdapterFormatError: the file is missing, truncated, or no safetensors file.
+        AdapterFormatError: the file is missing, truncated, or not a safetensors file.
     """
     path = Path(path)
     if not path.is_file():
         raise missing(path)
-    check_tensor_file(path)
+    shapes = check_tensor_file(path)
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in (shapes if names is None else names)}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise AdapterFormatError(
-            f"{path} is truncated or no safetensors file ({type(error).__name__}: {error}); download or save it again"
-        ) from error
+        raise not_tensors(path, f"{type(error).__name__}: {error}") from error
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: str | os.PathLike[str]) -> None:
     """Load tensors into a module after checking every name, shape, kind of dtype and value.
 
     Args:
-        module: what receives the tensors; unchanged if anything is wrong.
+        module: unchanged if anything is wrong.
         tensors: name to tensor.
         source: where they come from, for the message.
 
@@ -245,7 +242,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: st
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise AdapterFormatError(
-                f"{source}: {name} has shape {list(tensor.shape)}, but {type(module).__name__} wants "
+                f"{source}: {name} has shape {list(tensor.shape)}, but {type(module).__name__} expects "
                 f"{list(own[name].shape)}"
             )
         check_values(source, name, own[name], tensor)
@@ -253,22 +250,22 @@ def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: st
 
 
 def check_values(
-    source: str | os.PathLike[str], name: str, wanted: torch.Tensor, tensor: torch.Tensor, infinite: bool = False
+    source: str | os.PathLike[str], name: str, target: torch.Tensor, tensor: torch.Tensor, infinite: bool = False
 ) -> None:
-    """Check kind of dtype and values of one tensor that is to be loaded.
+    """Check kind of dtype and values of one tensor before it is loaded.
 
     Args:
         source: where it comes from, for the message.
         name: its name.
-        wanted: what it is to be loaded into.
+        target: what it is loaded into.
         tensor: what was read.
-        infinite: whether infinite values are welcome; NaN never is.
+        infinite: whether infinite values are allowed; NaN never is.
 
     Raises:
         AdapterFormatError: one is floating point and the other is not, or a value is not finite.
     """
-    if tensor.dtype.is_floating_point != wanted.dtype.is_floating_point:
-        raise AdapterFormatError(f"{source}: {name} is {tensor.dtype}, but {wanted.dtype} is expected")
+    if tensor.dtype.is_floating_point != target.dtype.is_floating_point:
+        raise AdapterFormatError(f"{source}: {name} is {tensor.dtype}, but {target.dtype} is expected")
     if not tensor.dtype.is_floating_point:
         return
     values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite

@@ -18,10 +18,12 @@ from ..errors import AdapterFormatError, HubError, LaraArgumentError
 from .files import neighbours, sha256
 from .hub_errors import chain_of, explained, is_broken, status_of
 
-__all__ = ["COMMIT", "check_target", "download", "find_conversion", "is_repo_id", "locate_folder", "push_folder"]
+__all__ = ["ADAPTER_FILE", "CARD_FILE", "COMMIT", "check_target", "download", "find_conversion", "is_repo_id",
+           "locate_folder", "push_folder"]  # fmt: skip
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-CARD = "README.md"
+# how a repository is recognised, and where the Hub looks for its model card
+ADAPTER_FILE, CARD_FILE = "lara_config.json", "README.md"
 _LFS_BLOB = re.compile(r"[0-9a-f]{64}")  # a large file lies in the client's cache under its sha256
 _TRIES = 3
 
@@ -123,7 +125,7 @@ def _contents(repo_id: str, commit: str, repo_type: str) -> str:
         return f"(What it holds instead cannot be told: {type(error).__name__}.)"
     config = config if isinstance(config, dict) else {}
     kind = config.get("model_type") or config.get("type")
-    if "lara_config.json" in files:
+    if ADAPTER_FILE in files:
         return "It holds a LARA adapter: load_lara(policy, ...) reads that"
     if str(config.get("format", "")).startswith("lara_adapter."):
         return "It holds a latent action model: LatentActionModel.from_pretrained(...) reads that"
@@ -203,9 +205,9 @@ def push_folder(
         info = api.model_info(repo_id, revision=revision or "main")
         there = [entry.rfilename for entry in info.siblings or ()]
         old = None
-        if CARD in there:
-            old = Path(hf_hub_download(repo_id, CARD, revision=info.sha, token=token)).read_text(encoding="utf-8")
-        (folder / CARD).write_text(card(old), encoding="utf-8")
+        if CARD_FILE in there:
+            old = Path(hf_hub_download(repo_id, CARD_FILE, revision=info.sha, token=token)).read_text(encoding="utf-8")
+        (folder / CARD_FILE).write_text(card(old), encoding="utf-8")
         new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         gone = [name for name in there if name not in new and _matches(name, ours)]
         # not upload_folder, which in 1.x and 2.x may divide a folder among several commits. parent_commit: what others

@@ -39,7 +39,7 @@ class FixedBypass(BypassPolicy):
 
 
 def register_bypass() -> None:
-    spec = PolicySpec("fixed-bypass", ("models:FixedBypass",), "layers", tap="norm", final_norm="norm")
+    spec = PolicySpec("fixed-bypass", ("helpers:FixedBypass",), "layers", tap="norm", final_norm="norm")
     if not any(row.name == spec.name for row in policies._TABLE):
         policies.register_policy(spec)
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import yaml
 from helpers.toys import DitPolicy, make_batch
+from helpers.trained import build, lara_on, optimizer_of, train
 from huggingface_hub import ModelCard
-from test_policy_weights import build, lara_on, optimizer_of, train
 
 from lara_adapter.metrics import History
 from lara_adapter.saving import card

@@ -115,7 +115,7 @@ def test_truncated_tensors(tmp_path, keep):
     path = tmp_path / "t.safetensors"
     write_tensors(path, {"a": torch.randn(10)})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(AdapterFormatError, match="truncated or no safetensors"):
+    with pytest.raises(AdapterFormatError, match="truncated or not a safetensors file"):
         read_tensors(path)
 
 
@@ -137,7 +137,7 @@ def test_pickle_is_never_opened(tmp_path):
         ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "x": torch.zeros(1)}, r"1 unexpected \['x'\]"),
         (
             {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)},
-            r"weight has shape \[3, 2\], but Linear wants \[2, 3\]",
+            r"weight has shape \[3, 2\], but Linear expects \[2, 3\]",
         ),
         ({"weight": torch.zeros(2, 3).long(), "bias": torch.zeros(2)}, "weight is torch.int64"),
         ({"weight": torch.full((2, 3), float("nan")), "bias": torch.zeros(2)}, "weight holds NaN"),

@@ -21,7 +21,7 @@ import sys
 sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
-from models import build
+from helpers.models import build
 policy, lara = build(lam="tiny")
 step = 0
 print("ready", flush=True)
