@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -196,25 +196,25 @@ def describe_policy(
     *,
     blocks: str | nn.Module | None = None,
     token: TokenRule = "last_valid",
-    projector: str | nn.Module = "mlp",
+    projector: Literal["mlp", "linear"] | nn.Module = "mlp",
     train_lam: bool = True,
 ) -> PolicyReport:
-    """Say what :func:`lara_adapter.attach_lara` with the same arguments would do; the policy is not changed.
+    """Report what :func:`lara_adapter.attach_lara` with the same arguments would do; the policy is not changed.
 
-    A policy on the meta device will do: nothing is run, and the projector and the LAM are counted, not built.
+    The policy may be on the meta device: nothing is run, and the projector and the LAM are counted, not built.
 
     Args:
         policy: as for `attach_lara`.
-        lam: a LAM, its configuration, or a folder or Hub id of one, of which only `config.json` is read; None:
-            `LatentActionConfig.paper()` is assumed.
-        layer: as for `attach_lara`.
-        blocks: likewise.
-        token: likewise.
-        projector: likewise.
-        train_lam: likewise.
+        lam: a latent action model, its configuration, or a folder or Hub id of one, of which only `config.json` is read;
+            None: the paper's is assumed.
+        layer: which hidden state: -1 after the last block, -3 the paper's, k > 0 after block k; also "L-2".
+        blocks: dotted path of the diffusion transformer's blocks; None: they are searched for.
+        token: last_valid, mean_valid, last, or a step of the action chunk.
+        projector: mlp (the paper's) or linear (the official release's).
+        train_lam: whether the latent action model trains along.
 
     Returns:
-        The report. That LARA cannot attach to this policy is no exception but its `error`.
+        The report. If LARA cannot attach to this policy, its `error` says why.
 
     Raises:
         LaraArgumentError: an argument has a value that `attach_lara` would refuse for any policy.

@@ -1,7 +1,7 @@
-"""The command line `lara`: one function per command, its arguments parsed by tyro from the function's signature.
+"""The command line `lara`: one module per command; the arguments come from the library (:mod:`.arguments`).
 
-A command returns its exit status and writes its result through :func:`write`; everything else it has to say is logging,
-on stderr. A :class:`LaraError` is one line on stderr and status 2.
+A command returns its exit status and writes its result through :mod:`.output`; everything else is logged, on stderr. A
+:class:`LaraError` is one line on stderr and status 2.
 """
 
 from __future__ import annotations
@@ -9,41 +9,42 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import LaraError
 from .output import write
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "Command", "load_command", "main"]
 
 REFUSED = 2  # exit status: the question could not be answered; 1: the answer is no
 
 
 class Command(NamedTuple):
-    """One command: "module:function", imported when it is called, and a line of help."""
+    """A command.
+
+    function: its name, and that of its module.
+    help: one line.
+    renamed: flags of the last release, which still work: the present flag, and what is appended to the value.
+    """
 
     function: str
     help: str
+    renamed: dict[str, tuple[str, str]] = {}  # noqa: RUF012
 
 
 COMMANDS = {
-    "convert": Command(
-        "lara_adapter.cli.convert:convert",
-        "a latent action model of LARA's authors or Moto's into ours, and back",
-    ),
-    "inspect": Command(
-        "lara_adapter.cli.inspect:inspect_policy", "what LARA would do with a policy: blocks, tap, tokens, size"
-    ),
-    "label": Command(
-        "lara_adapter.cli.lam:label", "write the latent action of every frame of a LeRobot-format dataset"
-    ),
-    "health": Command("lara_adapter.cli.lam:health", "is this latent action model any good on this data?"),
-    "attention": Command("lara_adapter.cli.lam:attention", "what a latent action model looks at, as pictures"),
+    "convert": Command("convert", "a latent action model of LARA's authors or Moto's to our format, and back"),
+    "inspect": Command("inspect", "what LARA would do with a policy: blocks, tap, tokens, size"),
+    "label": Command("label", "write the latent action of every frame of a LeRobot-format dataset"),
+    "health": Command("health", "is this latent action model any good on this data?"),
+    "attention": Command("attention", "what a latent action model looks at, as pictures"),
     "train-lam": Command(
-        "lara_adapter.cli.train_lam:train_lam", "pre-train a latent action model on folders of unlabelled video"
+        "train_lam",
+        "pre-train a latent action model on folders of unlabelled video",
+        {"--gap-frames": ("--gap", ""), "--gap-seconds": ("--gap", "s")},
     ),
-    "serve": Command("lara_adapter.cli.serve:serve", "serve a policy over ZMQ, in GR00T's wire protocol"),
-    "eval": Command("lara_adapter.cli.evaluate:evaluate", "let a served policy act in a simulator, and count"),
+    "serve": Command("serve", "serve a policy over ZMQ, in GR00T's wire protocol"),
+    "eval": Command("evaluate", "let a served policy act in a simulator, and count"),
 }
 
 
@@ -73,11 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         import tyro
     except ImportError:
         return _refuse("the command line needs tyro: pip install 'lara-adapter[cli]'")
+    from .arguments import replace_old_flags
+
     try:
+        given = replace_old_flags(arguments[1:], command.renamed, lambda message: _report(f"{name}: {message}"))
         # tyro itself ends the process for --help (0) and for arguments that do not parse (2)
-        return int(tyro.cli(_load(command.function), prog=f"lara {name}", args=arguments[1:]))
+        return int(tyro.cli(load_command(name), prog=f"lara {name}", args=given))
     except LaraError as error:
         return _refuse(f"{name}: {error}")
+
+
+def load_command(name: str) -> Callable[..., int]:
+    """Import the function of a command."""
+    function = COMMANDS[name].function
+    command: Callable[..., int] = getattr(importlib.import_module(f".{function}", __name__), function)
+    return command
 
 
 def _usage() -> str:
@@ -86,12 +97,10 @@ def _usage() -> str:
     return f"usage: lara COMMAND ...\n\n{listed}\n\nlara COMMAND --help: its arguments; lara --version"
 
 
-def _load(function: str) -> Callable[..., Any]:
-    module, _, name = function.partition(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return loaded
+def _report(message: str) -> None:
+    sys.stderr.write("lara: " + " ".join(message.split()) + "\n")
 
 
 def _refuse(message: str) -> int:
-    sys.stderr.write("lara: " + " ".join(message.split()) + "\n")
+    _report(message)
     return REFUSED

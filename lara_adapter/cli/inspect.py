@@ -5,27 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from typing import Literal
+from typing import Any
 
-from .output import to_json, write
+from ..inspection import describe_policy
+from ..integrations.loading import open_policy
+from .arguments import takes
+from .output import write_result
 
-__all__ = ["inspect_policy"]
+__all__ = ["inspect"]
 
 logger = logging.getLogger(__name__)
 
 
-def inspect_policy(
-    source: str,
-    /,
-    *,
-    lam: str | None = None,
-    layer: int | str = -3,
-    blocks: str | None = None,
-    token: int | str = "last_valid",
-    projector: Literal["mlp", "linear"] = "mlp",
-    train_lam: bool = True,
-    json: bool = False,
-) -> int:
+@takes(describe_policy, omit=("policy",))
+def inspect(source: str, /, *, json: bool = False, **arguments: Any) -> int:
     """What LARA would do with a policy: blocks, tap, action tokens, frames, parameters added. Nothing is attached.
 
     Exit status: 0; 1 if LARA cannot attach; 2 if the policy or the LAM cannot be opened.
@@ -33,21 +26,11 @@ def inspect_policy(
     Args:
         source: folder or Hub id of a checkpoint (only its config.json is read), or a function that returns a policy:
             package.module:function or path/to/file.py:function.
-        lam: folder or Hub id of a latent action model; without it the paper's is assumed.
-        layer: which hidden state: -1 after the last block, -3 the paper's, k after block k, "L-2".
-        blocks: dotted path of the diffusion transformer's blocks; without it they are found.
-        token: last_valid, mean_valid, last, or a step of the action chunk.
-        projector: mlp (the paper's) or linear (the official release's).
-        train_lam: whether the latent action model trains along.
         json: print JSON instead of text.
     """
-    from ..inspection import describe_policy
-    from ..integrations.loading import open_policy
-
-    # what hosts print while they build a policy would stand before the result
-    with contextlib.redirect_stdout(io.StringIO()) as chatter:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:  # hosts print while they build a policy
         policy = open_policy(source)
-    logger.debug("%s said: %s", source, chatter.getvalue())
-    report = describe_policy(policy, lam, layer, blocks=blocks, token=token, projector=projector, train_lam=train_lam)
-    write(to_json(report.to_dict()) if json else str(report))
+    logger.debug("%s printed: %s", source, printed.getvalue())
+    report = describe_policy(policy, **arguments)
+    write_result(report.to_dict(), str(report), json)
     return 0 if report.ok else 1

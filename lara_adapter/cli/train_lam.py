@@ -1,38 +1,29 @@
-"""`lara train-lam`: imported only by the command line, which has tyro."""
+"""`lara train-lam`."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
+from typing import Any
 
 from ..lam.pretrain.run import pretrain_lam
 from ..lam.pretrain.settings import PretrainSettings
+from .arguments import takes
 from .output import write
 
 __all__ = ["train_lam"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Arguments(PretrainSettings):
-    __doc__ = PretrainSettings.__doc__  # the help of each argument
+@takes(PretrainSettings, positional=("videos",), omit=("gap_frames", "gap_seconds"))
+def train_lam(**arguments: Any) -> int:
+    """Pre-train a latent action model on folders of unlabelled video, or continue the run in the output folder.
 
-    videos: tyro.conf.Positional[tuple[Path, ...]]
-
-
-def train_lam(settings: Annotated[_Arguments, tyro.conf.arg(name="")]) -> int:
-    """Pre-train a latent action model on folders of unlabelled video; continues what is in the output folder.
-
-    Several processes: accelerate launch -m lara_adapter.cli train-lam ... Exit status: 0; 2 where something is wrong with
+    Several processes: accelerate launch -m lara_adapter.cli train-lam ... Exit status: 0; 2 if something is wrong with
     the arguments, the videos or the output folder.
     """
     with _log_to_stderr():
-        result = pretrain_lam(settings)
+        result = pretrain_lam(PretrainSettings(**arguments))
     health = result.health
     if health is None:
         write(f"{result.output}: {result.steps} steps; nothing was held out to measure on")
@@ -57,7 +48,7 @@ def _log_to_stderr() -> Iterator[None]:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         redirected: contextlib.AbstractContextManager[None] = logging_redirect_tqdm([logger])
-    except ImportError:  # refused later, with what to install
+    except ImportError:  # pretrain_lam refuses it, and says what to install
         redirected = contextlib.nullcontext()
     try:
         with redirected:

@@ -71,7 +71,7 @@ class PolicyServer:
         Args:
             policy: what acts.
             host: address to listen on; "0.0.0.0" or "*": every network of the machine.
-            port: TCP port; 0: any free one, then :attr:`port` tells which.
+            port: TCP port; 0: any free one.
             api_token: what every request must carry, if given; compared in constant time.
             allow_kill: whether a client may stop the server.
             max_message_bytes: libzmq drops the connection of who sends more.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("tyro")
 
-
 from lara_adapter import LatentActionConfig, LatentActionModel, cli
+from lara_adapter.cli.arguments import replace_old_flags, takes
 
 ROOT = Path(__file__).parents[2]
 MINI_VLA = f"{ROOT / 'examples' / 'mini_vla.py'}:MiniVLA"
@@ -126,10 +129,97 @@ def test_help_imports_neither_torch_users_nor_hosts():
     assert run("--help", code=code).returncode == 0
 
 
-def test_every_command_exists_and_is_documented():
-    for name, command in cli.COMMANDS.items():
-        assert cli._load(command.function).__doc__, name
-        assert command.help
+# ---------------------------------------------------------------------- arguments
+
+
+def _sources():
+    """Of each command: what its arguments come from, those of them that it does not offer, and its own."""
+    from lara_adapter.integrations.served import open_served
+
+    from lara_adapter.convert.checkpoints import convert_checkpoint
+    from lara_adapter.evaluation import Rollouts
+    from lara_adapter.inspection import describe_policy
+    from lara_adapter.lam.attention.picture import draw
+    from lara_adapter.lam.attention.report import look
+    from lara_adapter.lam.health.report import examine
+    from lara_adapter.lam.label.run import label_dataset
+    from lara_adapter.lam.pretrain.settings import PretrainSettings
+    from lara_adapter.serving import PolicyClient, PolicyServer
+
+    return {
+        "convert": ([convert_checkpoint], "", "json"),
+        "inspect": ([describe_policy], "policy", "source json"),
+        "label": ([label_dataset], "", "json"),
+        "health": ([examine], "thresholds", "json"),
+        "attention": ([look, draw], "report path", "output json"),
+        "train-lam": ([PretrainSettings], "gap_frames gap_seconds", ""),
+        "serve": (
+            [PolicyServer, open_served], "policy api_token description max_message_bytes",
+            "source token_file max_message_mb",
+        ),
+        "eval": (
+            [Rollouts, Rollouts.run, PolicyClient],
+            "self client seeds progress timeout_ms api_token max_message_bytes",
+            "tasks simulator episodes seed token_file timeout_s wait_s setting json",
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_arguments_are_those_of_the_library(name, capsys):
+    functions, omitted, own = _sources()[name]
+    parameters = {}
+    for function in functions:
+        parameters |= inspect.signature(function).parameters
+    given = inspect.signature(cli.load_command(name)).parameters
+    assert set(given) == (set(parameters) - set(omitted.split())) | set(own.split())
+    changed = {n for n, p in given.items() if n in parameters and p.default != parameters[n].default} - set(own.split())
+    assert changed == {"serve": {"device"}, "eval": {"rename"}}.get(name, set())  # None there is another value here
+    assert all(p.annotation.__metadata__[0].help for p in given.values())
+
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    flags = set(re.findall(r"^[│|]? *--([a-z][a-z0-9-]*)", capsys.readouterr().out, re.MULTILINE))
+    assert flags == {n.replace("_", "-") for n, p in given.items() if p.kind is p.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize(
+    ("given", "present"),
+    [
+        (["a", "--old", "1", "--other"], ["a", "--new", "1", "--other"]),
+        (["--old=1"], ["--new=1"]),
+        (["--old_seconds", "0.5", "b"], ["--new", "0.5s", "b"]),
+        (["--old-seconds=2"], ["--new=2s"]),
+    ],
+    ids=str,
+)
+def test_flags_of_the_last_release_work_with_a_warning(given, present):
+    renamed, warnings = {"--old": ("--new", ""), "--old-seconds": ("--new", "s")}, []
+    assert replace_old_flags(given, renamed, warnings.append) == present
+    assert len(warnings) == 1
+    assert "is now --new" in warnings[0]
+
+
+@pytest.mark.parametrize(("old", "present"), [("--gap-frames 3", "3"), ("--gap-seconds=0.5", "0.5s")])
+def test_an_old_flag_is_one_line_on_stderr(old, present, capsys, monkeypatch, tmp_path):
+    import lara_adapter.cli.train_lam as module
+
+    settings = []
+    result = SimpleNamespace(output=tmp_path, steps=0, health=None)
+    monkeypatch.setattr(module, "pretrain_lam", lambda given: settings.append(given) or result)
+    assert cli.main(["train-lam", "videos", "--output", str(tmp_path), *old.split()]) == 0
+    assert settings[0].gap == present
+    name = re.split("[ =]", old)[0]
+    expected = f"lara: train-lam: {name} is now --gap; the old name will be removed in the next release\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_parameter_without_help_is_an_error():
+    def library(number: int = 1) -> None:
+        """It does not document its number."""
+
+    with pytest.raises(TypeError, match=r"\['number'\] are not documented"):
+        takes(library)(lambda **arguments: 0)
 
 
 def test_the_script_is_declared():

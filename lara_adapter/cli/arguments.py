@@ -1,0 +1,127 @@
+"""Command-line arguments taken from the library: names, types, defaults and help are those of its functions."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import docstring_parser
+import tyro
+
+from ..errors import LaraArgumentError
+
+__all__ = ["replace_old_flags", "split_pairs", "takes"]
+
+_Command = TypeVar("_Command", bound=Callable[..., int])
+_TYPES = (type(None), bool, int, float, Path, str)  # what can be typed, in the order in which it is tried
+
+
+def takes(
+    *functions: Callable[..., Any], positional: Sequence[str] = (), omit: Sequence[str] = ()
+) -> Callable[[_Command], _Command]:
+    """Make the `**arguments` of a command the parameters of library functions.
+
+    A parameter that the command itself declares has the library's default and help unless it states others.
+
+    Args:
+        functions: functions, `__init__` methods or dataclasses with documented parameters.
+        positional: parameters without a flag; all others have one.
+        omit: parameters that the command does not offer.
+    """
+
+    def decorate(command: _Command) -> _Command:
+        own = {name: p for name, p in inspect.signature(command).parameters.items() if p.kind is not p.VAR_KEYWORD}
+        parameters: dict[str, inspect.Parameter] = {}
+        hints: dict[str, Any] = {}
+        helps: dict[str, str] = {}
+        sources: tuple[Callable[..., Any], ...] = (*functions, command)
+        for source in sources:
+            for name, parameter in (own if source is command else inspect.signature(source).parameters).items():
+                if name in parameters and parameter.default is parameter.empty:
+                    parameter = parameter.replace(default=parameters[name].default)
+                if name not in ("self", *omit):
+                    parameters[name] = parameter
+            hints |= typing.get_type_hints(source)
+            documented = docstring_parser.parse(source.__doc__ or "").params
+            helps |= {argument.arg_name: _plain(argument.description or "") for argument in documented}
+        if missing := sorted({*positional, *parameters} - (parameters.keys() & helps.keys())):
+            raise TypeError(f"{command.__name__}: {missing} are not documented parameters")
+
+        flags = []
+        for name, parameter in sorted(parameters.items(), key=lambda item: item[0] in own):  # its own come last
+            alone = name in positional or parameter.kind is parameter.POSITIONAL_ONLY
+            hint = _typed(hints[name])
+            shown = name.upper() + (" ..." if typing.get_origin(hint) is tuple else "")
+            argument = tyro.conf.arg(help=helps[name], metavar=shown if alone else None)
+            kind = parameter.POSITIONAL_ONLY if alone else parameter.KEYWORD_ONLY
+            flags.append(parameter.replace(kind=kind, annotation=Annotated[hint, argument]))
+        signature = inspect.Signature(sorted(flags, key=lambda flag: flag.kind))
+
+        def run(*args: Any, **kwargs: Any) -> int:
+            arguments = signature.bind(*args, **kwargs).arguments
+            alone = [arguments.pop(name) for name, p in own.items() if p.kind is p.POSITIONAL_ONLY]
+            return command(*alone, **arguments)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {flag.name: flag.annotation for flag in flags}
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        return typing.cast(_Command, run)
+
+    return decorate
+
+
+def _plain(text: str) -> str:
+    """A docstring without line breaks and markup."""
+    return re.sub(r":\w+:(?=`)|`", "", " ".join(text.split()))
+
+
+def _typed(hint: Any) -> Any:
+    """What of a type can be typed: `str | os.PathLike[str] | nn.Module` is `str`, a sequence a tuple."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
+        return tuple[_typed(members[0]), ...]  # type: ignore[misc]
+    if origin not in (typing.Union, types.UnionType):
+        return hint
+    kept = [member for member in members if member in _TYPES or typing.get_origin(member) is Literal]
+    if str in kept:
+        kept = [member for member in kept if member is not Path]
+    kept.sort(key=lambda member: _TYPES.index(member) if member in _TYPES else 0)
+    return typing.Union[tuple(kept)]  # noqa: UP007  (of a tuple)
+
+
+def replace_old_flags(
+    arguments: Sequence[str], renamed: Mapping[str, tuple[str, str]], warn: Callable[[str], object]
+) -> list[str]:
+    """Replace flags of the last release, with a warning for each; `renamed`: old flag -> (flag, suffix of its value)."""
+    result: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        old, equals, value = argument.partition("=")
+        flag, suffix = renamed.get(old.replace("_", "-"), (None, ""))
+        if flag is None:
+            result.append(argument)
+            continue
+        warn(f"{old} is now {flag}; the old name will be removed in the next release")
+        if equals:
+            result.append(f"{flag}={value}{suffix}")
+        else:
+            result += [flag, next(rest, "") + suffix] if suffix else [flag]
+    return result
+
+
+def split_pairs(name: str, texts: Sequence[str]) -> dict[str, str]:
+    """Parse NAME=VALUE arguments.
+
+    Raises:
+        LaraArgumentError: one has another form.
+    """
+    pairs = [text.partition("=") for text in texts]
+    wrong = ["".join(pair) for pair in pairs if not all(pair)]
+    if wrong:
+        raise LaraArgumentError(f"{name}: {wrong} does not have the form NAME=VALUE")
+    return {key: value for key, _, value in pairs}

@@ -1,0 +1,25 @@
+"""`lara health`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..lam.health.report import examine
+from .arguments import takes
+from .output import write_result
+
+__all__ = ["health"]
+
+
+@takes(examine, positional=("lam", "data"), omit=("thresholds",))
+def health(*, json: bool = False, **arguments: Any) -> int:
+    """Is this latent action model any good on this data? Reconstruction, codes, collapse, frame gap, probe; and advice.
+
+    Exit status: 0 healthy; 1 a threshold failed; 2 the question cannot be answered.
+
+    Args:
+        json: print JSON instead of text.
+    """
+    report = examine(**arguments)
+    write_result(report.to_dict(), str(report), json)
+    return 0 if report.ok else 1
