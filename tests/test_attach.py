@@ -449,7 +449,7 @@ def test_frames_from_a_callable_see_the_first_argument(batch):
 
     pair = FramePair.from_tensor(batch["lara_frames"])
     observation = {"now": pair.present, "later": pair.future}
-    spec = lara_adapter.PolicySpec("b", ("toys:BypassPolicy",), "layers", tap="norm", final_norm="norm")
+    spec = lara_adapter.PolicySpec("b", ("helpers:BypassPolicy",), "layers", tap="norm", final_norm="norm")
     from lara_adapter import policies
 
     policies._TABLE.insert(0, spec)
@@ -499,7 +499,11 @@ def test_repeated_noise_draws_are_matched_in_the_hosts_order(monkeypatch):
         monkeypatch.setattr(
             policies,
             "_TABLE",
-            [PolicySpec("r", (f"{Repeating.__module__}:Repeating",), "transformer_blocks", draws=order)],
+            [
+                PolicySpec(
+                    "r", (f"{Repeating.__module__.partition('.')[0]}:Repeating",), "transformer_blocks", draws=order
+                )
+            ],
         )
         torch.manual_seed(0)
         policy = Repeating().train()

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from helpers.toys import BypassPolicy, DitPolicy, OwnLam, make_batch
@@ -52,6 +54,28 @@ def test_a_good_setup_is_reported_and_leaves_no_trace(policy, batch):
     same(snapshot(policy), before)
     assert lara.losses is losses
     assert lara.metrics() == metrics
+
+
+def test_no_attribute_of_the_adapter_and_no_point_of_the_history_stays(policy, lam, batch):
+    def state():
+        skipped = ("binding", "_modules", "_buffers", "history", "_monitor")
+        plain = {name: value for name, value in lara.__dict__.items() if name not in skipped}
+        monitor = copy.deepcopy(vars(lara._monitor))
+        binding = {name: value for name, value in vars(lara.binding).items()}
+        buffers = {name: value.clone() for name, value in lara.named_buffers()}
+        return plain, copy.deepcopy(vars(lara.history)), monitor, binding, buffers
+
+    lara = attach_lara(policy, lam)
+    for trained in (False, True):
+        if trained:
+            policy(batch)["loss"].backward()
+            lara.metrics()
+        before = state()
+        assert lara.check(batch).ok
+        *after, buffers = state()
+        assert after == list(before[:-1])
+        assert all(torch.equal(value, before[-1][name]) for name, value in buffers.items())
+    assert [step for step, _ in lara.history.points] == [1]
 
 
 def test_an_optimizer_made_too_early_is_refused_with_the_mend(policy, lam, batch):

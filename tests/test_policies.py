@@ -1,7 +1,7 @@
 import pytest
-from helpers.toys import DitPolicy
+from helpers.toys import BypassPolicy, DitPolicy
 
-from lara_adapter import LaraArgumentError, PolicySpec, policies
+from lara_adapter import LaraArgumentError, PolicySpec, attach_lara, policies
 from lara_adapter.policies import GENERIC, find_spec, register_policy
 
 
@@ -34,7 +34,7 @@ def test_subclasses_match_their_base():
 
 
 def test_a_registered_row_wins():
-    register_policy(PolicySpec("mine", ("toys:DitPolicy",), "transformer_blocks"))
+    register_policy(PolicySpec("mine", ("helpers:DitPolicy",), "transformer_blocks"))
     assert find_spec(DitPolicy()).name == "mine"
 
 
@@ -51,8 +51,8 @@ def test_entry_points_and_a_broken_one(monkeypatch, caplog):
             return self.result
 
     entries = [
-        Entry(PolicySpec("one", ("toys:DitPolicy",))), Entry(ImportError("no such host")),
-        Entry([PolicySpec("two", ("toys:BypassPolicy",), "layers")]),
+        Entry(PolicySpec("one", ("helpers:DitPolicy",))), Entry(ImportError("no such host")),
+        Entry([PolicySpec("two", ("helpers:BypassPolicy",), "layers")]),
     ]  # fmt: skip
     monkeypatch.setattr(policies, "entry_points", lambda group: entries if group == "lara_adapter.policies" else [])
     policies._entry_point_rows.cache_clear()
@@ -82,3 +82,16 @@ def test_rows_are_checked(fields, message):
         PolicySpec("x", **fields)
     with pytest.raises(LaraArgumentError, match="classes is empty"):
         register_policy(PolicySpec("x"))
+
+
+def test_a_row_for_one_call_leaves_the_table_alone(lam, batch):
+    rows = list(policies._TABLE)
+    spec = PolicySpec("once", blocks="layers", tap="norm", final_norm="norm")
+    for _ in range(2):
+        policy = BypassPolicy().train()
+        lara = attach_lara(policy, lam, -1, frames=lambda observation: observation["frames"], spec=spec)
+        policy({"frames": batch["lara_frames"]}, batch["action"]).mean().backward()
+        assert (lara.spec, lara.config.policy_family, lara.config.tap) == (spec, "once", "norm")
+        lara.detach()
+        assert rows == policies._TABLE
+    assert find_spec(BypassPolicy()) is GENERIC

@@ -13,7 +13,7 @@ from lara_adapter.tap import absolute_layer, find_blocks, resolve_tap
 def bypass_spec(monkeypatch):
     """A row for the toy host that never calls its layers, as a third party would register it."""
     monkeypatch.setattr(policies_module, "_TABLE", list(policies_module._TABLE))
-    spec = PolicySpec("bypass", ("toys:BypassPolicy",), "layers", tap="norm", final_norm="norm")
+    spec = PolicySpec("bypass", ("helpers:BypassPolicy",), "layers", tap="norm", final_norm="norm")
     register_policy(spec)
     return spec
 

@@ -9,8 +9,7 @@ from ..storage.hub import ADAPTER_FILE as CONFIG_FILE
 from ..storage.hub import CARD_FILE
 
 __all__ = ["ACTING", "CARD_FILE", "CONFIG_FILE", "CURVE_FILE", "LAM_FOLDER", "LORA_CONFIG", "LORA_FOLDER", "LORA_WEIGHTS",
-           "OURS", "POLICY_FOLDER", "POLICY_INDEX", "TOP_LEVEL", "TRAINING", "WEIGHTS_FILE", "Part",
-           "is_adapter"]  # fmt: skip
+           "OURS", "POLICY_FOLDER", "POLICY_INDEX", "TOP_LEVEL", "TRAINING", "WEIGHTS_FILE", "Part"]  # fmt: skip
 
 WEIGHTS_FILE = "lara_adapter.safetensors"  # projector and counters
 LAM_FOLDER = "lam"  # a latent action model's own format
@@ -28,8 +27,3 @@ OURS = [*TRAINING, CURVE_FILE]
 TOP_LEVEL = (CONFIG_FILE, WEIGHTS_FILE, LAM_FOLDER, LORA_FOLDER, POLICY_FOLDER, CURVE_FILE)
 
 Part = tuple[str, Callable[[Path], object]]  # a file or folder of an adapter: its name, and what writes it to a path
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a saved adapter."""
-    return (folder / CONFIG_FILE).is_file()

@@ -18,6 +18,7 @@ from lara_adapter import (
     LaraAdapter,
     LatentActionConfig,
     LatentActionModel,
+    PolicySpec,
     TapNotFound,
     attach_lara,
     load_lara,
@@ -145,6 +146,19 @@ def test_damaged_folders(saved):
     broken("blocks='elsewhere'", lambda f: _edit(f, blocks="elsewhere"), TapNotFound)
     broken("depth 9, but here it is 5", lambda f: _edit(f, depth=9))
     broken("layer=7, but transformer_blocks has 5 blocks", lambda f: _edit(f, layer=7), TapNotFound)
+
+
+def test_another_tap_than_the_saved_one_is_reported(tmp_path, lam, caplog):
+    spec = PolicySpec("once", blocks="transformer_blocks", tap="norm", norm="norm1", final_norm="action_out")
+    attach_lara(DitPolicy().train(), lam, -2, spec=spec).save_pretrained(tmp_path / "a")
+    load_lara(DitPolicy().train(), tmp_path / "a", lam=lam, spec=spec)
+    load_lara(DitPolicy().train(), tmp_path / "a", lam=lam, blocks="transformer_blocks")  # asked for
+    assert "was saved with the state at" not in caplog.text
+    load_lara(DitPolicy().train(), tmp_path / "a", lam=lam)
+    assert (
+        "was saved with the state at transformer_blocks.4.norm1, but here it is read at transformer_blocks.3"
+        in caplog.text
+    )
 
 
 def _flip_last_byte(path):
