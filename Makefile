@@ -35,7 +35,7 @@ endef
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo       LARA from nothing in a simulator, about six minutes on two cores; results in outputs/quickstart/'
+	@echo 'make demo       LARA from nothing in a simulator, about six minutes on two cores; results in outputs/demo/'
 	@echo '                ARGS="--preset smoke": under a minute, ARGS="--help": every knob'
 	@echo 'make test       all tests, with coverage'
 	@echo 'make test-hosts-pins   the core tests under the pins of GR00T N1.6 and of LeRobot, in two more environments'
@@ -48,7 +48,7 @@ help:
 	@echo 'TORCH="torch==2.7.1" chooses the torch to install, PYTHON=python3.11 the Python'
 
 demo: $(DEMO)
-	@$(BIN)/python examples/quickstart.py $(ARGS)
+	@$(BIN)/python -m examples.demo $(ARGS)
 
 # one test process for each core; WORKERS=0: all in this one, for a debugger
 WORKERS ?= auto

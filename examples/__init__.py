@@ -1,0 +1,1 @@
+"""Runnable examples. Scripts import their neighbours; the packages demo and refine_lam run with `python -m`."""

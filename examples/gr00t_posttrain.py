@@ -1,6 +1,6 @@
 """Post-train NVIDIA Isaac GR00T N1.6 on a robot's demonstrations together with a latent action model (LARA).
 
-The flags are those of GR00T's own gr00t/experiment/launch_finetune.py, and --lara.* and --lora.*:
+The flags are those of GR00T's own gr00t/experiment/launch_finetune.py, and plus --lara.* and --lora.*:
 
     accelerate launch --num_processes 1 examples/gr00t_posttrain.py --base-model-path nvidia/GR00T-N1.6-3B \
         --dataset-path DEMONSTRATIONS --embodiment-tag NEW_EMBODIMENT --modality-config-path my_modality.py \
@@ -8,14 +8,15 @@ The flags are those of GR00T's own gr00t/experiment/launch_finetune.py, and --la
 
     python examples/gr00t_posttrain.py --smoke          # the whole path on a tiny model, on a CPU, without downloads
 
-It resumes from the last checkpoint in the output folder. Afterwards <output-dir>/policy holds the policy alone, for
-GR00T's server and Gr00tPolicy, which need no lara_adapter.
+It resumes from the last checkpoint in the output folder. At the end it writes the policy alone to <output-dir>/policy,
+for GR00T's server and Gr00tPolicy, which do not need lara_adapter.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import os
 import shutil
@@ -44,10 +45,13 @@ except ModuleNotFoundError as missing:
     print(INSTALL, file=sys.stderr)
     sys.exit(2)
 
+# GR00T's video backends in its order of preference, and the module that must import
+VIDEO_BACKENDS = {"torchcodec": "torchcodec.decoders", "decord": "decord", "opencv": "cv2"}
+
 
 @dataclass
 class PosttrainConfig(FinetuneConfig):
-    """GR00T's fine-tuning flags and LARA's."""
+    """GR00T's fine-tuning flags, and LARA's."""
 
     lara: LaraSettings = field(default_factory=LaraSettings)
     """Latent action representation alignment."""
@@ -74,11 +78,11 @@ class PosttrainConfig(FinetuneConfig):
     """Write the policy without LARA to <output-dir>/policy at the end."""
 
     smoke: bool = False
-    """Run the whole path on a tiny model and tiny demonstrations made on the spot."""
+    """Run the whole path on a tiny model and generated demonstrations."""
 
 
 def gr00t_config(chosen: Any) -> Any:
-    """GR00T's Config for our flags, by the same assignments as its launch_finetune.py."""
+    """Build GR00T's Config from the flags, with the same assignments as its launch_finetune.py."""
     import torch
     from gr00t.configs.base_config import get_default_config
     from gr00t.experiment.launch_finetune import load_modality_config
@@ -110,7 +114,7 @@ def gr00t_config(chosen: Any) -> Any:
     training.start_from_checkpoint, training.optim = chosen.base_model_path, "adamw_torch"
     training.num_gpus = WORLD_SIZE
     training.wandb_project = "posttrain-gr00t-n1d6-lara"
-    # GR00T always trains in bf16 with tf32; without a GPU neither can be asked for
+    # GR00T always trains in bf16 with tf32, which need a GPU
     training.bf16 = training.tf32 = torch.cuda.is_available()
     training.fp16 = False
     if not torch.cuda.is_available():
@@ -124,52 +128,61 @@ def gr00t_config(chosen: Any) -> Any:
 
 
 def smoke_arguments(folder: Path) -> list[str]:
-    """Make a tiny base model, demonstrations and LAM, and name them as a user would; what the user says comes after."""
-    import importlib.util
-
+    """Write a tiny base model, demonstrations and LAM, and return the flags for them; the user's flags override these."""
     import gr00t_tiny
 
     if WORLD_SIZE > 1 and int(os.environ["RANK"]) > 0:
-        while not (folder / "ready").exists():  # rank 0 makes them
+        while not (folder / "ready").exists():  # written by rank 0
             time.sleep(0.2)
     elif not (folder / "ready").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / "demonstrations", ignore_errors=True)  # of a run that was stopped in here
+        shutil.rmtree(folder / "demonstrations", ignore_errors=True)  # left by an interrupted run
         gr00t_tiny.write_demonstrations(folder / "demonstrations")
         modality = gr00t_tiny.write_modality_config(folder / "tiny_modality.py")
         gr00t_tiny.import_file(modality)
         gr00t_tiny.write_base_model(folder / "base-model")
         gr00t_tiny.write_lam(folder / "lam")
         (folder / "ready").touch()
-    backends = [name for name in ("torchcodec", "decord") if importlib.util.find_spec(name)]
+    backend = next(name for name in VIDEO_BACKENDS if backend_error(name) is None)
     return [
         "--base-model-path", str(folder / "base-model"), "--dataset-path", str(folder / "demonstrations"),
         "--embodiment-tag", "NEW_EMBODIMENT", "--modality-config-path", str(folder / "tiny_modality.py"),
         "--lara.lam", str(folder / "lam"), "--lara.align-weight", "0.3", "--lara.lam-weight", "1.0",
         "--output-dir", str(folder / "run"), "--max-steps", "20", "--save-steps", "10", "--logging-steps", "2",
         "--global-batch-size", str(4 * WORLD_SIZE), "--dataloader-num-workers", "0", "--learning-rate", "1e-3",
-        "--shard-size", "32", "--num-shards-per-epoch", "50", "--video-backend", (*backends, "opencv")[0],
+        "--shard-size", "32", "--num-shards-per-epoch", "50", "--video-backend", backend,
     ]  # fmt: skip
 
 
+def backend_error(name: str) -> str | None:
+    """Why a video backend of GR00T cannot be used, or None. An installed torchcodec may lack FFmpeg's libraries."""
+    if name == "ffmpeg":
+        return None if shutil.which("ffmpeg") else "there is no ffmpeg on the PATH"
+    try:
+        importlib.import_module(VIDEO_BACKENDS.get(name, "gr00t"))  # other names are GR00T's to refuse
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return None
+
+
 def act_once(policy_folder: Path, tag: Any) -> dict[str, Any]:
-    """What GR00T's server does with the exported policy: load it, look, act. Returns arrays [1, T, D]."""
+    """Load the exported policy as GR00T's server does, and act once. Returns arrays [1, T, D]."""
     import numpy as np
     from gr00t.policy.gr00t_policy import Gr00tPolicy
 
     policy = Gr00tPolicy(embodiment_tag=tag, model_path=str(policy_folder), device="cpu")
     modality = policy.get_modality_config()
-    look = {
+    observation = {
         "video": {name: np.zeros((1, 1, 64, 64, 3), np.uint8) for name in modality["video"].modality_keys},
         "state": {name: np.zeros((1, 1, 2), np.float32) for name in modality["state"].modality_keys},
         "language": {modality["language"].modality_keys[0]: [["move the square"]]},
     }
-    actions, _ = policy.get_action(look)
+    actions, _ = policy.get_action(observation)
     return dict(actions)
 
 
 def main(arguments: list[str]) -> int:
-    """Run; returns the exit status, 2 for what the user can mend."""
+    """Run; returns the exit status, 2 for errors that the user can fix."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     import torch
     import tyro
@@ -184,6 +197,11 @@ def main(arguments: list[str]) -> int:
         chosen = tyro.cli(PosttrainConfig, args=arguments, description=__doc__)
         try:
             config = gr00t_config(chosen)
+            if (problem := backend_error(chosen.video_backend)) is not None:
+                usable = [name for name in (*VIDEO_BACKENDS, "ffmpeg") if backend_error(name) is None]
+                raise LaraArgumentError(
+                    f"--video-backend {chosen.video_backend} cannot be used ({problem}); usable here: {', '.join(usable)}"
+                )
             metrics: dict[str, float] = {}
             if not is_done(chosen):
                 if WORLD_SIZE > 1 and not torch.cuda.is_available():
@@ -199,7 +217,7 @@ def main(arguments: list[str]) -> int:
 
 
 def is_done(chosen: Any) -> bool:
-    """Whether the last checkpoint is that of the last step: transformers' Trainer would take one more, and save it."""
+    """Whether the last checkpoint is that of the last step; transformers' Trainer would then train one step more."""
     output = Path(chosen.output_dir)
     if not output.is_dir():
         return False
@@ -209,10 +227,13 @@ def is_done(chosen: Any) -> bool:
 
 
 def report(chosen: Any, metrics: dict[str, float]) -> None:
-    """Write the policy without LARA, and say what came out."""
+    """Export the policy without LARA, and print the results."""
     lines = ["", "Last LARA metrics: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())]
     if not metrics:
-        lines = ["", f"No LARA step was taken: --max-steps {chosen.max_steps} are done already, or both weights are 0"]
+        lines = [
+            "",
+            f"No LARA step was taken: all --max-steps {chosen.max_steps} were done already, or both weights are 0",
+        ]
     output = Path(chosen.output_dir)
     if chosen.export:
         target = export_policy(_last_checkpoint(output), output / "policy", base_model=chosen.base_model_path)
@@ -231,10 +252,10 @@ def _last_checkpoint(output: Path) -> Path:
 
 @contextlib.contextmanager
 def ranks_on_cpus() -> Iterator[None]:
-    """Within this context the processes that run on CPUs are ranks of one training.
+    """Context in which processes on CPUs are the ranks of one training.
 
-    GR00T's run takes several processes to have GPUs: it joins them by nccl unless they are joined already, and without
-    `use_cpu` transformers would let each of them train alone.
+    GR00T initialises nccl unless there is a process group already, and without `use_cpu` transformers would let each
+    process train alone.
     """
     import torch
     from gr00t.experiment import experiment
@@ -249,11 +270,11 @@ def ranks_on_cpus() -> Iterator[None]:
 
 
 def _leave_ranks() -> None:
-    """Training is over: what comes now is done by one rank, which must not wait for the others."""
+    """End distributed training: one rank does the rest, and must not wait for the others."""
     import torch
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # from_pretrained would partition over ranks what it loads
+    unset_hf_deepspeed_config()  # otherwise from_pretrained partitions the weights over ranks
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -1,8 +1,8 @@
-"""A tiny GR00T N1.6 on disk and tiny demonstrations for it: what `gr00t_posttrain.py --smoke` and the tests run on.
+"""A tiny GR00T N1.6 on disk and tiny demonstrations for it, for `gr00t_posttrain.py --smoke` and the tests.
 
-The action head, the processor, the collator, the dataset code and the trainer are GR00T's own. The vision-language
-backbone alone is a stand-in, because the real one needs flash-attn and a GPU: it embeds the real token ids and marks
-the real image tokens.
+The action head, the processor, the collator, the dataset code and the trainer are GR00T's own. Only the vision-language
+backbone is a stand-in, because the real one needs flash-attn and a GPU: it embeds the real token ids and marks the
+real image tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lara_adapter import LatentActionConfig, LatentActionModel
 FPS = 10
 IMAGE_SIZE = 64
 STATE, ACTION = 2, 2  # position of a square, and its velocity
-HORIZON, MODEL_HORIZON = 16, 50  # of the demonstrations, and of the model, which pads up to its own
+HORIZON, MODEL_HORIZON = 16, 50  # of the demonstrations, and of the model, which pads to its own
 VOCABULARY = 4096
 
 MODALITY_CONFIG = '''"""The modalities of the tiny demonstrations; GR00T imports this file (--modality-config-path)."""
@@ -45,7 +45,7 @@ MODALITY_CONFIGS["{tag}"] = {{
 
 
 class TinyBackbone(nn.Module):
-    """Stand-in for Eagle: real token ids and image tokens in, features of the right shape out."""
+    """Stand-in for Eagle: maps real token ids and image tokens to features of the right shape."""
 
     def __init__(self, dim: int, image_token_index: int = 151669, **ignored: Any) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TinyBackbone(nn.Module):
         self.embedding, self.pixels = nn.Embedding(VOCABULARY, dim), nn.Linear(3, dim)
 
     def prepare_input(self, batch: dict) -> BatchFeature:
-        """As the real one: all that the batch holds."""
+        """Keep the whole batch, like the real backbone."""
         return BatchFeature(data=batch)
 
     def forward(self, inputs: BatchFeature) -> BatchFeature:
@@ -90,7 +90,7 @@ def tiny_config(layers: int = 6, heads: int = 4, dim: int = 32, dropout: float =
 
 @contextmanager
 def tiny_backbone() -> Iterator[None]:
-    """Within this context GR00T builds and loads models with the tiny backbone."""
+    """Context in which GR00T builds and loads models with the tiny backbone."""
     from gr00t.model.gr00t_n1d6 import gr00t_n1d6
 
     original = gr00t_n1d6.get_backbone_cls
@@ -104,7 +104,7 @@ def tiny_backbone() -> Iterator[None]:
 def write_demonstrations(
     folder: Path, *, lengths: tuple[int, ...] = (40, 30, 30), seed: int = 0, size: int = IMAGE_SIZE
 ) -> Path:
-    """Demonstrations on disk in GR00T's LeRobot v2 layout: a red square that its actions move, seen by two cameras."""
+    """Write demonstrations in GR00T's LeRobot v2 layout: a red square moved by the actions, seen by two cameras."""
     generator = np.random.default_rng(seed)
     features: dict[str, Any] = {
         "observation.state": {"dtype": "float32", "shape": [STATE], "names": ["x", "y"]},
@@ -179,9 +179,9 @@ def _write_video(path: Path, frames: list[np.ndarray]) -> None:
 
 
 def write_base_model(folder: Path, tag: str = "new_embodiment", **changes: Any) -> Path:
-    """A "pre-trained" checkpoint with its processor, as the Hub's GR00T-N1.6-3B is laid out.
+    """Write a "pre-trained" checkpoint with its processor, in the layout of GR00T-N1.6-3B on the Hub.
 
-    The modality configuration of `tag` must be known to GR00T already.
+    The modality configuration of `tag` must be registered with GR00T.
     """
     from gr00t.configs.data.embodiment_configs import MODALITY_CONFIGS
     from gr00t.model.gr00t_n1d6.gr00t_n1d6 import Gr00tN1d6
@@ -211,13 +211,13 @@ def write_base_model(folder: Path, tag: str = "new_embodiment", **changes: Any) 
 
 
 def write_modality_config(path: Path, tag: str = "new_embodiment", horizon: int = HORIZON) -> Path:
-    """The modality file a user gives to GR00T."""
+    """Write the modality file for --modality-config-path."""
     path.write_text(MODALITY_CONFIG.format(tag=tag, horizon=horizon))
     return path
 
 
 def write_lam(folder: Path) -> Path:
-    """An untrained latent action model of 32 x 32 frames; `lara train-lam` trains real ones."""
+    """Write an untrained latent action model for 32 x 32 frames; `lara train-lam` trains real ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LatentActionModel(LatentActionConfig.tiny(image_size=32)).save_pretrained(folder)

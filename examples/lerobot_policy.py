@@ -1,4 +1,4 @@
-"""A LeRobot policy and its processors for lerobot_posttrain.py: new and small, or the one in a folder."""
+"""The LeRobot policy of lerobot_posttrain.py and its processors: a new small one, or a saved one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from accelerate.utils import set_seed
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_policy, make_policy_config, make_pre_post_processors
 
-CHUNK = 16  # actions a new policy predicts, and so the frames between the two that LARA looks at
+CHUNK = 16  # actions that a new policy predicts; also the distance of LARA's two frames
 
 
 def make_tiny_clip(folder: Path, texts: list[str], image_size: int) -> Path:
     """Write a small CLIP with random weights, and a tokenizer of the words in `texts`; nothing is downloaded.
 
     Args:
-        folder: where; LeRobot wants "clip" in the name.
+        folder: where to write; LeRobot requires "clip" in the name.
         texts: the dataset's instructions.
         image_size: side of the frames in pixels, a multiple of 8.
 
@@ -42,38 +42,38 @@ def make_tiny_clip(folder: Path, texts: list[str], image_size: int) -> Path:
 
 
 def choose_policy(settings: Any, accelerator: Any, meta: Any) -> PreTrainedConfig:
-    """The configuration of the policy that the command line asks for.
+    """The configuration of the policy that the command line selects.
 
     Args:
         settings: of lerobot_posttrain.py.
         accelerator: of this process.
         meta: of the dataset.
     """
-    given = {"device": accelerator.device.type, "lr": settings.lr}
+    options = {"device": accelerator.device.type, "lr": settings.lr}
     if settings.policy_path is not None:
-        return pretrained_config(settings.policy_path, **given)
+        return pretrained_config(settings.policy_path, **options)
     if not settings.tiny:
-        return new_policy_config(clip=settings.clip, image_size=224, random_clip=False, **given)
+        return new_policy_config(clip=settings.clip, image_size=224, random_clip=False, **options)
     size = meta.features[meta.camera_keys[0]]["shape"][0]
     clip = settings.output.resolve() / "tiny-clip"
     if accelerator.is_main_process and not clip.is_dir():
         set_seed(settings.seed)
         make_tiny_clip(clip, list(meta.tasks.index), size)
     accelerator.wait_for_everyone()
-    return new_policy_config(clip=str(clip), image_size=size, random_clip=True, **given)
+    return new_policy_config(clip=str(clip), image_size=size, random_clip=True, **options)
 
 
 def new_policy_config(
     *, clip: str, image_size: int, random_clip: bool, device: str, lr: float | None
 ) -> PreTrainedConfig:
-    """The default policy: LeRobot's Multi-Task DiT by flow matching.
+    """The default policy: LeRobot's Multi-Task DiT with flow matching.
 
     Args:
-        clip: folder or Hub id of a CLIP whose encoders it takes.
-        image_size: side in pixels that this CLIP was made for.
-        random_clip: whether the CLIP has to learn to see from nothing.
-        device: where the policy will be.
-        lr: peak learning rate; None: LeRobot's for this policy, or one that fits a random CLIP.
+        clip: folder or Hub id of the CLIP whose encoders are used.
+        image_size: side in pixels of this CLIP's input.
+        random_clip: whether the CLIP has random weights.
+        device: of the policy.
+        lr: peak learning rate; None: LeRobot's for this policy, or 5e-4 with a random CLIP.
     """
     size = {"hidden_dim": 128, "num_layers": 4, "num_heads": 4, "timestep_embed_dim": 64} if random_clip else {}
     if lr is None and random_clip:
@@ -87,12 +87,12 @@ def new_policy_config(
         horizon=CHUNK,
         n_action_steps=CHUNK // 2,
         do_mask_loss_for_padding=True,
-        drop_n_last_frames=0,  # ends of episodes are trained on, with their padding masked
+        drop_n_last_frames=0,  # train on the ends of episodes, with their padding masked
         vision_encoder_name=clip,
         text_encoder_name=clip,
         vision_encoder_lr_multiplier=1.0 if random_clip else 0.1,
         image_resize_shape=(image_size, image_size),
-        # the camera is fixed: a shifted picture says that something stands elsewhere
+        # no random crops: the camera is fixed, so a shifted picture means a shifted object
         image_crop_shape=None,
         push_to_hub=False,
         **size,
@@ -101,7 +101,7 @@ def new_policy_config(
 
 
 def pretrained_config(folder: str, device: str, lr: float | None) -> PreTrainedConfig:
-    """The configuration of a saved policy, whatever its type, to go on from its weights."""
+    """The configuration of a saved policy of any type, to start from its weights."""
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path, config.device = folder, device
     if lr is not None:
@@ -110,7 +110,7 @@ def pretrained_config(folder: str, device: str, lr: float | None) -> PreTrainedC
 
 
 def build(config: PreTrainedConfig, meta: Any) -> tuple[Any, Any, Any]:
-    """Make the policy and its processors, normalised by the dataset's statistics.
+    """Make the policy and its processors, which normalise by the dataset's statistics.
 
     Args:
         config: of a new policy, or with `pretrained_path`.
@@ -122,8 +122,8 @@ def build(config: PreTrainedConfig, meta: Any) -> tuple[Any, Any, Any]:
     policy = make_policy(config, ds_meta=meta)
     if not config.pretrained_path:
         return policy, *make_pre_post_processors(config, dataset_stats=meta.stats, dataset_meta=meta)
-    both = {"stats": meta.stats, "norm_map": config.normalization_mapping}
-    inputs = {**config.input_features, **config.output_features}
+    statistics = {"stats": meta.stats, "norm_map": config.normalization_mapping}
+    features = {**config.input_features, **config.output_features}
     processors = make_pre_post_processors(
         config,
         pretrained_path=str(config.pretrained_path),
@@ -131,8 +131,8 @@ def build(config: PreTrainedConfig, meta: Any) -> tuple[Any, Any, Any]:
         dataset_meta=meta,
         preprocessor_overrides={
             "device_processor": {"device": config.device},
-            "normalizer_processor": {**both, "features": inputs},
+            "normalizer_processor": {**statistics, "features": features},
         },
-        postprocessor_overrides={"unnormalizer_processor": {**both, "features": config.output_features}},
+        postprocessor_overrides={"unnormalizer_processor": {**statistics, "features": config.output_features}},
     )
     return policy, *processors

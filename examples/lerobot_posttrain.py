@@ -1,14 +1,14 @@
-"""LARA in a training loop of your own: a LeRobotDataset, a LeRobot policy, accelerate; no lerobot-train.
+"""LARA in your own training loop: a LeRobotDataset, a LeRobot policy, accelerate; without lerobot-train.
 
     python examples/record_metaworld.py --root data/drawer --tasks drawer-open --episodes 25
     python examples/lerobot_posttrain.py --root data/drawer --tiny            # small enough for two CPU cores
     python examples/lerobot_posttrain.py --root data/drawer --tiny --no-lara  # the baseline
     python examples/lerobot_posttrain.py --root data/drawer --policy-path my/policy --lam my/lam
-    python examples/lerobot_posttrain.py --smoke                              # the whole path, to see that it runs
+    python examples/lerobot_posttrain.py --smoke                              # the whole path, as a check
 
-The lines that are LARA's are marked `# LARA` in `train`. What comes out under --output is a stock LeRobot policy
-(policy/), the adapter (lara/), checkpoints to --resume from, a film, and report.json. A policy that was trained on a
-recording of record_metaworld.py then acts in Meta-World.
+LARA's lines in `train` are marked `# LARA`. --output gets a stock LeRobot policy (policy/), the adapter (lara/),
+checkpoints to --resume from, a film, and report.json. A policy trained on a recording of record_metaworld.py is then
+evaluated in Meta-World.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ try:
     import tyro
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, set_seed
+    from lam_training import optimise_lam
     from lara_adapter.integrations.lerobot import LaraDataset, stock_saves
     from lara_adapter.integrations.lerobot.dataset import FRAMES, VALID
     from lara_adapter.integrations.lerobot.serve import load_stock
@@ -40,7 +41,6 @@ try:
     from metaworld_sim import GLMissing, find_gl
     from torch.utils.data import DataLoader, Subset
 
-    from examples.demo.train import optimise_lam
     from lara_adapter import LaraAdapter, LatentActionConfig, LatentActionModel, attach_lara
     from lara_adapter.storage.files import read_json, write_json
 except ImportError as problem:
@@ -50,7 +50,7 @@ except ImportError as problem:
 
 LOG_EVERY = 10
 SHOWN = ("action_loss", "align_loss", "lam_loss", "mean_direction")  # on the progress bar
-LAM_SIZE = 64  # pixels, of the small LAM that is trained here
+LAM_SIZE = 64  # pixels, of the small LAM trained here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,55 +58,55 @@ class Settings:
     """The command line."""
 
     root: Path | None = None
-    """Folder of the dataset (needed, except with --smoke)."""
+    """Folder of the dataset (required, except with --smoke)."""
     repo_id: str = "local/metaworld"
     """Name of the dataset."""
     output: Path = Path("outputs/lerobot_posttrain")
-    """Where results go."""
+    """Where results are written."""
     policy_path: str | None = None
     """Folder or Hub id of a LeRobot policy to post-train; without it a new Multi-Task DiT."""
     clip: str = "openai/clip-vit-base-patch16"
-    """CLIP whose encoders the new policy takes: a Hub id, or a folder with "clip" in its path."""
+    """CLIP whose encoders the new policy uses: a Hub id, or a folder with "clip" in its path."""
     tiny: bool = False
-    """Make the new policy small, with a small random CLIP: nothing is downloaded, and two CPU cores suffice."""
+    """Make the new policy small, with a small random CLIP: no download, and two CPU cores suffice."""
     lara: bool = True
-    """Train with LARA; --no-lara is the baseline: same weights, order and noise."""
+    """Train with LARA; --no-lara is the baseline with the same weights, order and noise."""
     lam: str | None = None
-    """Folder or Hub id of a latent action model; without it a small one learns from the dataset's own frames first."""
+    """Folder or Hub id of a latent action model; without it a small one is first trained on the dataset's own frames."""
     lam_steps: int = 400
-    """Steps of that."""
+    """Training steps of that small one."""
     layer: int = -3
     """Which hidden state is aligned; see attach_lara."""
     alignment: Literal["cosine", "contrastive"] = "cosine"
     """cosine: the paper's."""
     align_weight: float = 0.1
-    """w1 of LARA, Eq. 7; the paper's 0.01 does little in a few hundred steps."""
+    """w1 of LARA, Eq. 7; the paper's 0.01 has little effect in a few hundred steps."""
     lam_weight: float = 0.1
-    """w2; only its ratio to w1 counts for the LAM."""
+    """w2; only its ratio to w1 matters to the LAM."""
     camera: str | None = None
-    """Key of the camera that LARA looks through, if there are several."""
+    """Key of LARA's camera, if there are several."""
     horizon: int | None = None
-    """Frames between the two that LARA looks at; without it the length of the action chunk."""
+    """Distance of LARA's two frames; without it the length of the action chunk."""
     steps: int = 500
     """Training steps."""
     batch: int = 32
     """Rows per step and process."""
     lr: float | None = None
-    """Peak learning rate; without it the policy's own (5e-4 with --tiny)."""
+    """Peak learning rate; without it the policy's default (5e-4 with --tiny)."""
     workers: int = 2
     """Processes that decode video."""
     save_every: int = 250
     """Steps between checkpoints."""
     resume: bool = False
-    """Go on from the last checkpoint under --output."""
+    """Resume from the last checkpoint in --output."""
     episodes: int = 20
-    """Closed-loop episodes of each task; 0: none."""
+    """Closed-loop episodes of each task; 0: no evaluation."""
     max_steps: int = 150
-    """Length of an episode that is not solved."""
+    """Steps after which an episode counts as failed."""
     seed: int = 0
-    """Of weights, data order and noise."""
+    """Seed of weights, data order and noise."""
     smoke: bool = False
-    """Record, train, resume, export and act, all of it short; it shows that everything runs and nothing else."""
+    """Record, train, resume, export and act, all short; it only shows that everything runs."""
 
 
 def train(settings: Settings, accelerator: Accelerator, start: Path | None = None) -> dict[str, Any]:
@@ -115,10 +115,10 @@ def train(settings: Settings, accelerator: Accelerator, start: Path | None = Non
     Args:
         settings: the command line.
         accelerator: of this process.
-        start: checkpoint to go on from; None: from the beginning.
+        start: checkpoint to resume from; None: train from the beginning.
 
     Returns:
-        What the report says about training.
+        The training section of the report.
     """
     begin = time.perf_counter()
     meta = LeRobotDatasetMetadata(settings.repo_id, root=settings.root)
@@ -142,7 +142,7 @@ def train(settings: Settings, accelerator: Accelerator, start: Path | None = Non
             lam_weight=settings.lam_weight,
         )
         stock_saves(lara)  # LARA: policy.save_pretrained writes the policy alone
-    set_seed(settings.seed, device_specific=True)  # again: the baseline has drawn less
+    set_seed(settings.seed, device_specific=True)  # again, because the baseline drew fewer numbers
 
     preset = config.get_optimizer_preset()
     optimizer = preset.build(policy.get_optim_params())
@@ -152,7 +152,7 @@ def train(settings: Settings, accelerator: Accelerator, start: Path | None = Non
 
     step, history = 0, []
     if start is not None:
-        accelerator.load_state(str(start))  # LARA's weights and moments are among the policy's
+        accelerator.load_state(str(start))  # includes LARA's weights and moments
         step, history = (read_json(start / "progress.json")[key] for key in ("step", "history"))
     loader = accelerator.prepare(make_loader(dataset, settings, step, accelerator.num_processes))
     trained, seconds = step, time.perf_counter()
@@ -160,7 +160,7 @@ def train(settings: Settings, accelerator: Accelerator, start: Path | None = Non
     model.train()
     for batch in loader:
         step += 1
-        loss, _ = model(preprocessor(batch))  # LARA: the loss now holds its terms
+        loss, _ = model(preprocessor(batch))  # LARA: the loss includes its terms
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), preset.grad_clip_norm)
         optimizer.step()
@@ -190,13 +190,13 @@ def train(settings: Settings, accelerator: Accelerator, start: Path | None = Non
         "steps": settings.steps,
         "seconds": round(time.perf_counter() - begin, 1),
         "seconds_per_step": round(seconds / max(1, settings.steps - trained), 4),
-        "action_loss": sum(entry["action_loss"] for entry in last) / len(last),  # over the last logged steps
+        "action_loss": sum(entry["action_loss"] for entry in last) / len(last),  # mean of the last logged steps
         "history": history,
     }
 
 
 def measure(loss: torch.Tensor, lara: LaraAdapter | None) -> dict[str, float]:
-    """One step in plain floats: the policy's own loss, and LARA's metrics."""
+    """The metrics of one step as floats: the policy's own loss, and LARA's."""
     if lara is None:
         return {"action_loss": float(loss.detach())}
     return {"action_loss": float(loss.detach() - lara.losses.total.detach()), **lara.metrics()}
@@ -208,15 +208,15 @@ def count(module: torch.nn.Module) -> int:
 
 
 def pretrain_lam(settings: Settings, accelerator: Accelerator, dataset: LaraDataset) -> Path:
-    """Stage 1 of the paper in small, on the dataset's own frames; a real one saw much more video than that."""
+    """Stage 1 of the paper at small scale, on the dataset's own frames; a real LAM needs far more video."""
     folder = settings.output / "lam"
     if accelerator.is_main_process and not folder.is_dir():
         set_seed(settings.seed)
         lam = LatentActionModel(LatentActionConfig.tiny(image_size=LAM_SIZE, vq_warmup_steps=settings.lam_steps // 4))
         lam.to(accelerator.device)
-        wanted = dataclasses.replace(settings, steps=settings.lam_steps)
+        lam_settings = dataclasses.replace(settings, steps=settings.lam_steps)
         with progress_bar(settings.lam_steps, "LAM") as bar:
-            stream = frames_of(make_loader(dataset, wanted, 0, 1), accelerator.device)
+            stream = iter_frames(make_loader(dataset, lam_settings, 0, 1), accelerator.device)
             history = optimise_lam(lam, stream, 5e-4, settings.lam_steps, bar.update)
         lam.save_pretrained(folder)
         write_json(folder / "history.json", history)
@@ -224,24 +224,24 @@ def pretrain_lam(settings: Settings, accelerator: Accelerator, dataset: LaraData
     return folder
 
 
-def frames_of(loader: DataLoader, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
-    """The two frames alone, under the names that the quickstart's training of a LAM wants."""
+def iter_frames(loader: DataLoader, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the two frames alone, under the keys of `optimise_lam`."""
     for batch in loader:
         yield {"lara_frames": batch[FRAMES].to(device), "lara_frames_valid": batch[VALID].to(device)}
 
 
 def make_loader(dataset: Any, settings: Settings, done: int, processes: int) -> DataLoader:
-    """Batches from step `done` on; the order of all of them depends on the seed alone, so a resumed run sees the rest."""
+    """Batches from step `done` on; their order depends only on the seed, so a resumed run gets the remaining ones."""
     random = torch.Generator().manual_seed(settings.seed)
     rows, count = len(dataset), settings.steps * settings.batch * processes
     order = torch.cat([torch.randperm(rows, generator=random) for _ in range(-(-count // rows))])
     rest = Subset(dataset, order[done * settings.batch * processes : count].tolist())
-    # a generator of its own, since a loader draws from it when it starts
+    # its own generator, because starting a loader draws a number
     return DataLoader(rest, settings.batch, num_workers=settings.workers, generator=torch.Generator())
 
 
 def save_checkpoint(settings: Settings, accelerator: Accelerator, step: int, history: list[dict[str, Any]]) -> None:
-    """All that the run needs to go on bit by bit; progress.json comes last and makes the checkpoint count."""
+    """Save all that a bit-identical resume needs; progress.json is written last and marks the checkpoint complete."""
     folder = settings.output / "checkpoints" / f"{step:06d}"
     accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
@@ -250,13 +250,13 @@ def save_checkpoint(settings: Settings, accelerator: Accelerator, step: int, his
 
 
 def last_checkpoint(settings: Settings) -> Path | None:
-    """The newest whole checkpoint, or None."""
-    whole = sorted(path.parent for path in (settings.output / "checkpoints").glob("*/progress.json"))
-    return whole[-1] if whole else None
+    """The newest complete checkpoint, or None."""
+    complete = sorted(path.parent for path in (settings.output / "checkpoints").glob("*/progress.json"))
+    return complete[-1] if complete else None
 
 
 def evaluate(settings: Settings, device: str) -> dict[str, Any] | None:
-    """Load the exported policy as stock LeRobot and let it act; None if the dataset is of another world."""
+    """Evaluate the exported policy as stock LeRobot; None for a dataset that is not from record_metaworld.py."""
     world = World.read(settings.root)
     if world is None or settings.episodes == 0:
         return None
@@ -275,7 +275,7 @@ def evaluate(settings: Settings, device: str) -> dict[str, Any] | None:
 
 
 def run(settings: Settings, accelerator: Accelerator) -> None:
-    """Train, act, and write the report."""
+    """Train, evaluate, and write the report."""
     start = last_checkpoint(settings) if settings.resume else None
     report = {"arm": f"LARA, {settings.alignment}" if settings.lara else "without LARA"}
     report["training"] = train(settings, accelerator, start)
@@ -287,26 +287,26 @@ def run(settings: Settings, accelerator: Accelerator) -> None:
 
 
 def smoke(settings: Settings, accelerator: Accelerator) -> None:
-    """The whole path; and a run that was stopped in the middle must end with the same weights."""
+    """Run the whole path, and check that a run resumed half-way ends with the same weights."""
     output = settings.output
     shutil.rmtree(output, ignore_errors=True)
     world = World(("handle-press",), seed=settings.seed)
     record(output / "data", settings.repo_id, world, episodes=3, fps=80)
     short = dataclasses.replace(
         settings, root=output / "data", tiny=True, steps=8, save_every=4, lam_steps=12, batch=8, episodes=2,
-        max_steps=24, workers=0,  # no processes may be forked once OpenGL runs in this one
+        max_steps=24, workers=0,  # no worker processes: a fork after OpenGL was used hangs
     )  # fmt: skip
     run(short, accelerator)
     whole = {name: value.clone() for name, value in weights(output).items()}
     stopped = output / "checkpoints" / "000004"
     train(dataclasses.replace(short, save_every=99), Accelerator(**ACCELERATOR), stopped)
     if any(not torch.equal(whole[name], value) for name, value in weights(output).items()):
-        raise SystemExit("the resumed run ended with other weights than the one that was not stopped")
-    print("resumed from step 4: the same weights, bit by bit")
+        raise SystemExit("the resumed run ended with other weights than the uninterrupted one")
+    print("resumed from step 4: the weights are bit-identical")
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
-    """All tensors that the export holds: the policy's and LARA's."""
+    """All tensors of the export: the policy's and LARA's."""
     from safetensors.torch import load_file
 
     return {
@@ -314,7 +314,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     }
 
 
-# as lerobot-train: one scheduler step a step whatever the number of processes; a part of CLIP is never used
+# as lerobot-train: one scheduler step per step for any number of processes; a part of CLIP is unused
 ACCELERATOR: dict[str, Any] = {
     "step_scheduler_with_optimizer": False,
     "kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -325,13 +325,11 @@ def main() -> int:
     """Run; returns the exit status."""
     settings = tyro.cli(Settings, description=__doc__)
     quieten()
-    transformers.utils.logging.set_verbosity_error()  # a part of CLIP is not needed, and it says so each time
+    transformers.utils.logging.set_verbosity_error()  # it warns about the unused part of CLIP each time
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if settings.root is None and not settings.smoke:
-        print(
-            "--root: the folder of a dataset is expected (record_metaworld.py makes one), or --smoke", file=sys.stderr
-        )
+        print("--root: expected the folder of a dataset (record_metaworld.py makes one), or --smoke", file=sys.stderr)
         return 2
     if settings.smoke or (settings.episodes and World.read(settings.root)):
         require("metaworld", "mujoco")
@@ -342,9 +340,9 @@ def main() -> int:
             return 2
     accelerator = Accelerator(**ACCELERATOR)
     taken = settings.output.exists()
-    accelerator.wait_for_everyone()  # each process has looked before one of them writes
+    accelerator.wait_for_everyone()  # every process checks before one of them writes
     if taken and not settings.smoke and not settings.resume:
-        print(f"{settings.output} exists; go on with --resume, or choose another --output", file=sys.stderr)
+        print(f"{settings.output} exists; pass --resume to resume, or choose another --output", file=sys.stderr)
         return 2
     (smoke if settings.smoke else run)(settings, accelerator)
     return 0

@@ -21,7 +21,7 @@ SHOWN = 12  # pictures on the contact sheet
 def closed_loop(
     policy: Any, preprocessor: Any, postprocessor: Any, world: World, *, episodes: int, max_steps: int, film: Path
 ) -> dict[str, Any]:
-    """Let a policy act from starts it was not trained on.
+    """Evaluate a policy from starts that are not in its training data.
 
     Args:
         policy: in eval mode.
@@ -29,11 +29,11 @@ def closed_loop(
         postprocessor: the policy's own.
         world: what the policy was trained in.
         episodes: of each task.
-        max_steps: an episode that is not solved by then has failed.
-        film: folder that gets `rollout.mp4` and `rollout.png`, the first episode of the first task.
+        max_steps: steps after which an episode counts as failed.
+        film: folder for `rollout.mp4` and `rollout.png`, the first episode of the first task.
 
     Returns:
-        `tasks`: successes, episodes, rate and its 95 % interval (Wilson) of each; and the same of all together.
+        `tasks`: successes, episodes, rate and its 95 % Wilson interval of each task; `all`: the same over all tasks.
     """
     successes = {}
     _, split = splits(world.seed)
@@ -45,7 +45,7 @@ def closed_loop(
                 envs = range(min(len(scene.envs), episodes - first))
                 filmed = pictures if task == world.tasks[0] and first == 0 else None
                 actor = _Actor(policy, preprocessor, postprocessor, describe(task))
-                outcomes += _together(scene, actor, world, split, first, envs, max_steps, filmed)
+                outcomes += _run_episodes(scene, actor, world, split, first, envs, max_steps, filmed)
                 bar.update(len(envs))
             scene.close()
             successes[task] = sum(outcomes)
@@ -55,7 +55,7 @@ def closed_loop(
 
 
 class _Actor:
-    """One policy acting in several environments at once; they share its queue of actions and so keep in step."""
+    """One policy acting in several environments, which share its action queue and so stay in step."""
 
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any, instruction: str) -> None:
         self.policy, self.preprocessor, self.postprocessor = policy, preprocessor, postprocessor
@@ -75,7 +75,7 @@ class _Actor:
         return action.float().cpu().numpy().clip(-1, 1)
 
 
-def _together(
+def _run_episodes(
     scene: Scene,
     actor: _Actor,
     world: World,
@@ -85,14 +85,14 @@ def _together(
     max_steps: int,
     film: list[NDArray[np.uint8]] | None,
 ) -> list[bool]:
-    """Run one episode in each environment; whether it was solved."""
+    """Run one episode in each environment; returns whether each was solved."""
     observations = [scene.reset(split, first + env, env) for env in envs]
     frames = [scene.render(env) for env in envs]
     solved = [False for _ in envs]
     for step in range(max_steps):
         if all(solved):
             break
-        for env in envs:  # what is solved stands still, and its last picture stays in the batch
+        for env in envs:  # a solved environment keeps its last frame in the batch
             if not solved[env]:
                 frames[env] = world.see(scene.render(env)[None], split, first + env, step)[0]
         actions = actor.act(np.stack(frames), np.stack([scene.state(observation) for observation in observations]))

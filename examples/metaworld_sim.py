@@ -1,6 +1,6 @@
-"""Meta-World as the quickstart needs it: distractors, recorded experts, and an OpenGL that is installed if need be.
+"""Meta-World for the examples: distractors, recorded experts, and OpenGL, which is installed if necessary.
 
-The simulator itself, its camera and its traps: lara_adapter/integrations/simulators/metaworld.py.
+The simulator itself and its camera are in lara_adapter/integrations/simulators/metaworld.py.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from lara_adapter.integrations.simulators import metaworld
 from lara_adapter.integrations.simulators.metaworld import GLMissing
 from numpy.typing import NDArray
 
-FRAME_SKIP = 2  # a frame is kept at each second step of the environment
+FRAME_SKIP = 2  # a frame is kept at every second step of the environment
 
 
 def find_gl(*, install: bool = True) -> str:
-    """Find an OpenGL back end that renders, and set `MUJOCO_GL` to it for every process started later.
+    """Find an OpenGL backend that renders, and set `MUJOCO_GL` to it for this process and its children.
 
-    On Debian, as root, the libraries are installed where none works.
+    On Debian, as root, the libraries are installed if none works.
 
     Args:
         install: whether apt-get may be used.
 
     Returns:
-        The name of the back end: "egl", "osmesa", or "cgl" on macOS.
+        The name of the backend: "egl", "osmesa", or "cgl" on macOS.
 
     Raises:
-        GLMissing: nothing works and nothing could be installed.
+        GLMissing: no backend works, and none could be installed.
     """
     rounds: list[list[str]] = []
     if install and shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
-        # newer Debian releases have no libosmesa6, so it is asked for only if EGL still fails
+        # newer Debian releases have no libosmesa6, so it is installed only if EGL still fails
         rounds = [["libegl1", "libopengl0", "libgl1-mesa-dri"], ["libosmesa6"]]
     while True:
         try:
@@ -54,10 +54,10 @@ def find_gl(*, install: bool = True) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Distractors:
-    """What spoils one frame: random light, and two coloured squares at random places.
+    """Distractors of one frame: random light, and two coloured squares at random places.
 
-    It depends on one seed only, so a frame looks the same whenever it is asked for, and unlike any other. Nothing of it
-    has to do with the robot: an honest latent action should ignore it.
+    They depend on one seed only, so a frame looks the same in every stage, and unlike any other. They are independent of
+    the robot, so a good latent action ignores them.
 
     Attributes:
         gain: factor on the light, 0.75 to 1.25.
@@ -81,15 +81,15 @@ class Distractors:
             colours.append(random.uniform(0, 255, 3))
         return cls(gain, squares, colours)
 
-    def spoil(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a spoilt copy of a frame [3, H, W]."""
+    def apply(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a copy of a frame [3, H, W] with the distractors."""
         changed = frame * self.gain
         for (top, left, side), colour in zip(self.squares, self.colours):
             changed[:, top : top + side, left : left + side] = colour[:, None, None]
         return changed.clip(0, 255).astype(np.uint8)
 
     def mask(self, frame_size: int = 64) -> NDArray[np.bool_]:
-        """Return where the squares are: [H, W]."""
+        """Return the mask of the squares: [H, W]."""
         covered = np.zeros((frame_size, frame_size), dtype=bool)
         for top, left, side in self.squares:
             covered[top : top + side, left : left + side] = True
@@ -97,9 +97,9 @@ class Distractors:
 
 
 def add_distractors(frames: NDArray[np.uint8], seeds: Iterable[int]) -> NDArray[np.uint8]:
-    """Spoil frames [N, 3, H, W], each by the distractors of its own seed; returns new frames."""
+    """Return copies of frames [N, 3, H, W], each with the distractors of its own seed."""
     size = frames.shape[-1]
-    return np.stack([Distractors.draw(int(seed), size).spoil(frame) for frame, seed in zip(frames, seeds, strict=True)])
+    return np.stack([Distractors.draw(int(seed), size).apply(frame) for frame, seed in zip(frames, seeds, strict=True)])
 
 
 @dataclasses.dataclass
@@ -109,7 +109,7 @@ class Episode:
     Attributes:
         frames: [ceil(T / frame_skip), 3, H, W] uint8: the clean frames before steps 0, frame_skip, 2 * frame_skip, ...
         states: [T, 4] float32: hand x, y, z and gripper opening before each step.
-        actions: [T, 4] float32 in [-1, 1]: what was done at each step.
+        actions: [T, 4] float32 in [-1, 1]: the action of each step.
         success: whether the task was solved.
     """
 
@@ -120,7 +120,7 @@ class Episode:
 
 
 class Scene(metaworld.Scene):
-    """Several environments of one Meta-World task behind one renderer, whose experts can be recorded."""
+    """Several environments of one Meta-World task behind one renderer, with recording of the scripted expert."""
 
     def record(
         self,
@@ -132,16 +132,16 @@ class Scene(metaworld.Scene):
         noise: float = 0.0,
         frame_skip: int = FRAME_SKIP,
     ) -> Episode:
-        """Let the scripted expert act, or a noisy one.
+        """Record an episode of the scripted expert, or of a noisy one.
 
         Args:
-            split: which set of starts.
-            index: which start.
-            max_steps: the episode ends here at the latest.
-            after_success: steps that follow the first success.
-            noise: 0 is the expert. Above, a slowly varying random action is added and some time the expert is ignored:
-                play, of which a latent action model sees many movements.
-            frame_skip: a frame is kept at each of these steps; 1: at every step.
+            split: number of the set of starts.
+            index: number of the start.
+            max_steps: maximal length of the episode.
+            after_success: steps after the first success.
+            noise: 0: the expert. Above 0: play, with a slowly varying random action added and the expert ignored part
+                of the time, so that a latent action model sees many movements.
+            frame_skip: a frame is kept every `frame_skip` steps.
 
         Returns:
             The episode.

@@ -1,12 +1,12 @@
 """A small flow-matching diffusion-transformer policy in GR00T's shape, to read and to copy.
 
 One state token and the action tokens of a noisy chunk go through a diffusion transformer (DiT). Its even blocks
-cross-attend to what the robot sees and is told (image tokens and a task token), its odd blocks self-attend; the flow
-time modulates every block (adaLN). The network predicts the velocity that carries noise to actions:
+cross-attend to the observation (image tokens and a task token), its odd blocks self-attend; the flow time modulates
+every block (adaLN). The network predicts the velocity that carries noise to actions:
 
     A^tau = tau * A + (1 - tau) * noise,      target = A - noise
 
-It knows nothing of LARA. With LARA, only this is added, in the training script:
+It does not depend on LARA. To train it with LARA, the training script adds one line:
 
     lara = attach_lara(policy, lam, layer=-3)
 """
@@ -42,8 +42,8 @@ class MiniVLAConfig:
     time_scale: float = 0.999
 
     @classmethod
-    def of_weights(cls, state: Mapping[str, Tensor]) -> MiniVLAConfig:
-        """Read tasks, width and depth off a policy's state_dict; the rest as by default."""
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> MiniVLAConfig:
+        """Infer tasks, width and depth from a policy's state_dict; the other sizes are the defaults."""
         num_tasks, width = state["backbone.task.weight"].shape
         blocks = {name.split(".")[3] for name in state if name.startswith("action_head.model.transformer_blocks.")}
         return cls(num_tasks=num_tasks, width=width, depth=len(blocks))
@@ -53,7 +53,7 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
     """Embed positions.
 
     Args:
-        position: [...] float: where.
+        position: [...] float.
         width: length of the embedding, even.
 
     Returns:
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Attend: x [B, N, D], context [B, M, D], mask [B or 1, 1, N, M] bool, True where x may look -> [B, N, D]."""
+        """Attend: x [B, N, D], context [B, M, D], mask [B or 1, 1, N, M] bool, True: may attend -> [B, N, D]."""
         key, value = self.to_kv(x if context is None else context).chunk(2, dim=-1)
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), key, value))
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -123,7 +123,7 @@ class DiT(nn.Module):
 
 
 class FlowMatchingActionHead(nn.Module):
-    """State and noisy actions in, velocity of the actions out."""
+    """Predict the velocity of the actions from state and noisy actions."""
 
     def __init__(self, config: MiniVLAConfig) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class FlowMatchingActionHead(nn.Module):
 
 
 class Backbone(nn.Module):
-    """What stands in for a vision-language model: image tokens from a small CNN, one token for the task."""
+    """A stand-in for a vision-language model: image tokens from a small CNN, and one task token."""
 
     def __init__(self, config: MiniVLAConfig) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class MiniVLA(nn.Module):
         self.register_buffer("state_std", torch.ones(config.state_dim))
 
     def set_state_statistics(self, states: Tensor) -> None:
-        """Take mean and spread of the training states [N, S], by which states are normalised."""
+        """Set the mean and standard deviation that normalise the state from the training states [N, S]."""
         self.state_mean.copy_(states.mean(0))
         self.state_std.copy_(states.std(0).clamp_min(1e-3))
 
@@ -208,7 +208,7 @@ class MiniVLA(nn.Module):
 
         Args:
             observation: `image`, `state` and `task` as in :meth:`forward`.
-            noise: [B, T, A] float: where the flow starts; drawn if not given.
+            noise: [B, T, A] float, the start of the flow; None: drawn.
 
         Returns:
             [B, T, A] float: actions, clipped to [-1, 1].

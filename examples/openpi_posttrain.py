@@ -1,14 +1,14 @@
 """Post-train pi0 or pi0.5 with openpi's own PyTorch training loop, together with a latent action model (LARA).
 
-The command line is that of openpi's scripts/train_pytorch.py (a config's name, then flags that change it), and --lara.*:
+The command line is that of openpi's scripts/train_pytorch.py (a config's name, then flags that change it), plus --lara.*:
 
     python examples/openpi_posttrain.py pi05_libero --exp-name lara --pytorch-weight-path BASE --lara.lam my-lam
     torchrun --standalone --nproc_per_node 8 examples/openpi_posttrain.py pi05_libero ...      # DDP
-    python examples/openpi_posttrain.py pi05_libero --exp-name lara --resume            # goes on with its own LAM
+    python examples/openpi_posttrain.py pi05_libero --exp-name lara --resume            # resumes with its own LAM
     python examples/openpi_posttrain.py --smoke            # the whole path on a tiny model, on a CPU, without downloads
 
-openpi's loop is a script of its repository: it is found where openpi is installed from a checkout; otherwise name one,
-with --openpi PATH or LARA_OPENPI_SRC. Each checkpoint's model.safetensors is stock openpi's, for its policy server and
+openpi's loop is a script of its repository. It is found if openpi is installed from a checkout; otherwise pass one with
+--openpi PATH or LARA_OPENPI_SRC. Each checkpoint's model.safetensors is stock openpi's, for its policy server and
 its trainer; LARA's part is in lara/ beside it.
 """
 
@@ -34,20 +34,20 @@ RANK = int(os.environ.get("RANK", "0"))
 
 @dataclass
 class Flags:
-    """What comes beside openpi's own command line."""
+    """The flags beside openpi's own command line."""
 
     lara: OpenpiLaraSettings = field(default_factory=OpenpiLaraSettings)
     """Latent action representation alignment."""
 
     openpi: str | None = None
-    """Checkout of openpi with scripts/train_pytorch.py; none given: LARA_OPENPI_SRC, or where openpi is installed."""
+    """Checkout of openpi with scripts/train_pytorch.py; default: LARA_OPENPI_SRC, or where openpi is installed."""
 
     smoke: bool = False
-    """Run the whole path on a tiny pi0.5 and tiny demonstrations made on the spot (config `tiny`)."""
+    """Run the whole path on a tiny pi0.5 and generated demonstrations (config `tiny`)."""
 
 
 def parse(arguments: list[str]) -> tuple[Flags, Any]:
-    """Our flags, and openpi's TrainConfig from the rest of the command line."""
+    """Parse LARA's flags, and openpi's TrainConfig from the rest of the command line."""
     import tyro
     from openpi.training import config as configs
 
@@ -65,17 +65,17 @@ def parse(arguments: list[str]) -> tuple[Flags, Any]:
 
 
 def prepare_smoke(folder: Path, stack: contextlib.ExitStack) -> list[str]:
-    """Make a tiny base model, demonstrations and LAM, and name them as a user would; what the user says comes after."""
+    """Write a tiny base model, demonstrations and LAM, and return the flags for them; the user's flags override these."""
     import openpi_tiny
 
     openpi_tiny.use_folder(folder)
     stack.enter_context(openpi_tiny.tiny_models())
     if RANK > 0:
-        while not (folder / "ready").exists():  # rank 0 makes them
+        while not (folder / "ready").exists():  # written by rank 0
             time.sleep(0.2)
     elif not (folder / "ready").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / "lerobot", ignore_errors=True)  # of a run that was stopped in here
+        shutil.rmtree(folder / "lerobot", ignore_errors=True)  # left by an interrupted run
         openpi_tiny.write_all(folder)
         (folder / "ready").touch()
     steps = {"num_train_steps": 12, "save_interval": 6, "batch_size": 4 * WORLD_SIZE}
@@ -84,7 +84,7 @@ def prepare_smoke(folder: Path, stack: contextlib.ExitStack) -> list[str]:
 
 
 def act_once(config: Any, checkpoint: Path) -> list[int]:
-    """What openpi's policy server does with a checkpoint: load it, look, act. Returns the shape [T, A] of the actions."""
+    """Load a checkpoint as openpi's policy server does, and act once. Returns the shape [T, A] of the actions."""
     import numpy as np
     import torch
     from openpi.policies import libero_policy, policy_config
@@ -96,7 +96,7 @@ def act_once(config: Any, checkpoint: Path) -> list[int]:
 
 
 def report(flags: Flags, config: Any, metrics: dict[str, float]) -> None:
-    """Say what came out."""
+    """Print the results."""
     steps = [int(entry.name) for entry in config.checkpoint_dir.iterdir() if entry.name.isdigit()]
     print("\nLast LARA metrics: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     if not steps:
@@ -109,7 +109,7 @@ def report(flags: Flags, config: Any, metrics: dict[str, float]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run; returns the exit status, 2 for what the user can mend."""
+    """Run; returns the exit status, 2 for errors that the user can fix."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with contextlib.ExitStack() as stack:
         try:

@@ -1,8 +1,8 @@
-"""A tiny pi0 or pi0.5 of openpi and tiny demonstrations for it: what `openpi_posttrain.py --smoke` and the tests run on.
+"""A tiny pi0 or pi0.5 of openpi and tiny demonstrations for it, for `openpi_posttrain.py --smoke` and the tests.
 
 The model, its patched transformers, the configurations, transforms, data loader, dataset class and training loop are
-the real ones. What openpi writes into its model's code is made small while the model is built: SigLIP-so400m, the width
-of its projection (2048) and the vocabulary of 257152. The tokenizer is a SentencePiece model of single characters.
+the real ones. The sizes that openpi hard-codes (SigLIP-so400m, its projection width 2048, the vocabulary of 257152) are
+reduced while the model is built. The tokenizer is a SentencePiece model of single characters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TASKS = ("move the square", "stop the square")
 
 @contextmanager
 def tiny_models(image: int = MODEL_IMAGE, patch: int = 56) -> Iterator[None]:
-    """Within this context the models that openpi builds are small in what its configuration does not reach.
+    """Context in which openpi's hard-coded model sizes are small.
 
     Args:
         image: side of the pictures in pixels.
@@ -79,7 +79,7 @@ def model_config(pi05: bool = True, **changes: Any) -> Any:
 
 
 def build(pi05: bool = True, seed: int = 0, **changes: Any) -> nn.Module:
-    """A tiny PI0Pytorch in train mode; always the same weights for a seed, none of them at a value that hides a part."""
+    """A tiny PI0Pytorch in train mode; weights depend on the seed alone, and no scale is left at zero."""
     from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
 
     with torch.random.fork_rng(devices=[]), tiny_models():
@@ -88,16 +88,16 @@ def build(pi05: bool = True, seed: int = 0, **changes: Any) -> nn.Module:
         with torch.no_grad():
             for name, parameter in policy.named_parameters():
                 if "layernorm" in name or name.endswith("norm.weight") or ".norm.dense" in name:
-                    parameter.add_(0.1 * torch.randn(parameter.shape))  # modulation and scales start at zero
+                    parameter.add_(0.1 * torch.randn(parameter.shape))  # zero-initialised, which would hide their part
     return policy.train()
 
 
 def make_batch(size: int = 2, seed: int = 0, frames: int | None = 32) -> tuple[Any, torch.Tensor]:
-    """What openpi's data loader yields with LARA: an observation and actions [B, H, 32].
+    """A batch as openpi's data loader yields it with LARA: an observation and actions [B, H, 32].
 
     Args:
         size: B.
-        seed: of everything in it.
+        seed: of all values.
         frames: side of the frames in pixels; None: a stock observation.
     """
     from openpi.models.model import Observation
@@ -124,14 +124,14 @@ def make_batch(size: int = 2, seed: int = 0, frames: int | None = 32) -> tuple[A
 
 
 def use_folder(folder: Path) -> None:
-    """Let openpi and LeRobot look into a folder for what they would download; before either is imported."""
+    """Redirect the downloads of openpi and LeRobot to a folder; call it before importing either."""
     os.environ["OPENPI_DATA_HOME"] = str(folder / "openpi")
     os.environ["HF_LEROBOT_HOME"] = str(folder / "lerobot")
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """Where openpi keeps its download of PaliGemma's tokenizer: a tiny one of single characters."""
+    """Write a tiny character tokenizer where openpi caches PaliGemma's."""
     import sentencepiece
 
     path = folder / "openpi" / "big_vision" / "paligemma_tokenizer.model"
@@ -145,7 +145,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def picture(position: np.ndarray, colour: int) -> np.ndarray:
-    """uint8 [H, W, 3]: a bright square at a position in [0, 1]^2 on a dark ground."""
+    """A bright square at a position in [0, 1]^2 on a dark background: uint8 [H, W, 3]."""
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 20, np.uint8)
     row, column = (int(value * (IMAGE_SIZE - 16)) for value in position)
     image[row : row + 16, column : column + 16, colour] = 230
@@ -155,7 +155,7 @@ def picture(position: np.ndarray, colour: int) -> np.ndarray:
 def write_demonstrations(
     repo_id: str = REPO_ID, episodes: int = 4, length: int = 24, videos: bool = False, seed: int = 0
 ) -> Any:
-    """Demonstrations with the features of openpi's LIBERO dataset, recorded by LeRobot itself.
+    """Record demonstrations with the features of openpi's LIBERO dataset, by LeRobot itself.
 
     Returns:
         The LeRobotDataset, in LeRobot's own home folder.
@@ -191,7 +191,7 @@ def write_demonstrations(
 
 
 def write_norm_stats(dataset: Any, folder: Path) -> None:
-    """Mean, deviation and quantiles of state and actions, as openpi's scripts/compute_norm_stats.py saves them."""
+    """Save the statistics of state and actions as openpi's scripts/compute_norm_stats.py does."""
     from openpi.shared import normalize
 
     stats = {}
@@ -203,7 +203,7 @@ def write_norm_stats(dataset: Any, folder: Path) -> None:
 
 
 def write_base_model(folder: Path, pi05: bool = True) -> None:
-    """A checkpoint for `--pytorch-weight-path`, as openpi's convert_jax_model_to_pytorch.py writes one."""
+    """Write a checkpoint for `--pytorch-weight-path`, as openpi's convert_jax_model_to_pytorch.py does."""
     from safetensors.torch import save_model
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,14 +211,14 @@ def write_base_model(folder: Path, pi05: bool = True) -> None:
 
 
 def write_lam(folder: Path) -> None:
-    """A tiny latent action model of random weights."""
+    """Write a tiny latent action model with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LatentActionModel(LatentActionConfig.tiny()).save_pretrained(folder)
 
 
 def train_config(folder: Path, name: str = "tiny", pi05: bool = True, **changes: Any) -> Any:
-    """A TrainConfig of openpi for what the functions above wrote into `folder`."""
+    """A TrainConfig of openpi for the files that the functions above wrote to `folder`."""
     from openpi.training import config as configs
     from openpi.training.optimizer import CosineDecaySchedule
 
@@ -248,7 +248,7 @@ def train_config(folder: Path, name: str = "tiny", pi05: bool = True, **changes:
 
 
 def write_all(folder: Path, pi05: bool = True, videos: bool = False) -> None:
-    """Everything that a training run reads; `use_folder(folder)` must have been called."""
+    """Write everything that a training run reads; `use_folder(folder)` must have been called."""
     write_tokenizer(folder)
     dataset = write_demonstrations(videos=videos)
     write_norm_stats(dataset, folder / "assets" / "square")
@@ -257,7 +257,7 @@ def write_all(folder: Path, pi05: bool = True, videos: bool = False) -> None:
 
 
 def register(config: Any) -> None:
-    """Make a TrainConfig known to openpi's command line by its name."""
+    """Register a TrainConfig with openpi's command line."""
     from openpi.training import config as configs
 
     configs._CONFIGS_DICT[config.name] = dataclasses.replace(config)

@@ -2,8 +2,8 @@
 
     python examples/record_metaworld.py --root data/drawer --tasks drawer-open --episodes 25
 
-One row per step of the environment: camera, what the robot knows of itself, and what the expert then did. Only
-solved episodes are kept. The folder appears whole or not at all, so a run that was killed leaves nothing half-written.
+One row per step of the environment: camera, state and the expert's action. Only solved episodes are kept. The folder is
+written whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ NEEDS = (
     "(Python 3.12; see integrations/lerobot/README.md)"
 )
 CAMERA = "observation.images.front"
-WORLD_FILE = "metaworld.json"  # beside LeRobot's own folders: the world to evaluate a policy in
-MAX_STEPS = 150  # an expert that has not solved its task by then is dropped
+WORLD_FILE = "metaworld.json"  # beside LeRobot's own folders: the world for the evaluation
+MAX_STEPS = 150  # an episode that is not solved by then is dropped
 AFTER_SUCCESS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What an evaluation must know of a recording.
+    """Settings of a recording that its evaluation needs.
 
     Attributes:
         tasks: Meta-World tasks.
         image_size: side of the frames, in pixels.
-        distractors: whether random light and squares were in every frame.
-        seed: of the recording; an evaluation takes other starts.
+        distractors: whether every frame has random light and squares.
+        seed: of the recording; an evaluation uses other starts.
     """
 
     tasks: tuple[str, ...] = ("drawer-open",)
@@ -51,21 +51,21 @@ class World:
 
     @classmethod
     def read(cls, root: Path) -> World | None:
-        """Read what `record` left in a dataset's folder; None for a dataset that comes from elsewhere."""
+        """Read the settings from a dataset's folder; None for a dataset that :func:`record` did not write."""
         if not (root / WORLD_FILE).is_file():
             return None
         content = read_json(root / WORLD_FILE)
         return cls(**{**content, "tasks": tuple(content["tasks"])})
 
     def see(self, frames: np.ndarray, split: int, index: int, step: int = 0) -> np.ndarray:
-        """Spoil frames [N, 3, H, W] of one episode from a step on, if this world does so."""
+        """Add this world's distractors, if any, to frames [N, 3, H, W] of one episode from a step on."""
         if not self.distractors:
             return frames
         return add_distractors(frames, 10_000_000 * split + 1000 * index + step + np.arange(len(frames)))
 
 
 def require(*modules: str) -> None:
-    """Leave with status 2 and one line that says what to install, if a module is missing."""
+    """Exit with status 2 and one line that says what to install if a module is missing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         print(f"{Path(sys.argv[0]).name} needs {', '.join(missing)}: {NEEDS}", file=sys.stderr)
@@ -73,7 +73,7 @@ def require(*modules: str) -> None:
 
 
 def quieten() -> None:
-    """Silence the video codecs' settings, the table writer's bars, and torchcodec where LeRobot falls back to PyAV."""
+    """Silence the video codecs, the progress bars of datasets, and LeRobot's note about falling back to PyAV."""
     os.environ.setdefault("SVT_LOG", "1")
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
     import av
@@ -84,39 +84,39 @@ def quieten() -> None:
 
 
 def progress_bar(total: int, title: str, **options: Any) -> Any:
-    """A tqdm bar, seldom redrawn where it goes into a file."""
+    """A tqdm bar that is redrawn less often when written to a file."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=title, mininterval=0.5 if sys.stderr.isatty() else 10.0, **options)
 
 
 def splits(seed: int) -> tuple[int, int]:
-    """Two sets of starts that share none: to record from, and to evaluate from."""
+    """Two disjoint sets of starts: for recording and for evaluation."""
     return 2 * seed, 2 * seed + 1
 
 
 def record(root: Path, repo_id: str, world: World, episodes: int, fps: int) -> dict[str, int]:
-    """Record; MuJoCo must be able to render by now (:func:`metaworld_sim.find_gl`).
+    """Record a dataset; call :func:`metaworld_sim.find_gl` first.
 
     Args:
-        root: folder of the new dataset; must not exist.
+        root: folder of the new dataset, which must not exist.
         repo_id: its name, "user/name".
-        world: what to record.
+        world: settings of the recording.
         episodes: solved episodes of each task.
-        fps: what the time stamps say.
+        fps: of the time stamps.
 
     Returns:
-        How many episodes of each task were dropped because the expert failed.
+        For each task the number of episodes dropped because the expert failed.
 
     Raises:
         FileExistsError: `root` exists.
-        RuntimeError: an expert fails again and again.
+        RuntimeError: an expert fails too often.
     """
     quieten()
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     if root.exists():
-        raise FileExistsError(f"{root} exists already; choose another --root, or remove it to record anew")
+        raise FileExistsError(f"{root} exists; choose another --root, or remove it to record again")
     size = world.image_size
     features = {
         CAMERA: {"dtype": "video", "shape": (size, size, 3), "names": ["height", "width", "channels"]},
@@ -127,7 +127,7 @@ def record(root: Path, repo_id: str, world: World, episodes: int, fps: int) -> d
     split, _ = splits(world.seed)
     total = episodes * len(world.tasks)
     with replace_folder(root) as fresh, progress_bar(total, "recording", unit="episode") as bar:
-        dataset = LeRobotDataset.create(  # it wants a folder that does not exist
+        dataset = LeRobotDataset.create(  # requires a folder that does not exist
             repo_id, fps=fps, features=features, root=fresh / "dataset", robot_type="metaworld", use_videos=True
         )
         for task in world.tasks:
@@ -166,21 +166,21 @@ class Settings:
     """The command line."""
 
     root: Path
-    """Folder of the new dataset; it must not exist yet."""
+    """Folder of the new dataset, which must not exist."""
     repo_id: str = "local/metaworld"
-    """Name of the dataset, as LeRobot wants one; nothing is uploaded."""
+    """Name of the dataset; nothing is uploaded."""
     tasks: tuple[str, ...] = ("drawer-open",)
     """Meta-World tasks with a scripted expert."""
     episodes: int = 25
     """Solved episodes of each task."""
     seed: int = 0
-    """Of start positions and distractors."""
+    """Seed of start positions and distractors."""
     image_size: int = 64
     """Side of the frames in pixels."""
     distractors: bool = False
     """Random squares and light in every frame."""
     fps: int = 80
-    """What the time stamps say; Meta-World makes 80 steps a second."""
+    """Frames per second of the time stamps; Meta-World makes 80 steps a second."""
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.fps) < 1 or self.image_size < 32 or self.image_size % 2:
@@ -195,8 +195,8 @@ def main() -> int:
     settings = tyro.cli(Settings, description=__doc__)
     begin = time.perf_counter()
     try:
-        if settings.root.exists():  # before OpenGL is looked for
-            raise FileExistsError(f"{settings.root} exists already; choose another --root, or remove it to record anew")
+        if settings.root.exists():  # before the search for OpenGL
+            raise FileExistsError(f"{settings.root} exists; choose another --root, or remove it to record again")
         find_gl()
         world = World(settings.tasks, settings.image_size, settings.distractors, settings.seed)
         dropped = record(settings.root, settings.repo_id, world, settings.episodes, settings.fps)

@@ -1,11 +1,11 @@
-"""Policies to serve: what the demo trained, and the simulator's scripted expert.
+"""Policies to serve: those that the demo trained, and the simulator's scripted expert.
 
     lara serve examples/served_policies.py:lara_contrastive      # after `make demo`; also dit_only, frozen_lam, lara_cosine
-    lara serve examples/served_policies.py:expert                # checks the whole chain: it must succeed
+    lara serve examples/served_policies.py:expert                # a check of the whole chain: it must succeed
     lara eval drawer-open --output outputs/evaluation            # in another terminal
 
-A served policy is any object with `get_action(observation)`. Here it takes and gives GR00T's layout, so that `lara eval`
-and GR00T's own clients can talk to it; `get_modality_config` tells them its names.
+A served policy is any object with `get_action(observation)`. These use GR00T's layout, for `lara eval` and GR00T's own
+clients, which read the names from `get_modality_config`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from mini_vla import MiniVLA, MiniVLAConfig
 
 from lara_adapter.serving import ModalityConfig
 
-OUTPUT = Path(os.environ.get("QUICKSTART_OUTPUT", "outputs/quickstart"))  # of `make demo`
-TASKS = ("button-press-topdown", "drawer-open")  # in the order in which the demo numbers them
+TASKS = ("button-press-topdown", "drawer-open")  # in the demo's order
 
 
 class ServedMiniVLA:
@@ -31,7 +30,7 @@ class ServedMiniVLA:
         self.policy, self.tasks = policy.eval(), {task.replace("-", " "): i for i, task in enumerate(tasks)}
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:
-        """What it wants and gives."""
+        """Inputs and outputs."""
         return {
             "video": ModalityConfig([0], ["front"]),
             "state": ModalityConfig([0], ["state"]),
@@ -40,7 +39,7 @@ class ServedMiniVLA:
         }
 
     def get_action(self, observation: dict[str, Any], options: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Act; `options={"seed": int}` decides the sampling noise.
+        """Act; `options={"seed": int}` seeds the sampling noise.
 
         Args:
             observation: video "front" uint8 [B, 1, S, S, 3], state "state" float32 [B, 1, 4], language "task" [[str]] * B.
@@ -64,10 +63,10 @@ class ServedMiniVLA:
 
 
 class Expert:
-    """Meta-World's scripted experts; they see the state of the simulator itself and predict one action at a time."""
+    """Meta-World's scripted experts; they use the simulator's full state and predict one action at a time."""
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:
-        """No camera, and all that the simulator knows."""
+        """Inputs and outputs: no camera, but the full state."""
         return {
             "video": ModalityConfig([0], []),
             "state": ModalityConfig([0], ["full"]),
@@ -86,13 +85,14 @@ class Expert:
 
 
 def trained(arm: str) -> ServedMiniVLA:
-    """What the demo trained for an arm, the newest if it ran several times."""
-    files = sorted(OUTPUT.glob(f"cache/policy-{arm}-*/policy.pt"), key=lambda file: file.stat().st_mtime)
+    """The demo's policy of an arm, the newest if it ran several times."""
+    output = Path(os.environ.get("DEMO_OUTPUT", "outputs/demo"))
+    files = sorted(output.glob(f"cache/policy-{arm}-*/policy.pt"), key=lambda file: file.stat().st_mtime)
     if not files:
-        raise FileNotFoundError(f"{OUTPUT}/cache has no policy of {arm}; run `make demo`, or set QUICKSTART_OUTPUT")
+        raise FileNotFoundError(f"{output}/cache has no policy of {arm}; run `make demo`, or set DEMO_OUTPUT")
     state = torch.load(files[-1], weights_only=True)
-    policy = MiniVLA(MiniVLAConfig.of_weights(state))
-    policy.load_state_dict(state)  # the policy alone: nothing of LARA is needed to act
+    policy = MiniVLA(MiniVLAConfig.from_state_dict(state))
+    policy.load_state_dict(state)  # the policy alone: acting does not need LARA
     return ServedMiniVLA(policy)
 
 
@@ -117,7 +117,7 @@ def lara_contrastive() -> ServedMiniVLA:
 
 
 def untrained() -> ServedMiniVLA:
-    """Random weights, always the same."""
+    """Random weights with a fixed seed."""
     torch.manual_seed(0)
     return ServedMiniVLA(MiniVLA())
 

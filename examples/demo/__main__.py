@@ -1,13 +1,13 @@
-"""LARA from nothing in a few minutes on two CPU cores: `make demo`, or `python examples/quickstart.py`.
+"""LARA from scratch in a few minutes on two CPU cores: `make demo`, or `python -m examples.demo`.
 
 1. Scripted experts of a simulator (Meta-World) give demonstrations; noisy ones give play video without actions.
 2. A latent action model (LAM) learns from the video alone what changes between two frames.
 3. A small flow-matching diffusion policy learns from few demonstrations: without LARA, with a frozen LAM, with LARA as
    in the paper, and with the contrastive form of LARA. All else is equal.
-4. All policies act from the same starts, and a linear probe asks each LAM what it knows of the true action.
-5. Table, report, pictures, rollouts and the adapter stand under the output folder.
+4. All policies act from the same starts, and a linear probe measures how much of the true action each LAM's latent holds.
+5. Table, report, pictures, rollouts and the adapter are written to the output folder.
 
-A run that was killed goes on where it stopped. `--help` lists every knob; `--preset smoke` takes under a minute.
+A run that was killed resumes where it stopped. `--help` lists every setting; `--preset smoke` takes under a minute.
 """
 
 from __future__ import annotations
@@ -28,54 +28,54 @@ from examples.metaworld_sim import find_gl
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The knobs. The defaults are those of the preset "demo"."""
+    """Settings of the demo. The defaults are those of the preset "demo"."""
 
     preset: Literal["demo", "smoke", "full"] = "demo"
-    """smoke: under a minute, shows that everything works and nothing else. full: half an hour."""
-    output: Path = Path("outputs/quickstart")
-    """Where results go. Finished stages are kept under cache/ there, and found again by the settings they depend on."""
+    """smoke: under a minute, shows only that everything runs. full: half an hour."""
+    output: Path = Path("outputs/demo")
+    """Where results are written. Finished stages are kept in cache/, under names that depend on their settings."""
     seed: int = 0
-    """Of starts, weights, data order, noise and distractors."""
+    """Seed of starts, weights, data order, noise and distractors."""
     tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open")
     """Meta-World tasks with a scripted expert."""
     distractors: bool = True
-    """Random squares and light in every frame, for the LAM, the policies and the evaluation."""
+    """Put random squares and light into every frame, for the LAM, the policies and the evaluation."""
     demos: int = 10
     """Demonstrations per task to train on."""
     heldout: int = 15
-    """Demonstrations per task to measure with."""
+    """Held-out demonstrations per task, for the measurements."""
     play: int = 40
     """Episodes of play video per task; their actions are thrown away."""
     play_steps: int = 112
-    """Steps of each."""
+    """Steps of each play episode."""
     lam_steps: int = 600
     """Training steps of the latent action model."""
     policy_steps: int = 600
-    """Training steps of each policy, and of the control."""
+    """Training steps of each policy and of the control."""
     batch: int = 32
     """Rows per batch."""
     lr: float = 5e-4
-    """Peak learning rate of everything, falling along a cosine."""
+    """Peak learning rate of all models; it falls along a cosine."""
     align_weight: float = 0.1
-    """w1 of LARA, Eq. 7. The paper's 0.01 does nothing within so few steps."""
+    """w1 of LARA, Eq. 7. The paper's 0.01 has no effect in so few steps."""
     lam_weight: float = 0.1
-    """w2. Only the ratio of the two counts for the LAM under Adam; the paper's is 1 too."""
+    """w2. Under Adam only the ratio of w1 and w2 matters to the LAM; it is 1 in the paper too."""
     contrastive_lam_grad_scale: float = 1.0
-    """How much of the contrastive gradient reaches the LAM."""
+    """Factor on the contrastive gradient that reaches the LAM."""
     episodes: int = 50
     """Closed-loop episodes per task and policy."""
     max_steps: int = 150
-    """Length of an episode that is not solved."""
+    """Steps after which an episode counts as failed."""
     execute: int = 8
-    """Actions done of each chunk of 16."""
+    """Actions executed of each chunk of 16."""
     workers: int = 2
-    """Processes at a time, one thread each."""
+    """Parallel processes, one thread each."""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def arms(self) -> dict[str, dict[str, Any] | None]:
-        """The policies to compare: what `attach_lara` gets for each, None for no LARA."""
+        """Arguments of `attach_lara` for each policy; None: no LARA."""
         weights = {"align_weight": self.align_weight, "lam_weight": self.lam_weight}
         return {
             "dit_only": None,
@@ -112,20 +112,20 @@ def read_settings(arguments: list[str]) -> Settings:
 
 
 def run(settings: Settings) -> str:
-    """Run all stages that are not there yet, and write the results.
+    """Run the stages that are not finished yet, and write the results.
 
     Args:
-        settings: the knobs.
+        settings: of the run.
 
     Returns:
-        The tables and their reading.
+        The tables and their interpretation.
     """
     cache = settings.output / "cache"
-    took: dict[str, dict[str, float]] = {}
+    timings: dict[str, dict[str, float]] = {}
 
     def stage(title: str, jobs: dict[str, Job]) -> dict[str, Path]:
         folders = run_jobs(title, list(jobs.values()), cache, settings.workers)
-        took.update((job.name, job.took(cache)) for job in jobs.values())
+        timings.update((job.name, job.timing(cache)) for job in jobs.values())
         return dict(zip(jobs, folders))
 
     world = {"distractors": settings.distractors, "seed": settings.seed}
@@ -143,8 +143,8 @@ def run(settings: Settings) -> str:
     data = list(recorded.values())
 
     def policy(arm: str, lam: Path | None) -> Job:
-        given = {"data": data, "lam": lam, "lara_options": arms[arm], "steps": settings.policy_steps, **training}
-        return Job(f"policy-{arm}", train_policy, {**given, "execute": settings.execute}, settings.policy_steps)
+        options = {"data": data, "lam": lam, "lara_options": arms[arm], "steps": settings.policy_steps, **training}
+        return Job(f"policy-{arm}", train_policy, {**options, "execute": settings.execute}, settings.policy_steps)
 
     arms = settings.arms()
     from_video = {"data": data, "steps": settings.lam_steps, **training}
@@ -152,7 +152,7 @@ def run(settings: Settings) -> str:
         "2/5 LAM, baseline",
         {
             "before": Job("lam-before", pretrain_lam, from_video, settings.lam_steps),
-            "dit_only": policy("dit_only", None),  # needs no LAM, so it need not wait for one
+            "dit_only": policy("dit_only", None),  # needs no LAM, so it runs beside the first one
         },
     )
     lam = first["before"] / "lam"
@@ -198,14 +198,11 @@ def run(settings: Settings) -> str:
     examined = stage("5/5 probes", {**measuring, "reload": Job("reload", reload_adapter, loading, 1)})
     reloaded = examined.pop("reload")
 
-    from examples.demo import (
-        report as quickstart_report,  # here, because matplotlib is not wanted in each job's process
-    )
+    from examples.demo import report  # not at the top: the processes of the jobs do not need matplotlib
 
-    finished = quickstart_report.Run(
-        settings.output, dataclasses.asdict(settings), took, trained, evaluated, examined, reloaded
+    return report.write(
+        report.Run(settings.output, dataclasses.asdict(settings), timings, trained, evaluated, examined, reloaded)
     )
-    return quickstart_report.write(finished)
 
 
 def main() -> int:
@@ -214,7 +211,7 @@ def main() -> int:
 
     def work() -> str:
         gl = find_gl()
-        print(f"LARA quickstart, preset {settings.preset}, rendering with {gl}, results under {settings.output}/")
+        print(f"LARA demo, preset {settings.preset}, rendering with {gl}, results in {settings.output}/")
         print(f"\n{run(settings)}\n")
         return f"Report, curves, pictures, rollouts and the adapter: {settings.output}/report.md"
 

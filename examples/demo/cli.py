@@ -1,4 +1,4 @@
-"""The command line of the demos: presets and flags, checked; and how a run ends."""
+"""Command line shared by examples.demo and examples.refine_lam: presets, flags, exit status."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def read_presets(kind: type[Settings], presets: Mapping[str, Settings], argument
 
     Args:
         kind: dataclass of the settings, with a field `preset`.
-        presets: by name; the first one is the default.
+        presets: settings by name; the first one is the default.
         arguments: the command line.
-        about: what --help says first.
+        about: description printed by --help.
     """
     name = default = next(iter(presets))
     for index, argument in enumerate(arguments):
@@ -34,39 +34,37 @@ def read_presets(kind: type[Settings], presets: Mapping[str, Settings], argument
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse numbers below 1 (a seed below 0), more actions than a chunk has, and an empty or repeated list.
+    """Refuse numbers below 1 (a seed below 0), more actions than a chunk has, and empty lists or lists with repetitions.
 
     Raises:
-        ValueError: it names the flag.
+        ValueError: a setting is out of range; the message names the flag.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         least = 0 if field.name == "seed" else 1
         if type(value) is int and value < least:
-            raise ValueError(f"--{field.name.replace('_', '-')} {value}: a number >= {least} is expected")
+            raise ValueError(f"--{field.name.replace('_', '-')} {value}: expected a number >= {least}")
     if settings.execute > HORIZON:
         raise ValueError(f"--execute {settings.execute}: a chunk has {HORIZON} actions")
     for name, one in (("tasks", "task"), ("seeds", "seed")):
         values = getattr(settings, name, None)
         if values is not None and (not values or len(set(values)) < len(values)):
-            raise ValueError(
-                f"--{name} {' '.join(map(str, values))}: at least one {one} is expected, and each only once"
-            )
+            raise ValueError(f"--{name} {' '.join(map(str, values))}: expected at least one {one}, and each only once")
 
 
 def exit_status(work: Callable[[], str | None], *unusable: type[Exception]) -> int:
-    """Run a demo to its end.
+    """Run an example and turn its outcome into an exit status.
 
     Args:
-        work: does everything; what it returns is printed with the time that it took.
-        unusable: more exceptions, beside a missing OpenGL, that say why it cannot be run at all.
+        work: runs everything; its return value is printed with the time it took.
+        unusable: exceptions, besides a missing OpenGL, that mean that it cannot run at all.
 
     Returns:
-        0; 1 where a stage failed; 2 where it cannot be run; 130 after Ctrl-C.
+        0; 1 if a stage failed; 2 if it cannot run; 130 after Ctrl-C.
     """
     begin = time.perf_counter()
     try:
-        said = work()
+        closing = work()
     except (GLMissing, *unusable) as problem:
         print(problem, file=sys.stderr)
         return 2
@@ -74,9 +72,9 @@ def exit_status(work: Callable[[], str | None], *unusable: type[Exception]) -> i
         print(problem, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the last finished stage.", file=sys.stderr)
+        print("\nStopped. The same command resumes after the last finished stage.", file=sys.stderr)
         return 130
-    if said is not None:
+    if closing is not None:
         minutes, rest = divmod(round(time.perf_counter() - begin), 60)
-        print(f"{said}   ({minutes} min {rest} s)")
+        print(f"{closing}   ({minutes} min {rest} s)")
     return 0

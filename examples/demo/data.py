@@ -1,7 +1,7 @@
-"""Recorded episodes as tensors: collecting them, and drawing training batches from them.
+"""Record episodes as tensors, and draw training batches from them.
 
-A *table* is a dict of tensors with one row per kept frame: all that a policy may see at that moment, the actions that
-followed, and the row of the frame C steps later, which only the latent action model may see.
+A *table* is a dict of tensors with one row per kept frame: what a policy observes at that moment, the actions that
+followed, and the row of the frame C steps later, which only the latent action model uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def distractor_seeds(split: str, seed: int, rows: int) -> NDArray[np.int64]:
 
 
 def split_seed(split: str, seed: int) -> int:
-    """Number a set of start positions; no two sets and no two seeds share one."""
+    """Number the start positions of a split; no two splits and no two seeds share one."""
     return len(SPLITS) * seed + SPLITS[split]
 
 
@@ -41,7 +41,7 @@ def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, in
         folder: gets one file per split.
         progress: called after each episode.
         task: name of the task.
-        counts: episodes for each split.
+        counts: number of episodes of each split.
         play_steps: length of a play episode.
         seed: of the run.
     """
@@ -53,7 +53,7 @@ def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, in
             number = split_seed(split, seed)
             if split == "play":
                 episode = scene.record(number, index, max_steps=play_steps, noise=0.6)
-                episode.actions[:] = np.nan  # action-free video: whoever used an action here would notice
+                episode.actions[:] = np.nan  # action-free video: any use of an action would show as NaN
             else:
                 episode = scene.record(number, index, max_steps=150, after_success=8)
             if episode.success or split == "play":
@@ -64,7 +64,7 @@ def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, in
 
 
 def _table(episodes: list[metaworld_sim.Episode]) -> Table:
-    """Lay episodes out in rows, one per kept frame; `future` points to the row HORIZON steps later, or to itself."""
+    """Lay episodes out in rows, one per kept frame; `future` is the row HORIZON steps later, or the row itself."""
     parts: dict[str, list[Any]] = {key: [] for key in ("frame", "state", "action", "action_mask", "episode")}
     for number, episode in enumerate(episodes):
         kept = np.arange(0, len(episode.actions), metaworld_sim.FRAME_SKIP)
@@ -82,7 +82,7 @@ def _table(episodes: list[metaworld_sim.Episode]) -> Table:
 
 
 def _rows_ahead(episode: Tensor, gap: int) -> Tensor:
-    """Return the row `gap` steps later of each row, or itself where its episode [F] ends before."""
+    """Return for each row the row `gap` steps later, or the row itself if its episode [F] ends before."""
     row, ahead = torch.arange(len(episode)), gap // metaworld_sim.FRAME_SKIP
     later = (row + ahead).clamp_max(len(episode) - 1)
     return torch.where((row + ahead < len(episode)) & (episode[later] == episode), later, row)
@@ -91,19 +91,20 @@ def _rows_ahead(episode: Tensor, gap: int) -> Tensor:
 def load_table(
     folders: list[Path], split: str, *, distractors: bool, seed: int, gap: int = HORIZON, first: int | None = None
 ) -> Table:
-    """Join the tasks' recordings, and spoil each frame with its own distractors, the same in every stage.
+    """Join the tasks' recordings, and add to each frame its own distractors, the same in every stage.
 
     Args:
         folders: one per task, as :func:`collect` wrote them.
-        split: which episodes.
-        distractors: whether frames are spoilt.
+        split: a key of `SPLITS`.
+        distractors: whether to add distractors to the frames.
         seed: of the run.
         gap: steps from a frame to its future one; a multiple of the steps between kept frames.
-        first: how many episodes of each task; None: all.
+        first: keep only the first episodes of each task; None: all.
 
     Returns:
         `image` [F, 3, H, W] uint8, `state` [F, 4], `task` [F], `action` and `action_mask` [F, 16, 4], `future` [F]
-        (row of the frame `gap` steps later), `valid` [F] (whether there is one), `episode` [F], `clean` (frames unspoilt).
+        (row of the frame `gap` steps later), `valid` [F] (whether there is one), `episode` [F], `clean` (frames without
+        distractors).
     """
     joined: dict[str, list[Tensor]] = {}
     rows = episodes = 0
@@ -130,7 +131,7 @@ def load_table(
 
 
 def gather(table: Table, rows: Tensor) -> Table:
-    """Make a batch of rows: what the policy wants, and LARA's pair of frames with its flag."""
+    """Make a batch of rows: the policy's inputs, and LARA's pair of frames with its flag."""
     batch = {key: table[key][rows] for key in ("image", "state", "task", "action", "action_mask")}
     future = table["image"][table["future"][rows]]
     return {**batch, "lara_frames": torch.stack([batch["image"], future], 1), "lara_frames_valid": table["valid"][rows]}
@@ -142,12 +143,12 @@ def row_batches(table: Table, size: int, steps: int, seed: int, *, pairs_only: b
     Args:
         table: the rows.
         size: rows per batch.
-        steps: how many batches.
+        steps: number of batches.
         seed: of the order.
         pairs_only: draw only rows that have a future frame.
 
     Yields:
-        [size] int64: numbers of rows.
+        [size] int64: row indices.
     """
     random = torch.Generator().manual_seed(seed)
     rows = table["valid"].nonzero().squeeze(1) if pairs_only else torch.arange(len(table["valid"]))
@@ -160,6 +161,6 @@ def row_batches(table: Table, size: int, steps: int, seed: int, *, pairs_only: b
 
 
 def batches(table: Table, size: int, steps: int, seed: int, *, pairs_only: bool = False) -> Iterator[Table]:
-    """Draw batches as :func:`gather` makes them, of the rows that :func:`row_batches` draws."""
+    """Draw batches: :func:`gather` of the rows of :func:`row_batches`."""
     for rows in row_batches(table, size, steps, seed, pairs_only=pairs_only):
         yield gather(table, rows)

@@ -1,4 +1,4 @@
-"""What the policies can do: closed-loop success, and the error of their actions on held-out demonstrations."""
+"""Evaluate policies: closed-loop success, and the error of their actions on held-out demonstrations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ActionShape(Protocol):
 
 
 class Policy(Protocol):
-    """What :func:`closed_loop` can run."""
+    """A policy that :func:`closed_loop` can run."""
 
     config: ActionShape
 
@@ -56,18 +56,18 @@ def closed_loop(
 
     Args:
         folder: gets `success.pt`, {arm: [episodes] bool}, and `film.pt`, {arm: list of [N, 3, H, W] uint8}: the
-            scene in a larger picture, what the policy saw of it in the lower right corner.
+            scene in a larger picture, the policy's input in the lower right corner.
         progress: called after each episode.
         task: name of the task.
-        task_index: what the policy is told.
-        policies: a trained policy for each arm.
-        episodes: how many for each arm.
-        filmed: of how many of them the pictures are kept.
-        max_steps: an episode that is not solved by then has failed.
-        execute: how many actions of a chunk are done before the next is sampled.
-        distractors: whether the policy sees them.
+        task_index: the task's number in the policy's input.
+        policies: file of the trained policy of each arm.
+        episodes: number of episodes of each arm.
+        filmed: how many of them are filmed.
+        max_steps: steps after which an episode counts as failed.
+        execute: actions of a chunk that are executed before the next is sampled.
+        distractors: whether the policy's frames have distractors.
         seed: of the run.
-        load: how a policy is read from its file; None: :func:`load_policy`.
+        load: reads a policy from its file; None: :func:`load_policy`.
     """
     scene = metaworld_sim.Scene(task, num_envs=min(10, episodes))
     split, success, film = split_seed("evaluation", seed), {}, {}
@@ -101,7 +101,7 @@ def closed_loop(
 
 @dataclasses.dataclass
 class Run:
-    """One episode under way."""
+    """An episode in progress."""
 
     scene: metaworld_sim.Scene
     env: int
@@ -115,7 +115,7 @@ class Run:
         self.observation = self.scene.reset(self.split, self.start, self.env)
 
     def see(self, step: int) -> NDArray[np.uint8]:
-        """Return the frame the policy gets: [3, H, W]."""
+        """Return the policy's frame: [3, H, W]."""
         frame = self.scene.render(self.env)
         if not self.distractors:
             return frame
@@ -127,14 +127,14 @@ class Run:
         return torch.randn(policy.config.horizon, policy.config.action_dim, generator=random)
 
     def act(self, actions: NDArray[np.float32], step: int, max_steps: int) -> None:
-        """Do actions until they are done, the task is solved or the time is over."""
+        """Execute actions until none is left, the task is solved or the time is over."""
         for offset, action in enumerate(actions[: max_steps - step]):
             if self.film is not None and (step + offset) % (2 * FRAME_SKIP) == 0:
                 picture = self.scene.render(self.env, size=FILM_SIZE)
-                seen = self.see(step + offset)
-                height, width = seen.shape[1:]
+                inset = self.see(step + offset)
+                height, width = inset.shape[1:]
                 picture[:, -height - 1 :, -width - 1 :] = 255  # a white edge
-                picture[:, -height:, -width:] = seen
+                picture[:, -height:, -width:] = inset
                 self.film.append(picture)
             self.observation, self.solved = self.scene.step(action, self.env)
             if self.solved:
@@ -144,22 +144,22 @@ class Run:
 def load_policy(file: Path) -> MiniVLA:
     """Load a policy for acting."""
     state = torch.load(file, weights_only=True)
-    policy = MiniVLA(MiniVLAConfig.of_weights(state))
+    policy = MiniVLA(MiniVLAConfig.from_state_dict(state))
     policy.load_state_dict(state)
     return policy.eval()
 
 
 def action_error(policy: Policy, table: Table, execute: int, seed: int) -> float:
-    """Compute the mean squared error of sampled actions on demonstrations the policy never saw.
+    """Compute the mean squared error of sampled actions on held-out demonstrations.
 
     Args:
         policy: the policy.
         table: rows of held-out demonstrations.
-        execute: how many actions of each chunk count: those that would be done.
-        seed: of the sampling noise, one noise per row, the same for every policy.
+        execute: number of actions of each chunk that count: those that would be executed.
+        seed: of the sampling noise, which is the same for every policy.
 
     Returns:
-        The error, over real actions only.
+        The error, without padded actions.
     """
     random = torch.Generator().manual_seed(seed)
     total = count = 0.0

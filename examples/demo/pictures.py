@@ -1,4 +1,4 @@
-"""Pictures of a quickstart run: curves, the probe, frames with their predictions, attention, and rollouts."""
+"""Pictures of a demo run: curves, the probe, frames with their predictions, attention, and rollouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.ticker import FuncFormatter
 
-# Okabe and Ito's colours, told apart by colour-blind readers too
+# Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = {
     "dit_only": "#BBBBBB",
     "frozen_lam": "#0072B2",
@@ -27,7 +27,7 @@ COLOURS = {
     "before": "#999999",
     "control": "#CC79A7",
 }
-# where curves lie upon each other, all of them stay visible
+# widths and dashes that keep coinciding curves visible
 LINES = {"dit_only": (5, "-"), "frozen_lam": (3.2, "-"), "lara_cosine": (1.8, "-"), "lara_contrastive": (1.5, "--")}
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 130}
 
@@ -35,7 +35,7 @@ Histories = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def _smooth(values: Sequence[float], window: int = 5) -> NDArray[np.float64]:
-    """Average over a few neighbours, without a shift and without inventing values at the ends."""
+    """Centred moving average; the window shrinks at the ends."""
     half = window // 2
     return np.array([np.mean(values[max(0, place - half) : place + half + 1]) for place in range(len(values))])
 
@@ -43,13 +43,13 @@ def _smooth(values: Sequence[float], window: int = 5) -> NDArray[np.float64]:
 def draw_curves(
     file: Path, pretraining: Mapping[str, Sequence[float]], histories: Histories, names: Mapping[str, str]
 ) -> None:
-    """Draw what happened during training: action loss, cosine, and the health of the latent action models.
+    """Draw the training curves: action loss, cosine, and the health of the latent action models.
 
     Args:
-        file: the picture.
+        file: where to save the picture.
         pretraining: curves of the LAM on video.
         histories: curves of each arm and of the control.
-        names: what to call them.
+        names: label of each arm.
     """
     panels = [
         ("action_loss", "Policy: action loss $L_{ACT}$ (log scale)"),
@@ -87,12 +87,12 @@ def draw_curves(
 
 
 def draw_probe(file: Path, measured: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
-    """Draw the headline: how much of the true action a linear probe reads from each model's latent.
+    """Draw the main result: how much of the true action a linear probe reads from each model's latent.
 
     Args:
-        file: the picture.
+        file: where to save the picture.
         measured: of each latent action model, with `r2`, `r2_interval` and `r2_task_only`.
-        names: what to call them.
+        names: label of each model.
     """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.8, 2.6), constrained_layout=True)
@@ -122,12 +122,12 @@ def _picture(frame: Tensor) -> NDArray[np.uint8]:
 
 
 def draw_predictions(file: Path, pictures: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, str]) -> None:
-    """Draw frames, what came 16 steps later, and what each forward dynamics model predicts from its latent action.
+    """Draw frames, the frames 16 steps later, and each forward dynamics model's prediction from the latent action.
 
     Args:
-        file: the picture.
-        pictures: of each latent action model, as `examine_lam` keeps them; all of the same pairs.
-        names: what to call the models.
+        file: where to save the picture.
+        pictures: of each latent action model, as `examine_lam` saves them; all of the same pairs.
+        names: label of each model.
     """
     first = next(iter(pictures.values()))
     columns = [("$I_t$", first["now"]), ("$I_{t+C}$, the truth", first["future"])]
@@ -153,16 +153,16 @@ def draw_attention(
     """Draw where the M-Former's queries look, in both frames (LARA, Fig. 5).
 
     Args:
-        file: the picture.
+        file: where to save the picture.
         pictures: of each latent action model, with `attention` [B, 2, h, w].
-        names: what to call the models.
-        pairs: how many pairs of frames.
+        names: label of each model.
+        pairs: number of pairs of frames.
     """
     first = next(iter(pictures.values()))
     pairs = min(pairs, len(first["now"]))
     chosen = torch.linspace(0, len(first["now"]) - 1, pairs).long().tolist()
     times = {name: kept["attention"][chosen] * kept["attention"][0].numel() for name, kept in pictures.items()}
-    # nothing is drawn where a query looks no more than evenly; above, colours count doublings
+    # nothing is drawn below uniform attention; above it, the colour scale is logarithmic
     scale = LogNorm(1, max(4.0, *(float(part.max()) for part in times.values())))
     colours = plt.get_cmap("inferno")(np.linspace(0.25, 1, 256))
     colours[:, 3] = np.linspace(0, 0.85, 256)
@@ -198,7 +198,7 @@ def draw_attention(
             axes[row, 0].set_ylabel(name, fontsize=9)
         bar = figure.colorbar(heat, ax=axes[1:, :], shrink=0.6, pad=0.01)
         bar.set_label("attention, over evenly spread attention")
-        bar.ax.set_facecolor("#595959")  # the colours lie over a dark picture there too
+        bar.ax.set_facecolor("#595959")  # as in the panels, the colours are drawn over grey
         doublings = [2**power for power in range(8) if 2**power <= scale.vmax]
         bar.set_ticks(doublings, labels=[f"x {value}" for value in doublings])
         bar.minorticks_off()
@@ -207,11 +207,11 @@ def draw_attention(
 
 
 def write_rollout(file: Path, films: Sequence[Tensor], outcomes: Sequence[bool], title: str) -> None:
-    """Write a GIF: episodes side by side, the title above, what became of each below.
+    """Write a GIF: episodes side by side, the title above, the outcome below.
 
     Args:
         file: the GIF.
-        films: one [N, 3, H, W] uint8 for each episode; a shorter one stands still at its end.
+        films: one [N, 3, H, W] uint8 for each episode; a shorter one keeps its last picture.
         outcomes: whether each solved its task.
         title: the line above.
     """

@@ -1,6 +1,7 @@
-"""What the latent actions know: a linear probe for the true action, health of the codes, and where the model looks.
+"""Measure latent actions: a linear probe for the true action, health of the codes, and where the model looks.
 
-Actions are used here to *measure* latent action models, never to train them.
+Actions are used here to *measure* latent action models, never to train them. R2 does not separate motion from position:
+an expert's action follows from the present frame, so a latent that only encodes where the hand is scores high as well.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lara_adapter.storage.files import write_json
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """How much of the action a latent holds, linearly.
+    """How much of the action a linear map reads from a latent.
 
     Attributes:
         r2: share of the variance of the held-out actions that the latent explains.
@@ -41,8 +42,8 @@ def ridge_probe(train: tuple[Tensor, Tensor, Tensor], test: tuple[Tensor, Tensor
 
     Args:
         train: latents [N, D], actions [N, A], demonstration of each row [N].
-        test: the same of the held-out demonstrations.
-        folds: of the cross-validation that chooses the penalty; a demonstration is never split.
+        test: the same for the held-out demonstrations.
+        folds: of the cross-validation that chooses the penalty; no demonstration is split.
 
     Returns:
         The result.
@@ -77,12 +78,12 @@ def ridge(x: Tensor, y: Tensor, new_x: Tensor, penalties: list[float]) -> list[T
 def r2_interval(probe: Probe, other: Probe | None = None, draws: int = 2000) -> tuple[float, float]:
     """Bootstrap over held-out demonstrations: a 95 % interval of R^2, or of its difference to another probe.
 
-    It holds the noise of which demonstrations were held out, not that of another seed.
+    It covers the choice of held-out demonstrations, not the variation over seeds.
 
     Args:
         probe: a result.
         other: a result on the same demonstrations.
-        draws: how many resamplings.
+        draws: number of resamplings.
 
     Returns:
         The 2.5 and 97.5 percentiles.
@@ -108,18 +109,18 @@ def examine_lam(
     seed: int,
     gap: int = HORIZON,
 ) -> None:
-    """Measure one latent action model on demonstrations it was not trained on. A job.
+    """Measure one latent action model on held-out demonstrations. A job.
 
     Args:
         folder: gets `measured.json`, `probe.pt` (for :func:`r2_interval`) and `pictures.pt`.
         progress: called once.
         data: recordings.
         lam: the model.
-        shown: how many pairs of frames are kept for the pictures.
-        distractors: whether frames hold them.
+        shown: number of pairs of frames kept for the pictures.
+        distractors: whether frames have distractors.
         seed: of the run.
-        gap: C, steps between the frames of a pair. What is probed for stays the movement of the whole chunk, in those
-            rows that have both their pair and the frame a chunk later, so that two gaps can be compared.
+        gap: C, steps between the frames of a pair. The probe's target stays the movement of the whole chunk, in the
+            rows that have both the pair and the frame a chunk later, so that gaps can be compared.
     """
     model = LatentActionModel.from_pretrained(lam).eval()
     world = {"distractors": distractors, "seed": seed}
@@ -166,23 +167,23 @@ def _latents(model: LatentActionModel, table: Table) -> tuple[Tensor, Tensor, Te
         model.encode(table["image"][part], table["image"][table["future"][part]]).continuous.flatten(1)
         for part in rows.split(128)
     ]
-    # the gripper's command is constant within each task: it would only tell whether the task was recognised
+    # without the gripper: its command is constant within a task, so it would only measure task recognition
     return torch.cat(latents), table["action"][rows, :, :3].mean(1), table["episode"][rows]
 
 
 def _task_only(table: Table, latents: tuple[Tensor, Tensor, Tensor], tasks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace the latents by which task it is: what a probe must beat."""
+    """Replace the latents by the task, one-hot: the baseline of the probe."""
     return torch.nn.functional.one_hot(table["task"][table["valid"]], tasks).float(), *latents[1:]
 
 
 def _attention(model: LatentActionModel, now: Tensor, future: Tensor) -> Tensor:
-    """Return where the queries look, averaged over layers, heads and queries: [B, 2, h, w], summing to 1."""
+    """Return the attention averaged over layers, heads and queries: [B, 2, h, w], summing to 1."""
     mean = model.attention(now, future).mean(dim=(1, 2, 3))
     return mean / mean.sum((1, 2, 3), keepdim=True)
 
 
 def _masks(table: Table, rows: Tensor, distractors: bool, seed: int) -> tuple[Tensor, Tensor]:
-    """Return where the distractor squares are and where the undisturbed scene changes: [N, 2, H, W] float each."""
+    """Return masks of the distractor squares and of what moves in the clean scene: [N, 2, H, W] float each."""
     pairs = torch.stack([rows, table["future"][rows]], 1)
     size = table["clean"].shape[-1]
     if distractors:
@@ -202,5 +203,5 @@ def _patches(mask: Tensor, grid: int) -> Tensor:
 
 
 def _over_uniform(attention: Tensor, share: Tensor) -> float:
-    """Compare attention with evenly spread attention: 1 is chance, 2 twice as much on the marked patches."""
+    """Attention on the marked patches over that of uniform attention."""
     return float((attention * share).sum((1, 2, 3)).mean() / share.mean((1, 2, 3)).mean().clamp_min(1e-9))

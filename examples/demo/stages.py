@@ -1,7 +1,7 @@
-"""Stages that survive being killed: each writes one folder, whole or not at all, named after its settings.
+"""Stages that survive being killed: each job writes one folder, whole or not at all, named after its settings.
 
-A folder that exists is finished, so a second run finds it and goes on with what is missing. Jobs of a stage run in
-processes of their own, a few at a time. They are spawned, never forked: a fork after OpenGL was used hangs for ever.
+A folder that exists is finished, so a second run only computes what is missing. The jobs of a stage run in a few
+processes. They are spawned, not forked: a fork after OpenGL was used hangs.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from tqdm import tqdm
 
 from lara_adapter.storage.files import read_json, replace_folder, write_json
 
-_VERSION = 1  # raise it when a stage computes something else from the same settings
+_VERSION = 1  # increase it when a job computes something else from the same settings
 _RECORD = "stage.json"
 
 Progress = Callable[[int], None]
 
 
 class StageFailed(RuntimeError):
-    """A job of a stage raised; the message holds its traceback."""
+    """A job failed; the message contains its traceback."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One piece of a stage.
+    """A unit of work of a stage.
 
     Attributes:
-        name: what it makes; with the hash of `settings` the name of its folder.
+        name: with the hash of `settings` the name of its folder.
         function: a function of a module, called as `function(folder, progress, **settings)`. It writes its results into
-            `folder` and calls `progress(n)` when n more units are done.
-        settings: everything that the result depends on, as JSON can hold it. Other stages' folders belong here: their
-            names carry the hash of their settings.
-        units: how many units of progress it has.
+            `folder` and calls `progress(n)` after n more units.
+        settings: everything that the result depends on, JSON-serialisable; also the folders of other jobs, whose names
+            carry the hash of their settings.
+        units: number of units of progress.
     """
 
     name: str
@@ -54,27 +54,27 @@ class Job:
     units: int
 
     def folder(self, cache: Path) -> Path:
-        """Where the result stands, once it is there."""
-        # other stages' folders count relative to the cache, so that moving the output folder recomputes nothing
+        """Folder of the result, which exists once the job is finished."""
+        # paths relative to the cache, so that moving the output folder recomputes nothing
         text = json.dumps(
             [_VERSION, self.name, self.settings], sort_keys=True, default=lambda path: str(path.relative_to(cache))
         )
         return cache / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
-    def took(self, cache: Path) -> dict[str, float]:
-        """How long the job took when it ran: `seconds` by the clock, `cpu_seconds` of its own core."""
+    def timing(self, cache: Path) -> dict[str, float]:
+        """Return how long the job ran: `seconds` of wall-clock time and `cpu_seconds`."""
         return read_json(self.folder(cache) / _RECORD)
 
 
 def _work(todo: Any, cache: Path, reports: Any) -> None:
-    """Run jobs until none is left; the body of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    """Run jobs until none is left; the target of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a half-written folder is removed
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         import torch
 
-        torch.set_num_threads(1)  # the other processes need the other cores
+        torch.set_num_threads(1)  # the other workers need the other cores
         while (job := todo.get()) is not None:
             begin, processor = time.perf_counter(), time.process_time()
             with replace_folder(job.folder(cache)) as fresh:
@@ -96,19 +96,19 @@ def _die_with_parent() -> None:
 
 
 def run_jobs(title: str, jobs: Sequence[Job], cache: Path, workers: int) -> list[Path]:
-    """Run what is not there yet of the jobs, `workers` processes at a time, with one progress bar.
+    """Run the unfinished jobs in `workers` processes, with one progress bar.
 
     Args:
-        title: what the progress bar says.
+        title: of the progress bar.
         jobs: the jobs, the longest first.
         cache: folder of all results.
-        workers: how many processes at a time.
+        workers: number of processes.
 
     Returns:
-        The folders of the results, in the order of `jobs`.
+        The result folders, in the order of `jobs`.
 
     Raises:
-        StageFailed: a job raised, or its process died. What other jobs had finished is kept.
+        StageFailed: a job raised, or its process died. The results of finished jobs are kept.
     """
     missing = [job for job in jobs if not job.folder(cache).is_dir()]
     total = sum(job.units for job in jobs)
@@ -118,7 +118,7 @@ def run_jobs(title: str, jobs: Sequence[Job], cache: Path, workers: int) -> list
     workers = min(workers, len(missing))
     for job in [*missing, *[None] * workers]:
         todo.put(job)
-    # daemons: they end with us
+    # daemons: they end with this process
     processes = [context.Process(target=_work, args=(todo, cache, reports), daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
@@ -132,7 +132,9 @@ def run_jobs(title: str, jobs: Sequence[Job], cache: Path, workers: int) -> list
                     kind, value = reports.get(timeout=1.0)
                 except queue.Empty:
                     if not any(process.is_alive() for process in processes):
-                        raise StageFailed(f"{title}: a process died without a word (out of memory?)") from None
+                        raise StageFailed(
+                            f"{title}: a process died without an error message (out of memory?)"
+                        ) from None
                     continue
                 if kind == "progress":
                     bar.update(value)

@@ -1,4 +1,4 @@
-"""Tables as lists of rows of cells, laid out for a terminal or as Markdown."""
+"""Format tables (lists of rows of cells) for a terminal or as Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Rows = list[list[str]]
 
 
 def aligned(rows: Rows) -> str:
-    """Lay a table out for a terminal: the first column to the left, the others to the right."""
+    """Format a table for a terminal: the first column left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -18,11 +18,11 @@ def aligned(rows: Rows) -> str:
 
 
 def wrapped(text: str, width: int = 110) -> str:
-    """Lay a sentence out as an item of a list."""
+    """Format a sentence as a list item."""
     return textwrap.fill(text, width, subsequent_indent="  ", initial_indent="- ")
 
 
 def markdown_table(rows: Rows) -> str:
-    """Lay a table out as Markdown."""
+    """Format a table as Markdown."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join(["---"] + ["---:"] * (len(rows[0]) - 1)) + "|", *lines[1:]])

@@ -1,0 +1,1 @@
+"""Is a LAM a better labeller after LARA? `python -m examples.refine_lam`."""

@@ -1,16 +1,16 @@
-"""Is a latent action model (LAM) a better labeller after LARA? `python examples/refine_lam.py --preset smoke`.
+"""Is a latent action model (LAM) a better labeller after LARA? `python -m examples.refine_lam --preset smoke`.
 
 Four LAMs: plain (video alone), control (trained on for the same steps on the same labelled demonstrations), LARA-LAM
 by the paper's cosine, and LARA-LAM by the contrastive form. For each seed, with distractors in every frame and without:
 
-1. A linear probe asks z for the true action, and the codes are asked for it too (mutual information).
+1. A linear probe reads the true action from z, and the codes' mutual information with it is estimated.
 2. A small Moto-GPT learns each LAM's tokens from video without actions, is fine-tuned on the few labelled demonstrations
    and acts (the shape of the paper's Table 3).
 3. A linear head fitted on the labelled demonstrations decodes actions from z for the unlabelled ones. A diffusion policy
    learns from both and acts; beside it labelled demonstrations only, and true labels as the ceiling.
 
-All of a seed share data, order, initial weights, starts of the evaluation and sampling noise. Results are written after
-each stage, a run that was killed goes on where it stopped, and `--report FOLDER` prints what a folder holds.
+All arms of a seed share data, order, initial weights, starts of the evaluation and sampling noise. Results are written
+after each stage, a run that was killed resumes where it stopped, and `--report FOLDER` prints the results of a folder.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def read_settings(arguments: list[str]) -> Settings:
 
 
 def run_seed(settings: Settings, seed: int, distractors: bool) -> None:
-    """Run what is not there yet of one seed in one world, and add its rows to the results.
+    """Run the unfinished stages of one seed in one world, and add its rows to the results.
 
     Args:
-        settings: the knobs.
+        settings: of the run.
         seed: of everything.
-        distractors: whether every frame is spoilt.
+        distractors: whether frames have distractors.
     """
     cache, jobs = settings.output / "cache", Jobs(settings, seed, distractors)
     world = "distractors" if distractors else "clean"
 
-    def stage(title: str, wanted: dict[str, Job]) -> dict[str, Path]:
-        folders = run_jobs(f"{world} {seed}: {title}", list(wanted.values()), cache, settings.workers)
-        return dict(zip(wanted, folders))
+    def stage(title: str, stage_jobs: dict[str, Job]) -> dict[str, Path]:
+        folders = run_jobs(f"{world} {seed}: {title}", list(stage_jobs.values()), cache, settings.workers)
+        return dict(zip(stage_jobs, folders))
 
-    def found(rows: list[results.Row]) -> None:
+    def add(rows: list[results.Row]) -> None:
         results.add_rows(settings, [{"world": world, "seed": seed, **row} for row in rows])
 
     recording = {task: jobs.record(task) for task in settings.tasks}
@@ -54,7 +54,7 @@ def run_seed(settings: Settings, seed: int, distractors: bool) -> None:
     recorded = list(stage("record", recording).values())
     data, unlabelled = recorded[: len(settings.tasks)], recorded[len(settings.tasks) :]
 
-    # what needs no LAM need not wait for one
+    # the jobs that need no LAM run beside the first one
     first = {
         "plain": jobs.plain(data),
         "no_tokens": jobs.moto_gpt("no_tokens", data, unlabelled, None),
@@ -72,29 +72,29 @@ def run_seed(settings: Settings, seed: int, distractors: bool) -> None:
     measured = stage("label", measuring)
     labels = {arm: measured[f"label {arm}"] for arm in lams}
     for arm in lams:
-        found(results.lam_rows(arm, measured[f"probe {arm}"], labels[arm]))
+        add(results.lam_rows(arm, measured[f"probe {arm}"], labels[arm]))
 
     learning = {arm: jobs.moto_gpt(arm, data, unlabelled, folder) for arm, folder in labels.items()}
     moto = {"no_tokens": trained["no_tokens"], **stage("Moto-GPT", learning)}
-    found(results.training_rows("moto_gpt_error", moto))
+    add(results.training_rows("moto_gpt_error", moto))
     learning = {arm: jobs.policy(arm, data, unlabelled, folder) for arm, folder in labels.items()}
     pseudo = {arm: trained[arm] for arm in ("labelled_only", "true_labels")} | stage("on labels", learning)
-    found(results.training_rows("pseudo_policy_error", pseudo))
+    add(results.training_rows("pseudo_policy_error", pseudo))
 
     files = {f"moto_gpt {arm}": folder / "moto_gpt.pt" for arm, folder in moto.items()}
     files |= {f"pseudo_policy {arm}": folder / "policy.pt" for arm, folder in pseudo.items()}
     evaluated = stage("closed loop", {task: jobs.closed_loop(task, files) for task in settings.tasks})
-    found(results.acting_rows({"moto_gpt": moto, "pseudo_policy": pseudo}, evaluated))
+    add(results.acting_rows({"moto_gpt": moto, "pseudo_policy": pseudo}, evaluated))
 
 
 def run(settings: Settings) -> str:
     """Run all seeds, with distractors first, and write the results.
 
     Args:
-        settings: the knobs.
+        settings: of the run.
 
     Returns:
-        The tables and their reading.
+        The tables and their interpretation.
     """
     worlds = {"both": [True, False], "distractors": [True], "clean": [False]}[settings.worlds]
     for distractors in worlds:
@@ -113,7 +113,7 @@ def main() -> int:
             return None
         results.check(settings)
         gl = find_gl()
-        print(f"Refining a LAM, preset {settings.preset}, rendering with {gl}, results under {settings.output}/")
+        print(f"Refining a LAM, preset {settings.preset}, rendering with {gl}, results in {settings.output}/")
         print(f"\n{run(settings)}\n")
         return f"Results and picture: {settings.output}/results.json, refine_lam.png"
 

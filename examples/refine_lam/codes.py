@@ -1,4 +1,4 @@
-"""What the codes of a latent action model (LAM) say about the action: mutual information, corrected for chance."""
+"""Mutual information of a latent action model's codes and the action, corrected for chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from examples.demo.data import Table
 from lara_adapter import LatentActionModel
 
-BINS = 8  # kinds of movement per task
+KINDS = 8  # kinds of movement per task
 
 
 @torch.no_grad()
@@ -34,13 +34,13 @@ def encode(lam: Path, table: Table) -> dict[str, Tensor]:
     return {"z": z, "codes": codes}
 
 
-def movement_kinds(movement: Tensor, kinds: int = BINS, rounds: int = 50) -> Tensor:
-    """Sort movements into kinds by k-means, started from rows spread over the data; it draws no random numbers.
+def movement_kinds(movement: Tensor, kinds: int = KINDS, rounds: int = 50) -> Tensor:
+    """Cluster movements by k-means, started from rows spread over the data; it draws no random numbers.
 
     Args:
         movement: [N, A] float.
-        kinds: how many.
-        rounds: of Lloyd's algorithm.
+        kinds: number of clusters.
+        rounds: iterations of Lloyd's algorithm.
 
     Returns:
         [N] int64 in 0 .. kinds - 1.
@@ -56,7 +56,7 @@ def movement_kinds(movement: Tensor, kinds: int = BINS, rounds: int = 50) -> Ten
 
 
 def plug_in_information(codes: Tensor, kinds: Tensor) -> float:
-    """Mutual information of two discrete variables by their frequencies, in bits; too high for few samples.
+    """Plug-in estimate of the mutual information of two discrete variables, in bits; biased upwards for few samples.
 
     Args:
         codes: [N] int64.
@@ -65,34 +65,34 @@ def plug_in_information(codes: Tensor, kinds: Tensor) -> float:
     joint = torch.zeros(int(codes.max()) + 1, int(kinds.max()) + 1, dtype=torch.double)
     joint.index_put_((codes, kinds), torch.ones(len(codes), dtype=torch.double), accumulate=True)
     joint /= joint.sum()
-    apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-    there = joint > 0
-    return float((joint[there] * (joint[there] / apart[there]).log2()).sum())
+    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    positive = joint > 0
+    return float((joint[positive] * (joint[positive] / independent[positive]).log2()).sum())
 
 
 def permuted_information(codes: Tensor, kinds: Tensor, draws: int = 20, seed: int = 0) -> float:
-    """The plug-in information that chance alone gives: the mean over random pairings of the rows, in bits."""
+    """Plug-in information by chance: the mean over random pairings of the rows, in bits."""
     random = torch.Generator().manual_seed(seed)
     shuffled = [plug_in_information(codes, kinds[torch.randperm(len(kinds), generator=random)]) for _ in range(draws)]
     return sum(shuffled) / draws
 
 
 def held_out_information(codes: Tensor, kinds: Tensor, episodes: Tensor, folds: int = 5, prior: float = 8.0) -> float:
-    """A lower bound of the mutual information that chance cannot raise, in bits.
+    """A lower bound of the mutual information that is not raised by chance, in bits.
 
-    The table p(kind | code) is learnt on some episodes and judged on others: the mean of log2 p(kind | code) / p(kind).
-    Rows of one episode resemble each other, so pairing rows at random corrects too little; leaving out whole
-    episodes does not have this fault.
+    The table p(kind | code) is estimated on some episodes and evaluated on others: the mean of
+    log2 p(kind | code) / p(kind). Rows of one episode are correlated, so pairing rows at random corrects too little;
+    holding out whole episodes avoids this.
 
     Args:
         codes: [N] int64.
         kinds: [N] int64.
         episodes: [N] int64.
-        folds: episodes are left out in so many groups.
+        folds: number of groups of held-out episodes.
         prior: weight of p(kind) in p(kind | code), in samples.
 
     Returns:
-        The bound; below 0 where the codes say nothing, since a table learnt from noise misleads.
+        The bound; below 0 if the codes carry no information, because the estimated table is then noise.
     """
     size = int(codes.max()) + 1, int(kinds.max()) + 1
     names, gain = episodes.unique(), 0.0
@@ -109,11 +109,11 @@ def held_out_information(codes: Tensor, kinds: Tensor, episodes: Tensor, folds: 
 
 
 def code_action_information(codes: Tensor, table: Table) -> dict[str, float]:
-    """Measure what one code says about the kind of movement, beyond which task it is.
+    """Measure how much one code tells about the kind of movement within a task.
 
     Args:
         codes: [F, N] int64, a row for each row of the table.
-        table: demonstrations with their true actions; only pairs count.
+        table: demonstrations with their true actions; only rows with a pair count.
 
     Returns:
         Mean over the N tokens and, by rows, over tasks, in bits: `held_out`, `plug_in`, `permuted`,

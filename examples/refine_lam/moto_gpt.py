@@ -1,9 +1,9 @@
-"""A small policy in the manner of Moto-GPT (arXiv 2412.04445): it writes down the coming latent action, then the actions.
+"""A small policy after Moto-GPT (arXiv 2412.04445): it generates the coming latent action's codes, then the actions.
 
 One sequence: image tokens and a task token, the N codes of the latent action of the coming chunk, and one query per
-action. Codes are predicted one after the other (from a begin token), which can be learnt from video without actions.
-Fine-tuning adds the action queries; they see the codes of half of the samples, as in Moto, so that the policy does not
-depend on them alone. When it acts, it generates the codes first, each the likeliest after those before it.
+action. Codes are predicted autoregressively (from a begin token), which can be learnt from video without actions.
+Fine-tuning adds the action queries; they see the codes in half of the samples, as in Moto, so that the policy does not
+depend on them alone. To act, it first generates the codes greedily.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MotoGPTConfig:
     image_size: int = 64
     codes: int = 8  # latent tokens per chunk
     codebook_size: int = 128
-    use_codes: bool = True  # False: actions straight from what is seen, the reference without latent actions
+    use_codes: bool = True  # False: actions directly from image and task, the reference without latent actions
     width: int = 96
     depth: int = 4
     heads: int = 4
@@ -59,7 +59,7 @@ class MotoGPT(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.backbone = Backbone(MiniVLAConfig(num_tasks=config.num_tasks, image_size=config.image_size, width=width))
-        self.code = nn.Embedding(config.codebook_size + 1, width)  # the last one begins
+        self.code = nn.Embedding(config.codebook_size + 1, width)  # the last one is the begin token
         self.query = nn.Parameter(0.02 * torch.randn(1, config.horizon, width))
         self.position = nn.Parameter(0.02 * torch.randn(1, 1 + config.codes, width))
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
@@ -73,18 +73,18 @@ class MotoGPT(nn.Module):
         Args:
             seen: [B, M, D] tokens of image and task.
             codes: [B, n] int64: the first n codes, n <= `config.codes`.
-            queries: whether the action queries stand at the end.
-            see_codes: [B] bool: whose queries may look at the codes; None: all.
+            queries: whether to append the action queries.
+            see_codes: [B] bool: samples whose queries may attend to the codes; None: all.
 
         Returns:
             Logits [B, 1 + n, K] of the code after each, the begin token first; actions [B, T, A], T = 0 without queries.
         """
         size, number = codes.shape
         begin = torch.full((size, 1), self.config.codebook_size, device=codes.device)
-        written = self.code(torch.cat([begin, codes], 1)) + self.position[:, : 1 + number]
-        asked = self.query.expand(size, -1, -1) if queries else seen[:, :0]
-        x = torch.cat([seen, written, asked], 1)
-        mask = self.mask(seen.shape[1], number, asked.shape[1], see_codes, x.device)
+        code_tokens = self.code(torch.cat([begin, codes], 1)) + self.position[:, : 1 + number]
+        query_tokens = self.query.expand(size, -1, -1) if queries else seen[:, :0]
+        x = torch.cat([seen, code_tokens, query_tokens], 1)
+        mask = self.mask(seen.shape[1], number, query_tokens.shape[1], see_codes, x.device)
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm_out(x)
@@ -93,7 +93,7 @@ class MotoGPT(nn.Module):
 
     @staticmethod
     def mask(seen: int, codes: int, queries: int, see_codes: Tensor | None, device: torch.device) -> Tensor:
-        """Who may look at whom, [B or 1, 1, N, N] bool: all at what is seen, codes at earlier ones, queries at all."""
+        """Mask [B or 1, 1, N, N] bool: all attend to the observation, codes to earlier codes, queries to everything."""
         size = seen + 1 + codes + queries
         allowed = torch.ones(size, size, dtype=torch.bool, device=device).tril()
         allowed[:seen, :seen] = True
@@ -109,7 +109,7 @@ class MotoGPT(nn.Module):
 
         Args:
             batch: `image` [B, 3, H, W] uint8, `task` [B] int64, `codes` [B, N] int64 of the coming chunk, `valid` [B]
-                bool, False where it has none (end of the episode). To fine-tune also `action` [B, T, A] in [-1, 1] and
+                bool, False where there are none (end of the episode). To fine-tune also `action` [B, T, A] in [-1, 1] and
                 `action_mask` [B, T, A], 1 where the action is real.
 
         Returns:
@@ -133,10 +133,10 @@ class MotoGPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, image: Tensor, task: Tensor) -> Tensor:
-        """Write the codes of the coming chunk: image [B, 3, H, W] uint8, task [B] int64 -> [B, N] int64."""
-        return self._write(self.backbone(image, task))
+        """Generate the codes of the coming chunk: image [B, 3, H, W] uint8, task [B] int64 -> [B, N] int64."""
+        return self._generate(self.backbone(image, task))
 
-    def _write(self, seen: Tensor) -> Tensor:
+    def _generate(self, seen: Tensor) -> Tensor:
         codes = torch.zeros(len(seen), 0, dtype=torch.long, device=seen.device)
         while codes.shape[1] < self.config.codes:
             logits, _ = self.run(seen, codes, queries=False)
@@ -145,30 +145,30 @@ class MotoGPT(nn.Module):
 
     @torch.no_grad()
     def get_action(self, observation: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
-        """Write the codes, then read off the actions.
+        """Generate the codes, then predict the actions.
 
         Args:
-            observation: `image` [B, 3, H, W] uint8 and `task` [B] int64; all else is ignored.
-            noise: ignored, since nothing is drawn; the demo's closed loop offers it.
+            observation: `image` [B, 3, H, W] uint8 and `task` [B] int64; other keys are ignored.
+            noise: ignored: this policy is deterministic.
 
         Returns:
             [B, T, A] float: actions, clipped to [-1, 1].
         """
         seen = self.backbone(observation["image"], observation["task"])
         if self.config.use_codes:
-            codes, see = self._write(seen), None
+            codes, see = self._generate(seen), None
         else:
             codes = torch.zeros(len(seen), self.config.codes, dtype=torch.long, device=seen.device)
             see = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
         return self.run(seen, codes, True, see)[1].clamp(-1, 1)
 
     def save(self, file: Path) -> None:
-        """Write weights and settings."""
+        """Save weights and settings."""
         torch.save({"config": dataclasses.asdict(self.config), "state": self.state_dict()}, file)
 
     @classmethod
     def load(cls, file: Path) -> MotoGPT:
-        """Read what :meth:`save` wrote, for acting."""
+        """Load what :meth:`save` wrote, in eval mode."""
         content = torch.load(file, weights_only=True)
         policy = cls(MotoGPTConfig(**content["config"]))
         policy.load_state_dict(content["state"])

@@ -1,4 +1,4 @@
-"""Training of the latent-token policy: on tokens of action-free video, then on the few labelled demonstrations."""
+"""Train the latent-token policy on tokens of action-free video, then on the few labelled demonstrations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from examples.demo.data import Table, row_batches
 from examples.demo.eval import action_error
 from examples.demo.stages import Progress
-from examples.demo.train import LOG_EVERY, adamw_cosine
+from examples.lam_training import LOG_EVERY, adamw_cosine
 from examples.refine_lam.moto_gpt import MotoGPT, MotoGPTConfig
 from examples.refine_lam.pseudo_labels import load_demonstrations
 from lara_adapter.storage.files import write_json
@@ -41,32 +41,32 @@ def train_moto_gpt(
         progress: called after each step.
         data: recordings with labelled and held-out demonstrations.
         unlabelled: recordings of which only the video is used.
-        labels: folder of `label`; None: no latent tokens, and so nothing to learn from video: fine-tuning alone.
-        distractors: whether frames hold them.
-        pretrain_steps: on the video of all demonstrations but the held-out.
+        labels: folder of `label`; None: no latent tokens, and so no video pre-training.
+        distractors: whether frames have distractors.
+        pretrain_steps: on the video of all but the held-out demonstrations.
         finetune_steps: on the labelled demonstrations.
-        batch: rows in each.
+        batch: rows per batch.
         lr: peak learning rate of each phase.
-        execute: how many actions of a chunk are done: those whose error is measured.
-        seed: of weights, order and masks; all policies of a seed share them.
+        execute: actions of a chunk that are executed; their error is measured.
+        seed: of weights, data order and masks, which all policies of a seed share.
     """
     tables = load_demonstrations(data, unlabelled, distractors=distractors, seed=seed)
     labelled, free, held_out = tables
     torch.manual_seed(seed)
     policy = MotoGPT(MotoGPTConfig(num_tasks=len(data), use_codes=labels is not None))
-    found = None if labels is None else torch.load(labels / "labels.pt", weights_only=True)
+    labelling = None if labels is None else torch.load(labels / "labels.pt", weights_only=True)
     for name, table in zip(("labelled", "unlabelled", "heldout"), tables):
         none = torch.zeros(len(table["valid"]), policy.config.codes, dtype=torch.long)
-        table["codes"] = none if found is None else found[name]["codes"]
+        table["codes"] = none if labelling is None else labelling[name]["codes"]
     history: dict[str, list[float]] = {}
-    if found is not None:
+    if labelling is not None:
         video = {key: torch.cat([labelled[key], free[key]]) for key in _VIDEO}
         optimise(policy, video, _VIDEO, batch, lr, pretrain_steps, seed, progress, history)
     optimise(policy, labelled, _DEMONSTRATION, batch, lr, finetune_steps, seed, progress, history)
     policy.eval().save(folder / "moto_gpt.pt")
     write_json(folder / "history.json", history)
     measured = {"action_error": action_error(policy, held_out, execute, seed)}
-    if found is not None:
+    if labelling is not None:
         measured |= code_scores(policy, held_out)
     write_json(folder / "measured.json", measured)
 
@@ -82,7 +82,7 @@ def optimise(
     progress: Progress,
     history: dict[str, list[float]],
 ) -> None:
-    """Train on rows of a table; without actions among `keys` only rows that have codes are drawn."""
+    """Train on rows of a table; without actions among `keys`, only on rows that have codes."""
     optimizer, schedule = adamw_cosine(policy, lr, steps)
     policy.train()
     for step, rows in enumerate(row_batches(table, batch, steps, seed, pairs_only="action" not in keys)):
@@ -100,15 +100,15 @@ def optimise(
 
 @torch.no_grad()
 def code_scores(policy: MotoGPT, table: Table) -> dict[str, float]:
-    """Judge the codes a policy writes for demonstrations that it never saw.
+    """Evaluate the codes that a policy generates for held-out demonstrations.
 
     Args:
         policy: the policy.
         table: rows with `codes`.
 
     Returns:
-        `code_loss`, nats per code, the true earlier ones given; `codes_right`, share of the generated codes that are
-        those of the LAM.
+        `code_loss`, nats per code given the true earlier ones; `codes_right`, share of the generated codes that equal
+        the LAM's.
     """
     loss = right = 0.0
     pairs: Tensor = table["valid"].nonzero().squeeze(1)

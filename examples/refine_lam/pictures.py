@@ -1,4 +1,4 @@
-"""The picture of refine_lam.py: bars with intervals, a row of panels for each world."""
+"""The picture of the results: bars with intervals, a row of panels for each world."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from examples.demo.pictures import STYLE
 
 Rows = Sequence[Mapping[str, Any]]
 
-# as in the demo's pictures; references are grey
+# as in the demo's pictures; the references are grey
 COLOURS = {"plain": "#999999", "control": "#CC79A7", "cosine": "#E69F00", "contrastive": "#009E73"}
 PANELS = (
     ("probe", "r2", "linear probe: R2"),
@@ -33,13 +33,13 @@ PANELS = (
 
 
 def draw(file: Path, rows: Rows) -> None:
-    """Draw the bars: means over seeds, each seed as a dot.
+    """Draw bars: means over seeds, each seed as a dot.
 
     Lines at the bars are 95 % intervals: t over seeds, or with one seed over demonstrations; Wilson's over all episodes
-    for success rates. What no row measures has no panel.
+    for success rates. A measure without rows has no panel.
 
     Args:
-        file: the picture.
+        file: where to save the picture.
         rows: of results.json.
     """
     panels = [panel for panel in PANELS if any(row["measure"] == panel[0] for row in rows)]

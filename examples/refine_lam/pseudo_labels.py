@@ -1,7 +1,7 @@
-"""A finished LAM as a labeller: latent-action tokens for every pair, and actions decoded from them by a linear head.
+"""Label demonstrations with a trained LAM: tokens for every pair, and actions decoded from z by a linear head.
 
 Unlabelled demonstrations are video: neither their actions nor the robot's state are known. So the policies trained here
-see the image and the task alone; with the state, two frames would tell the movement without any latent action.
+see only image and task; with the state, two frames would reveal the movement without any latent action.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from examples.mini_vla import MiniVLA
 from examples.refine_lam.codes import code_action_information, encode
 from lara_adapter.storage.files import write_json
 
-UNLABELLED = 1000  # added to the seed of the unlabelled demonstrations: starts and distractors of their own
+UNLABELLED = 1000  # added to the seed of the unlabelled demonstrations, for their own starts and distractors
 
 
 def load_demonstrations(
@@ -54,9 +54,9 @@ def label(
             [F, 16, 4], decoded for the unlabelled; and `measured.json`.
         progress: called once.
         data: recordings with labelled and held-out demonstrations.
-        unlabelled: recordings whose actions only measure.
+        unlabelled: recordings whose actions are only used to measure.
         lam: the model.
-        distractors: whether frames hold them.
+        distractors: whether frames have distractors.
         seed: of the run.
     """
     tables = load_demonstrations(data, unlabelled, distractors=distractors, seed=seed)
@@ -80,15 +80,15 @@ def label(
 
 
 def probe_content(probe: Probe) -> dict[str, Any]:
-    """What a probe found, as JSON can hold it: R2, its interval, and what a bootstrap over demonstrations needs."""
+    """A probe's result as JSON: R2, its interval, and the data for a bootstrap over demonstrations."""
     parts = {"errors": probe.errors.tolist(), "variances": probe.variances.tolist()}
     return {"r2": probe.r2, "interval": list(r2_interval(probe)), **parts}
 
 
 def probe_rows(table: Table, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For `ridge_probe`: latents [N, D] of all pairs, the whole movement of their chunks [N, 48], and their episodes [N].
+    """Inputs of `ridge_probe`: latents [N, D] of all pairs, the movement of their chunks [N, 48], and their episodes [N].
 
-    The gripper's command is constant within each task: it would only tell whether the task was recognised.
+    Without the gripper: its command is constant within a task, so it would only measure task recognition.
     """
     rows = table["valid"]
     return z[rows], table["action"][rows, :, :3].flatten(1), table["episode"][rows]
@@ -98,10 +98,10 @@ def decode_actions(labelled: Table, labelled_z: Tensor, free: Table, free_z: Ten
     """Fit a ridge regression from latents to chunks on the labelled demonstrations, and decode the unlabelled with it.
 
     Args:
-        labelled: demonstrations whose actions are known.
+        labelled: demonstrations with known actions.
         labelled_z: [F, D] their latents.
-        free: demonstrations to be labelled; their actions are not read.
-        free_z: [G, D] theirs.
+        free: demonstrations to label; their actions are not read.
+        free_z: [G, D] their latents.
 
     Returns:
         Actions [G, 16, 4] in [-1, 1], 0 in rows without a future frame; the penalty, chosen by cross-validation over
@@ -110,9 +110,9 @@ def decode_actions(labelled: Table, labelled_z: Tensor, free: Table, free_z: Ten
     fitted = probe_rows(labelled, labelled_z)
     penalty = ridge_probe(fitted, fitted).penalty
     chunks = labelled["action"][labelled["valid"]].flatten(1)
-    (found,) = ridge(fitted[0].double(), chunks.double(), free_z[free["valid"]].double(), [penalty])
+    (decoded,) = ridge(fitted[0].double(), chunks.double(), free_z[free["valid"]].double(), [penalty])
     actions = torch.zeros(len(free_z), HORIZON, chunks.shape[1] // HORIZON)
-    actions[free["valid"]] = found.float().unflatten(1, (HORIZON, -1)).clamp(-1, 1)
+    actions[free["valid"]] = decoded.float().unflatten(1, (HORIZON, -1)).clamp(-1, 1)
     return actions, penalty
 
 
@@ -131,20 +131,20 @@ def train_on_labels(
     execute: int,
     seed: int,
 ) -> None:
-    """Train the demo's policy, without LARA and without the state, on labelled and newly labelled demonstrations. A job.
+    """Train the demo's policy, without LARA and state, on labelled and pseudo-labelled demonstrations. A job.
 
     Args:
         folder: gets what `train_policy` writes.
         progress: called after each step.
         data: recordings with labelled and held-out demonstrations.
-        unlabelled: recordings to be added.
-        labels: folder of :func:`label`, whose actions the unlabelled get; None: they keep the true ones, the ceiling.
-        use_unlabelled: False: the labelled ones alone.
-        distractors: whether frames hold them.
-        steps: how many.
-        batch: rows in each.
+        unlabelled: recordings to add.
+        labels: folder of :func:`label`, with the actions for the unlabelled ones; None: the true actions, as the ceiling.
+        use_unlabelled: False: train on the labelled ones alone.
+        distractors: whether frames have distractors.
+        steps: number of training steps.
+        batch: rows per batch.
         lr: peak learning rate.
-        execute: how many actions of a chunk are done.
+        execute: actions of a chunk that are executed.
         seed: of the run.
     """
     labelled, free, held_out = load_demonstrations(data, unlabelled, distractors=distractors, seed=seed)
@@ -160,13 +160,13 @@ def train_on_labels(
             folders[-1].mkdir()
             torch.save(_join(parts), folders[-1] / "demos.pt")
             torch.save(_of_task(held_out, task), folders[-1] / "heldout.pt")
-        # the frames written are spoilt already, and with the distractors that the LAM saw
-        given = {"distractors": False, "steps": steps, "batch": batch, "lr": lr, "execute": execute, "seed": seed}
-        train_policy(folder, progress, data=folders, lam=None, lara_options=None, **given)
+        # the frames already contain their distractors, the same as for the LAM
+        options = {"distractors": False, "steps": steps, "batch": batch, "lr": lr, "execute": execute, "seed": seed}
+        train_policy(folder, progress, data=folders, lam=None, lara_options=None, **options)
 
 
 def _of_task(table: Table, task: int, *, pairs_only: bool = False) -> Table:
-    """The rows of one task as `collect` writes them, without state, and without pairs since no LAM will look."""
+    """The rows of one task as `collect` writes them, without state and without pairs, which only a LAM would need."""
     keep = (table["task"] == task) & (table["valid"] | (not pairs_only))
     part = {key: table[key][keep] for key in ("state", "action", "action_mask", "episode")}
     part["state"] = torch.zeros_like(part["state"])
@@ -174,22 +174,22 @@ def _of_task(table: Table, task: int, *, pairs_only: bool = False) -> Table:
 
 
 def _join(parts: list[Table]) -> Table:
-    """Put tables of one task together."""
+    """Concatenate tables of one task."""
     joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     return {**joined, "future": torch.arange(len(joined["future"]))}
 
 
 class WithoutState:
-    """The demo's policy as :func:`train_on_labels` trained it: it is never told the robot's state."""
+    """The demo's policy as :func:`train_on_labels` trained it: its state input is always zero."""
 
     def __init__(self, policy: MiniVLA) -> None:
         self.policy, self.config = policy, policy.config
 
     @classmethod
     def load(cls, file: Path) -> WithoutState:
-        """Load a policy for acting."""
+        """Load a policy, in eval mode."""
         return cls(load_policy(file))
 
     def get_action(self, observation: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
-        """Sample a chunk as `MiniVLA.get_action` does, whatever the state."""
+        """Sample a chunk as `MiniVLA.get_action` does, ignoring the state."""
         return self.policy.get_action({**observation, "state": torch.zeros_like(observation["state"])}, noise)

@@ -1,4 +1,4 @@
-"""Results of refine_lam.py as rows of results.json, one for each world, seed, arm and measure, added atomically."""
+"""Results as rows of results.json, one for each world, seed, arm and measure, added atomically."""
 
 from __future__ import annotations
 
@@ -34,48 +34,48 @@ REFERENCES = {
 }
 WORLDS = {"distractors": "With distractors", "clean": "Without distractors"}
 _KEY = ("world", "seed", "arm", "measure")
-# may differ between runs of one folder
+# settings that may differ between runs into one folder
 _MAY_DIFFER = {"output", "report", "markdown", "seeds", "worlds", "workers", "preset"}
 
 
 class ResultsUnusable(RuntimeError):
-    """The results in a folder cannot be used; the message says why, and what to do."""
+    """The results in a folder cannot be used; the message says why and how to fix it."""
 
 
 def fixed_settings(settings: Settings) -> dict[str, Any]:
-    """Return what all rows of one results.json must share."""
+    """Return the settings that all rows of one results.json share."""
     content = dataclasses.asdict(settings)
     return {key: list(v) if isinstance(v, tuple) else v for key, v in content.items() if key not in _MAY_DIFFER}
 
 
 def check(settings: Settings) -> None:
-    """Refuse a folder that holds results of other settings.
+    """Check that a folder has no results of other settings.
 
     Raises:
-        ResultsUnusable: it does.
+        ResultsUnusable: it has.
     """
     file = settings.output / RESULTS
     if file.is_file():
-        held, wanted = read_json(file).get("settings", {}), fixed_settings(settings)
-        other = sorted(key for key in wanted if held.get(key) != wanted[key])
+        stored, current = read_json(file).get("settings", {}), fixed_settings(settings)
+        other = sorted(key for key in current if stored.get(key) != current[key])
         if other:
-            raise ResultsUnusable(f"{file} holds results of another {', '.join(other)}; choose another --output")
+            raise ResultsUnusable(f"{file} has results of another {', '.join(other)}; choose another --output")
 
 
 def add_rows(settings: Settings, rows: Iterable[Row]) -> None:
-    """Add rows to results.json; a row of the same world, seed, arm and measure is replaced. Written whole or not at all.
+    """Add rows to results.json, atomically; a row of the same world, seed, arm and measure is replaced.
 
     Args:
-        settings: the knobs.
+        settings: of the run.
         rows: "world", "seed", "arm", "measure", and numbers.
 
     Raises:
-        ResultsUnusable: the file holds results of other settings.
+        ResultsUnusable: the file has results of other settings.
     """
     check(settings)
     file = settings.output / RESULTS
-    held = read_json(file)["rows"] if file.is_file() else []
-    keyed = {tuple(row[key] for key in _KEY): row for row in [*held, *rows]}
+    stored = read_json(file)["rows"] if file.is_file() else []
+    keyed = {tuple(row[key] for key in _KEY): row for row in [*stored, *rows]}
     packages = ("torch", "numpy", "metaworld", "mujoco")
     environment = {"python": platform.python_version(), "cores": os.cpu_count(), "lara_adapter": __version__}
     environment |= {name: importlib.metadata.version(name) for name in packages}
@@ -101,16 +101,16 @@ def lam_rows(arm: str, probed: Path, labels: Path) -> list[Row]:
 
 
 def training_rows(measure: str, policies: Mapping[str, Path]) -> list[Row]:
-    """Make the rows of policies before they act: "moto_gpt_error" or "pseudo_policy_error" on held-out demonstrations."""
+    """Make the rows "moto_gpt_error" or "pseudo_policy_error" of policies on held-out demonstrations."""
     file = {"moto_gpt_error": "measured.json", "pseudo_policy_error": "action_error.json"}[measure]
     return [{"arm": arm, "measure": measure, **read_json(folder / file)} for arm, folder in policies.items()]
 
 
 def acting_rows(arms: Mapping[str, Iterable[str]], evaluated: Mapping[str, Path]) -> list[Row]:
-    """Make the rows of what one seed's policies did; `solved` holds 0 or 1 per start, by task.
+    """Make the closed-loop rows of one seed's policies; `solved` has 0 or 1 per start, by task.
 
     Args:
-        arms: for "moto_gpt" and for "pseudo_policy".
+        arms: of "moto_gpt" and of "pseudo_policy".
         evaluated: folder of each task's episodes.
     """
     outcomes = {task: torch.load(folder / "success.pt", weights_only=True) for task, folder in evaluated.items()}

@@ -1,4 +1,4 @@
-"""The knobs of refine_lam.py."""
+"""Settings and presets."""
 
 from __future__ import annotations
 
@@ -11,61 +11,60 @@ from examples.demo.cli import check_settings
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The knobs. The defaults are those of the preset "quick"."""
+    """Settings. The defaults are those of the preset "quick"."""
 
     preset: Literal["smoke", "quick", "full"] = "quick"
-    """smoke: a minute or two, shows that everything works and nothing else. quick: what the committed results were made
-    with. full: hours."""
+    """smoke: a minute or two, shows only that everything runs. quick: as the committed results. full: hours."""
     output: Path = Path("outputs/refine_lam")
-    """Where results go. Finished stages are kept under cache/ there, and found again by the settings they depend on."""
+    """Where results are written. Finished stages are kept in cache/, under names that depend on their settings."""
     report: Path | None = None
-    """Run nothing: print the table of the results in this folder, and draw its picture again."""
+    """Run nothing: print the tables of the results in this folder, and redraw its picture."""
     markdown: bool = False
     """With --report: print the tables as Markdown."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each is the whole experiment anew: starts, LAM, weights, data order, noise and distractors."""
+    """Each repeats the whole experiment with its own starts, LAM, weights, data order, noise and distractors."""
     tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open")
     """Meta-World tasks with a scripted expert."""
     worlds: Literal["distractors", "clean", "both"] = "both"
-    """Whether random squares and light spoil every frame, for the LAMs, the policies and the evaluation."""
+    """Random squares and light in every frame, for the LAMs, the policies and the evaluation, or clean frames."""
     labelled: int = 10
     """Demonstrations per task with actions: for the joint training, for the heads that decode z, for the policies."""
     unlabelled: int = 25
-    """Demonstrations per task whose actions nobody sees, save the ceiling "true labels"."""
+    """Demonstrations per task whose actions only the ceiling "true labels" uses."""
     heldout: int = 10
-    """Demonstrations per task to measure with."""
+    """Held-out demonstrations per task, for the measurements."""
     play: int = 25
-    """Episodes of play video per task, of which the plain LAM learns."""
+    """Episodes of play video per task, to train the plain LAM."""
     play_steps: int = 112
-    """Steps of each."""
+    """Steps of each play episode."""
     lam_steps: int = 400
     """Training steps of the plain LAM."""
     joint_steps: int = 200
-    """Further steps: of the control, and of the joint training with a policy."""
+    """Further steps of the control and of the joint training with a policy."""
     batch: int = 16
     """Rows per batch of the LAMs and of the joint training."""
     policy_batch: int = 16
     """Rows per batch of the policies that learn from tokens or labels."""
     lr: float = 5e-4
-    """Peak learning rate of everything, falling along a cosine."""
+    """Peak learning rate of all models; it falls along a cosine."""
     align_weight: float = 0.1
-    """w1 of LARA, Eq. 7, as in the quickstart."""
+    """w1 of LARA, Eq. 7, as in the demo."""
     lam_weight: float = 0.1
     """w2."""
     pretrain_steps: int = 200
     """Steps of the latent-token policy on tokens of action-free video."""
     finetune_steps: int = 200
-    """Its steps on the labelled demonstrations."""
+    """Steps of the latent-token policy on the labelled demonstrations."""
     policy_steps: int = 200
     """Steps of each diffusion policy on true or pseudo-labels."""
     episodes: int = 10
     """Closed-loop episodes per task and policy."""
     max_steps: int = 150
-    """Length of an episode that is not solved."""
+    """Steps after which an episode counts as failed."""
     execute: int = 8
-    """Actions done of each chunk of 16."""
+    """Actions executed of each chunk of 16."""
     workers: int = 2
-    """Processes at a time, one thread each."""
+    """Parallel processes, one thread each."""
 
     def __post_init__(self) -> None:
         check_settings(self)

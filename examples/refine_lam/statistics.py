@@ -1,4 +1,4 @@
-"""Intervals for refine_lam.py. Each function says what it resamples or takes as random."""
+"""Intervals. Each function says what it resamples or takes as random."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def t_quantile(freedom: int) -> float:
     """
     if freedom <= len(_T):
         return _T[freedom - 1]
-    z = 1.959964  # Cornish and Fisher's series, right to 1e-3 from here on
+    z = 1.959964  # Cornish and Fisher's series, exact to 1e-3 from here on
     second, third = (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + (z**3 + z) / (4 * freedom) + second / freedom**2 + third / freedom**3
 
 
 def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """A 95 % t interval of a mean over seeds; what is random is the seed. (None, None) for fewer than two."""
+    """A 95 % t interval of a mean over seeds, which are the random samples. (None, None) for fewer than two."""
     number = len(values)
     if number < 2:
         return None, None
@@ -39,7 +39,7 @@ def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | tuple[Non
 
 
 def values_of(rows: Sequence[Mapping[str, Any]], arm: str, measure: str, key: str) -> dict[int, float]:
-    """Return one number by seed, of rows of one world."""
+    """Return one number for each seed, from the rows of one world."""
     return {row["seed"]: row[key] for row in rows if row["arm"] == arm and row["measure"] == measure}
 
 
@@ -50,10 +50,10 @@ def difference_interval(
 
     Args:
         values: by seed.
-        others: by seed; only seeds that both have count.
+        others: by seed; only common seeds count.
 
     Returns:
-        Mean, lower and upper end; None where there are too few seeds.
+        Mean, lower and upper end; None if there are too few seeds.
     """
     pairs = [values[seed] - others[seed] for seed in values if seed in others]
     if not pairs:
@@ -64,56 +64,58 @@ def difference_interval(
 def over_demonstrations(
     rows: Sequence[Mapping[str, Any]], arm: str, measure: str, other: str | None = None
 ) -> tuple[float, float] | tuple[None, None]:
-    """A 95 % bootstrap interval of R2, or of its difference to another arm: held-out demonstrations are drawn again.
+    """A 95 % bootstrap interval of R2, or of its difference to another arm; held-out demonstrations are resampled.
 
-    For one seed only: it holds the chance of which demonstrations were held out, not that of another seed.
+    For one seed only: it covers the choice of held-out demonstrations, not the variation over seeds.
 
     Args:
         rows: of one world.
-        arm: whose R2.
-        measure: of what.
-        other: minus whose, on the same demonstrations.
+        arm: name of the arm.
+        measure: name of the measure.
+        other: arm to subtract, on the same demonstrations.
 
     Returns:
-        The 2.5 and 97.5 percentiles; (None, None) with more seeds, or for a measure that is no R2.
+        The 2.5 and 97.5 percentiles; (None, None) with more seeds, or for a measure without R2.
     """
     probes = []
     for name in (arm,) if other is None else (arm, other):
-        mine = [row for row in rows if (row["arm"], row["measure"]) == (name, measure)]
-        if len(mine) != 1 or "errors" not in mine[0]:
+        matching = [row for row in rows if (row["arm"], row["measure"]) == (name, measure)]
+        if len(matching) != 1 or "errors" not in matching[0]:
             return None, None
-        errors, variances = (torch.tensor(mine[0][key], dtype=torch.double) for key in ("errors", "variances"))
-        probes.append(Probe(mine[0]["r2"], errors, variances, penalty=0.0))
+        errors, variances = (torch.tensor(matching[0][key], dtype=torch.double) for key in ("errors", "variances"))
+        probes.append(Probe(matching[0]["r2"], errors, variances, penalty=0.0))
     return r2_interval(*probes)
 
 
 def paired_bootstrap(
     rows: Sequence[Mapping[str, Any]], arm: str, other: str, measure: str, draws: int = 4000
 ) -> tuple[float, float]:
-    """A 95 % bootstrap interval of a difference of success rates: starts are drawn again, for both policies at once.
+    """A 95 % bootstrap interval of a difference of success rates; starts are resampled for both policies together.
 
-    Within each seed and task as many starts are drawn as there were. Seeds are not drawn again: the interval holds the
-    chance of the episodes with these trained policies, not that of training others.
+    Starts are resampled within each seed and task, seeds are not: the interval covers the episodes of these trained
+    policies, not the variation over trainings.
 
     Args:
         rows: of one world.
-        arm: whose rate.
-        other: minus whose.
-        measure: of which policy.
-        draws: how many resamplings.
+        arm: name of the arm.
+        other: arm to subtract.
+        measure: name of the policy's measure.
+        draws: number of resamplings.
 
     Returns:
         The 2.5 and 97.5 percentiles, in shares.
     """
-    found = {
+    outcomes = {
         name: {row["seed"]: row["solved"] for row in rows if row["arm"] == name and row["measure"] == measure}
         for name in (arm, other)
     }
     random = torch.Generator().manual_seed(0)
     total, count = torch.zeros(draws), 0
-    for seed in sorted(found[arm].keys() & found[other].keys()):
-        for task, solved in sorted(found[arm][seed].items()):
-            gain = torch.tensor(solved, dtype=torch.float) - torch.tensor(found[other][seed][task], dtype=torch.float)
+    for seed in sorted(outcomes[arm].keys() & outcomes[other].keys()):
+        for task, solved in sorted(outcomes[arm][seed].items()):
+            gain = torch.tensor(solved, dtype=torch.float) - torch.tensor(
+                outcomes[other][seed][task], dtype=torch.float
+            )
             total += gain[torch.randint(len(gain), (draws, len(gain)), generator=random)].sum(1)
             count += len(gain)
     low, high = (total / count).quantile(torch.tensor([0.025, 0.975])).tolist()

@@ -97,5 +97,5 @@ def test_lara_finds_the_blocks_by_itself_and_reaches_everything(alignment):
 def test_sizes_are_read_off_the_weights():
     config = MiniVLAConfig(num_tasks=3, width=48, depth=6)
     state = MiniVLA(config).state_dict()
-    assert MiniVLAConfig.of_weights(state) == config
-    MiniVLA(MiniVLAConfig.of_weights(state)).load_state_dict(state)
+    assert MiniVLAConfig.from_state_dict(state) == config
+    MiniVLA(MiniVLAConfig.from_state_dict(state)).load_state_dict(state)

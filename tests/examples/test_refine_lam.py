@@ -1,9 +1,8 @@
-"""examples/refine_lam.py from end to end: a smoke run that is killed half-way, goes on, and gives the same rows again."""
+"""examples.refine_lam from end to end: a smoke run that is killed half-way resumes and gives the same rows."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
+
 pytest.importorskip("tyro")
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LAMS = {"plain", "control", "cosine", "contrastive"}
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "refine_lam.py"), *arguments],
+        [sys.executable, "-m", "examples.refine_lam", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        cwd=ROOT,
     )
 
 

@@ -106,7 +106,7 @@ def test_the_policy_sees_spoilt_frames_its_labels_and_no_state(recordings, tmp_p
         given.append(load_table(data, "demos", distractors=distractors, seed=0))
         load_table(data, "heldout", distractors=distractors, seed=0)
 
-    monkeypatch.setattr("refine_pseudo_labels.train_policy", keep)
+    monkeypatch.setattr("examples.refine_lam.pseudo_labels.train_policy", keep)
     training = {**world, "steps": 1, "batch": 4, "lr": 1e-3, "execute": 8}
     labelled, free, _ = load_demonstrations(**world)
     count, pairs = len(labelled["valid"]), int(free["valid"].sum())

@@ -13,6 +13,8 @@ from helpers import stage_jobs
 
 from examples.demo.stages import Job, StageFailed, run_jobs
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def make_job(name: str, log: Path, **settings) -> Job:
     return Job(name, stage_jobs.write, {"log": str(log), "text": name, **settings}, units=2)
@@ -24,7 +26,7 @@ def test_results_are_kept_and_only_what_is_missing_runs(tmp_path):
     folders = run_jobs("first", jobs, cache, workers=2)
     assert [(folder / "result").read_text() for folder in folders] == ["a", "b"]
     assert sorted(log.read_text().split()) == ["a", "b"]
-    assert jobs[0].took(cache).keys() == {"seconds", "cpu_seconds"}
+    assert jobs[0].timing(cache).keys() == {"seconds", "cpu_seconds"}
     # once more, with one more job: only that one runs
     again = run_jobs("second", [*jobs, make_job("c", log)], cache, workers=2)
     assert again[:2] == folders
@@ -55,7 +57,7 @@ def test_a_failure_is_told_and_keeps_what_was_finished(tmp_path):
 
 
 def test_a_killed_process_is_noticed(tmp_path):
-    with pytest.raises(StageFailed, match="died without a word"):
+    with pytest.raises(StageFailed, match="died without an error message"):
         run_jobs("dying", [Job("dead", stage_jobs.die, {}, 1)], tmp_path / "cache", workers=1)
 
 
@@ -66,9 +68,8 @@ def test_a_killed_run_goes_on_where_it_stopped_and_leaves_no_process(tmp_path):
             f"""
             import sys
             from pathlib import Path
-            sys.path[:0] = {[str(Path(stage_jobs.__file__).parent), str(Path(__file__).parents[2] / "examples")]!r}
-            import stage_jobs
-            from quickstart_stages import Job, run_jobs
+            from helpers import stage_jobs
+            from examples.demo.stages import Job, run_jobs
             if __name__ == "__main__":
                 cache, log = Path({str(tmp_path / "cache")!r}), {str(tmp_path / "log")!r}
                 run_jobs("one", [Job("one", stage_jobs.write, dict(log=log, text="one"), 2)], cache, 1)
@@ -77,8 +78,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_leaves_no_process(tmp_path):
             """
         )
     )
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     run = subprocess.Popen([sys.executable, script, "600"], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists() and time.monotonic() < deadline:

@@ -100,6 +100,32 @@ def test_the_flags_of_gr00ts_own_script_do_what_they_do_there(example, gpu, tmp_
     assert same == ["base_model_path", "dataset_path", "embodiment_tag", "num_gpus"]
 
 
+def test_a_video_backend_counts_only_if_it_imports(example, tmp_path, monkeypatch, capsys):
+    """torchcodec is installed, but its import fails because FFmpeg's libraries are missing."""
+    package = tmp_path / "torchcodec"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('Could not load libtorchcodec\\nmore lines')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    monkeypatch.setattr(example.shutil, "which", lambda name: None)
+    assert example.backend_error("torchcodec") == "RuntimeError: Could not load libtorchcodec"
+    assert example.backend_error("opencv") is None
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke/ready").touch()
+    words = example.smoke_arguments(tmp_path / "smoke")
+    assert words[words.index("--video-backend") + 1] == "opencv"
+    modality = gr00t_tiny.write_modality_config(tmp_path / "modality_for_backend.py")
+    monkeypatch.setitem(MODALITY_CONFIGS, "new_embodiment", None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = [word if word != "MODALITY" else str(modality) for word in command_line(modality)]
+    assert example.main(arguments) == 2
+    refused = capsys.readouterr().err.splitlines()[-1]
+    assert "--video-backend torchcodec cannot be used (RuntimeError: Could not load" in refused
+    assert "usable here: opencv" in refused
+
+
 def test_several_gpus_want_several_processes(example):
     words = ["--base-model-path", "b", "--dataset-path", "d", "--embodiment-tag", "NEW_EMBODIMENT", "--num-gpus", "4"]
     with pytest.raises(LaraArgumentError, match=r"--num-gpus 4, but 1 process.*accelerate launch --num_processes 4"):

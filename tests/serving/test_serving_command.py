@@ -1,4 +1,4 @@
-"""What `lara serve` opens: modules, objects, the demo's policies; tokens; and nothing of LARA in its process."""
+"""What `lara serve` opens: modules, objects, the demo's policies; the token; no part of LARA in its process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from helpers.toys import OwnLam, make_batch
 from lara_adapter.integrations.served import open_served
 
 from lara_adapter import LaraArgumentError, PolicySourceError, ServingError, attach_lara, cli
-from lara_adapter.cli.serve import read_token
-from lara_adapter.serving import PolicyClient
+from lara_adapter.cli.credentials import read_token
+from lara_adapter.serving import PolicyClient, PolicyServer
 
 POLICIES = f"{ROOT / 'examples' / 'served_policies.py'}"
 
@@ -76,20 +76,28 @@ def open_served_module(module):
     return ModulePolicy(module)
 
 
-def test_sources_that_cannot_be_served(capsys):
-    for source, said in (
-        ("test_serving_command:Silent", "has no get_action"),
-        ("test_serving_command:make_dict", "a dict has no get_action"),
-        ("no/such/folder", "is no folder here"),
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (f"{__name__}:Silent", "has no get_action"),
+        (f"{__name__}:make_dict", "a dict has no get_action"),
+        ("no/such/folder", "is not a folder here"),
         (f"{POLICIES}:nothing", "has no 'nothing'"),
         (f"{POLICIES}:lara_cosine", "FileNotFoundError"),
-    ):
-        assert cli.main(["serve", source, "--port", "0"]) == 2, source
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("lara: serve: ")
-        assert said in error
+    ],
+)
+def test_sources_that_cannot_be_served(source, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEMO_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(PolicyServer, "run", lambda server: pytest.fail(f"{source} is served"))
+    assert cli.main(["serve", source, "--port", "0"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("lara: serve: ")
+    assert message in error
+
+
+def test_a_missing_checkpoint_is_an_error_in_python_too(tmp_path):
     with pytest.raises(PolicySourceError):
-        open_served("no/such/folder")
+        open_served(tmp_path / "no policy")
 
 
 def test_the_token_is_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
@@ -146,7 +154,7 @@ sys.exit(cli.main(sys.argv[1:]))
     child = subprocess.Popen(
         [sys.executable, "-c", program, "serve", f"{POLICIES}:lara_cosine", "--port", "0", "--allow-kill"],
         stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": path, "QUICKSTART_OUTPUT": str(tmp_path), "LARA_API_TOKEN": "secret",
+        env={**os.environ, "PYTHONPATH": path, "DEMO_OUTPUT": str(tmp_path), "LARA_API_TOKEN": "secret",
              "OMP_NUM_THREADS": "1"},  # as here: another number of threads rounds otherwise
     )  # fmt: skip
     try:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_quickstart(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))
+def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(EXAMPLES / "quickstart.py"), *arguments],
+        [sys.executable, "-m", "examples.demo", *arguments],
         capture_output=True,
         text=True,
         timeout=500,
-        env={**os.environ, "PYTHONPATH": path},
+        cwd=ROOT,
     )
 
 
@@ -46,8 +44,8 @@ def test_all_arms_differ_in_lara_alone():
 @pytest.mark.gl
 @pytest.mark.slow
 def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_path):
-    output = tmp_path / "quickstart"
-    first = run_quickstart("--preset", "smoke", "--output", str(output))
+    output = tmp_path / "demo"
+    first = run_demo("--preset", "smoke", "--output", str(output))
     assert first.returncode == 0, first.stdout + first.stderr
     for name in ("curves.png", "probe.png", "predictions.png", "attention.png", "report.md"):
         assert (output / name).stat().st_size > 1000, name
@@ -66,7 +64,7 @@ def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_
     assert "Traceback" not in first.stderr
 
     times = {path: path.stat().st_mtime_ns for path in (output / "cache").rglob("*")}
-    second = run_quickstart("--preset", "smoke", "--output", str(output))
+    second = run_demo("--preset", "smoke", "--output", str(output))
     assert second.returncode == 0, second.stdout + second.stderr
     assert {path: path.stat().st_mtime_ns for path in (output / "cache").rglob("*")} == times
     assert json.loads((output / "results.json").read_text()) == results

@@ -1,0 +1,70 @@
+"""A short training loop for a latent action model (LAM), shared by the demo and lerobot_posttrain.py.
+
+`lara train-lam` (lara_adapter.lam.pretrain) is the real one: video files, several processes, checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lara_adapter import LatentActionModel
+
+LOG_EVERY = 10
+
+History = dict[str, list[float]]
+
+
+def adamw_cosine(module: nn.Module, lr: float, steps: int) -> tuple[Optimizer, LambdaLR]:
+    """AdamW over everything that trains; the learning rate warms up for 20 steps and falls to zero along a cosine."""
+    optimizer = AdamW([p for p in module.parameters() if p.requires_grad], lr=lr, weight_decay=1e-5)
+    return optimizer, LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+
+
+def log(history: History, **values: float) -> None:
+    """Append one point to every curve."""
+    for key, value in values.items():
+        history.setdefault(key, []).append(value)
+
+
+def optimise_lam(
+    lam: LatentActionModel,
+    stream: Iterator[Mapping[str, Tensor]],
+    lr: float,
+    steps: int,
+    progress: Callable[[int], object],
+) -> History:
+    """Train a LAM by its own loss (LARA, Eq. 3), without actions and without a policy.
+
+    Args:
+        lam: the model.
+        stream: at least `steps` batches with `lara_frames` [B, 2, 3, H, W] and `lara_frames_valid` [B].
+        lr: peak learning rate.
+        steps: how many.
+        progress: called with 1 after each step.
+
+    Returns:
+        Curves: `step`, `reconstruction_over_copy`, `codes_used`.
+    """
+    history: History = {}
+    optimizer, schedule = adamw_cosine(lam, lr, steps)
+    lam.train()
+    for step, batch in enumerate(stream):
+        now, future = batch["lara_frames"].unbind(1)
+        output = lam(now, future, batch["lara_frames_valid"])
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress(1)
+        if step % LOG_EVERY == 0 or step == steps - 1:
+            over_copy = float(output.reconstruction_loss.detach() / output.copy_loss)
+            log(history, step=step, reconstruction_over_copy=over_copy, codes_used=float(output.codes_used))
+    lam.eval()
+    return history
