@@ -7,14 +7,14 @@ from typing import Any
 
 from ..errors import LaraArgumentError
 from ..lam.attention.picture import draw
-from ..lam.attention.report import look, save_arrays
+from ..lam.attention.report import measure_attention, save_arrays
 from .arguments import takes
 from .output import write_result
 
 __all__ = ["attention"]
 
 
-@takes(look, draw, positional=("lam", "data"), omit=("report", "path"))
+@takes(measure_attention, draw, positional=("lam", "data"), omit=("report", "path"))
 def attention(*, output: Path, queries: bool, json: bool = False, **arguments: Any) -> int:
     """What a latent action model looks at: attention.png and attention.npz in a folder, and a few numbers.
 
@@ -24,7 +24,7 @@ def attention(*, output: Path, queries: bool, json: bool = False, **arguments: A
         output: folder for attention.png and attention.npz.
         json: print JSON instead of text.
     """
-    report = look(**arguments)
+    report = measure_attention(**arguments)
     if output.is_file():
         raise LaraArgumentError(f"output={str(output)!r} is a file, but a folder is expected")
     draw(report, output / "attention.png", queries=queries)

@@ -20,7 +20,7 @@ import msgpack
 from helpers import record_bytes
 
 from lara_adapter import ServingError
-from lara_adapter.serving import ModalityConfig, pack, unpack
+from lara_adapter.serving import ModalityConfig, pack, protocol, unpack
 
 RECORDED = {name: base64.b64decode(text) for name, text in json.loads(record_bytes.FILE.read_text()).items()}
 OBSERVATION = {
@@ -146,14 +146,16 @@ def test_what_is_no_message_is_one_error(name):
         unpack(HARMFUL[name])
 
 
-def test_a_small_message_cannot_ask_for_much_memory():
-    bomb = msgpack.packb([[{}] * 60_000] * 100)  # 6 MB on the wire, 400 MB as dictionaries
+def test_a_small_message_cannot_ask_for_much_memory(monkeypatch):
+    assert protocol._MAX_ENTRIES == 2**20  # 64 MB of empty maps; a sixteenth here, since tracing them is slow
+    monkeypatch.setattr(protocol, "_MAX_ENTRIES", 2**16)
+    bomb = msgpack.packb([[{}] * 60_000] * 10)  # 0.6 MB on the wire, 40 MB as dictionaries
     tracemalloc.start()
     try:
         for message in (HARMFUL["header of 8 TB"], HARMFUL["1e12 entries without bytes"], bomb):
             with pytest.raises(ServingError):
                 unpack(message)
-        assert tracemalloc.get_traced_memory()[1] < 150e6
+        assert tracemalloc.get_traced_memory()[1] < 9e6
     finally:
         tracemalloc.stop()
 

@@ -13,7 +13,7 @@ pytest.importorskip("msgpack")
 pytest.importorskip("zmq")
 
 import zmq
-from helpers.serving_policies import ROOT, Bare, Echo, observation, serving
+from helpers.serving_policies import Bare, Echo, observation, serving
 from test_serving_protocol import RECORDED, same
 
 from lara_adapter import HostNotInstalled, LaraArgumentError, ServingError
@@ -195,11 +195,11 @@ with PolicyServer(Policy(), port=0) as server, PolicyClient(port=server.port) as
     server.stop(); thread.join()
 print(sorted(name for name in sys.modules if name.startswith("lara_adapter")))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert eval(done.stdout) == [
-        "lara_adapter", "lara_adapter.errors", "lara_adapter.serving", "lara_adapter.serving.client",
-        "lara_adapter.serving.protocol", "lara_adapter.serving.server",
+        "lara_adapter", "lara_adapter._version", "lara_adapter.errors", "lara_adapter.serving",
+        "lara_adapter.serving.client", "lara_adapter.serving.protocol", "lara_adapter.serving.server",
     ]  # fmt: skip
 
 

@@ -1,0 +1,10 @@
+"""No test depends on the folder that it is started in, or on what another program left there."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
