@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 # a module that is None in sys.modules counts as not installed, wherever this runs
 _WITHOUT = """
 import runpy, sys
-from pathlib import Path
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 script, *missing = sys.argv[1:]
 sys.modules.update(dict.fromkeys(missing))
 sys.argv = [script, "--help"]

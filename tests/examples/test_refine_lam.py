@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
 pytest.importorskip("tyro")
 
+ROOT = Path(__file__).resolve().parents[2]
 LAMS = {"plain", "control", "cosine", "contrastive"}
 
 
