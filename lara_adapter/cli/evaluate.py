@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @takes(
     Rollouts.__init__, Rollouts.run, PolicyClient.__init__,
-    omit=("client", "simulator", "tasks", "seeds", "progress", "timeout_ms", "api_token", "max_message_bytes"),
+    omit=("client", "seeds", "progress", "timeout_ms", "api_token", "max_message_bytes"),
 )  # fmt: skip
 def evaluate(
     tasks: tuple[str, ...],
@@ -58,7 +58,6 @@ def evaluate(
         token_file: file with the server's token; None: LARA_API_TOKEN of the environment, if set.
         timeout_s: longest wait for one answer.
         wait_s: longest wait for a server that is still loading.
-        videos: film this many episodes of each task (needs PyAV), of those that have not been run yet.
         rename: POLICY=SIMULATOR, for views and states that have different names.
         setting: KEY=VALUE for the simulator: image_size=224, suite=libero_10.
         json: print JSON instead of a table.

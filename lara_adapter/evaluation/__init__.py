@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: a served policy acts in a simulator, episode by episode, and is counted.
+"""Closed-loop evaluation: a served policy acts in a simulator, and its successes are counted.
 
 The simulators are in `lara_adapter.integrations.simulators`; the command is `lara eval`.
 """

@@ -1,4 +1,4 @@
-"""What a simulator must offer to be evaluated in, and how its observations become a request."""
+"""The interface of a simulator, and how its observations become a request to the policy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Observation:
     Attributes:
         views: camera -> uint8 [H, W, 3].
         states: name -> float32 [D].
-        instruction: what the policy is told.
+        instruction: the task in words.
     """
 
     views: Mapping[str, NDArray[np.uint8]]
@@ -35,8 +35,8 @@ class Environment(Protocol):
 
     Attributes:
         action_width: numbers in an action.
-        max_steps: after so many steps an episode that is not solved has failed.
-        fps: steps a second, for videos.
+        max_steps: length at which an unsolved episode has failed.
+        fps: steps per second, for videos.
     """
 
     action_width: int
@@ -44,19 +44,19 @@ class Environment(Protocol):
     fps: float
 
     def reset(self, seed: int) -> None:
-        """Begin an episode; the same seed is the same start."""
+        """Begin an episode; equal seeds are equal starts."""
 
     def observe(self, views: Sequence[str] | None = None) -> Observation:
-        """Look. `views`: the cameras that are expected; None: all."""
+        """Observe. `views`: the cameras that are needed; None: all."""
 
     def step(self, action: NDArray[np.float32]) -> bool:
-        """Do an action [action_width]; whether the task is now solved."""
+        """Execute an action [action_width]; returns whether the task is solved."""
 
     def picture(self) -> NDArray[np.uint8]:
-        """The scene for people to look at: [H, W, 3]."""
+        """The scene for a video: uint8 [H, W, 3]."""
 
     def close(self) -> None:
-        """Release it."""
+        """Release the simulator."""
 
 
 class Simulator(Protocol):
@@ -64,65 +64,65 @@ class Simulator(Protocol):
 
     Attributes:
         name: "metaworld".
-        settings: what it was made with; recorded in the report.
+        settings: its arguments; recorded in the report.
     """
 
     name: str
     settings: dict[str, Any]
 
     def tasks(self) -> list[str]:
-        """All tasks that can be opened."""
+        """Names of all tasks."""
 
     def open(self, task: str) -> Environment:
-        """Build a task's environment."""
+        """Build the environment of a task."""
 
 
 class Layout:
-    """Arranges observations as the policy wants them, in GR00T's layout with a batch of one."""
+    """Arranges observations as the policy expects them, in GR00T's layout with a batch of one."""
 
     def __init__(
         self, config: Mapping[str, ModalityConfig], offered: Observation, rename: Mapping[str, str] | None = None
     ) -> None:
-        """Match what the policy wants with what the simulator offers.
+        """Match the inputs of the policy with what the simulator offers.
 
         Args:
-            config: of `get_modality_config`; empty: the policy gets everything under the simulator's names.
+            config: from `get_modality_config`; empty: the policy gets everything, under the simulator's names.
             offered: any observation of the simulator.
             rename: name at the policy -> name at the simulator, where they differ.
 
         Raises:
-            LaraArgumentError: the policy wants something that the simulator does not offer.
+            LaraArgumentError: the simulator does not offer an input of the policy.
         """
         rename = dict(rename or {})
         self.views = self._match("video", config, offered.views, rename)
         self.states = self._match("state", config, offered.states, rename)
         if rename:
-            raise LaraArgumentError(f"rename: the policy wants nothing named {sorted(rename)}")
+            raise LaraArgumentError(f"rename: the policy has no input named {sorted(rename)}")
         self.language = ([*config["language"].modality_keys, "task"] if "language" in config else ["task"])[0]
         self.actions = list(config["action"].modality_keys) if "action" in config else None
-        # a part without entries may come without time steps
-        given = {kind: list(config[kind].delta_indices) if kind in config else [] for kind in ("video", "state")}
-        self.deltas = {kind: deltas or [0] for kind, deltas in given.items()}
+        # an input without entries may have no time steps
+        deltas = {kind: list(config[kind].delta_indices) if kind in config else [] for kind in ("video", "state")}
+        self.deltas = {kind: steps or [0] for kind, steps in deltas.items()}
         if max(map(max, self.deltas.values())) > 0:
-            raise LaraArgumentError(f"the policy wants observations of the future: {self.deltas}")
+            raise LaraArgumentError(f"the policy expects observations of the future: {self.deltas}")
         self.history = 1 - min(map(min, self.deltas.values()))  # observations to keep
 
     @staticmethod
     def _match(
         kind: str, config: Mapping[str, ModalityConfig], offered: Mapping[str, Any], rename: dict[str, str]
     ) -> dict[str, str]:
-        wanted = config[kind].modality_keys if kind in config else list(offered)
-        names = {name: rename.pop(name, name) for name in wanted}
+        expected = config[kind].modality_keys if kind in config else list(offered)
+        names = {name: rename.pop(name, name) for name in expected}
         missing = sorted(name for name in names.values() if name not in offered)
         if missing:
             raise LaraArgumentError(
-                f"the policy wants the {kind} entries {wanted}, but the simulator has no {missing}; it has "
-                f"{sorted(offered)}. Say which is which with --rename POLICY=SIMULATOR"
+                f"the policy expects the {kind} entries {expected}, but the simulator has no {missing}; it has "
+                f"{sorted(offered)}. Map the names with --rename POLICY=SIMULATOR"
             )
         return names
 
     def request(self, past: Sequence[Observation]) -> dict[str, Any]:
-        """Arrange the last observations, the present one last; before the first step the first one stands."""
+        """Arrange the last observations, the present one last; the first one stands for those before it."""
 
         def at(delta: int) -> Observation:
             return past[max(0, len(past) - 1 + delta)]
@@ -140,11 +140,11 @@ class Layout:
         }
 
     def chunk(self, action: Any, width: int) -> NDArray[np.float32]:
-        """The policy's answer as one array.
+        """The policy's action as one array.
 
         Args:
             action: {key: [1, H, D]}, [1, H, A] or [H, A].
-            width: of an action in the simulator.
+            width: of the simulator's actions.
 
         Returns:
             [H, width].

@@ -1,4 +1,4 @@
-"""Finished episodes on disk, one file each, and the report made of them."""
+"""Finished episodes on disk, one file each, and the report on them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["EpisodeStore", "format_report", "make_report", "wilson_interval"]
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Compute Wilson's score interval of a success rate, which stays honest near 0 and 1.
+    """Wilson's score interval of a success rate, which is accurate near 0 and 1 too.
 
     Args:
-        successes: how many.
-        trials: of how many, > 0.
+        successes: number of successes.
+        trials: number of trials, > 0.
         z: normal quantile; 1.96 for 95 %.
 
     Returns:
@@ -37,7 +37,7 @@ class EpisodeStore:
         """Open or create it.
 
         Raises:
-            LaraArgumentError: the folder was made with other settings: its episodes must not be mixed with these.
+            LaraArgumentError: the folder holds episodes of other settings, which must not be mixed with these.
         """
         self.folder, self.settings = folder, dict(settings)
         file = folder / "settings.json"
@@ -47,36 +47,38 @@ class EpisodeStore:
         before = read_json(file)
         changed = sorted(key for key in {*before, *self.settings} if before.get(key) != self.settings.get(key))
         if changed:
-            said = "; ".join(f"{key}: {before.get(key)!r} then, {self.settings.get(key)!r} now" for key in changed)
-            raise LaraArgumentError(f"{folder} holds episodes of other settings ({said}); choose another output folder")
+            changes = "; ".join(f"{key}: {before.get(key)!r} then, {self.settings.get(key)!r} now" for key in changed)
+            raise LaraArgumentError(
+                f"{folder} holds episodes of other settings ({changes}); choose another output folder"
+            )
 
     def _file(self, task: str, seed: int) -> Path:
         return self.folder / "episodes" / f"{task}-{seed}.json"
 
     def finished(self, task: str, seed: int) -> dict[str, Any] | None:
-        """What an episode gave, or None if it has not been run to its end."""
+        """The result of an episode, or None if it has not been finished."""
         file = self._file(task, seed)
         return read_json(file) if file.is_file() else None
 
     def keep(self, task: str, seed: int, result: Mapping[str, Any]) -> None:
-        """Write down a finished episode, whole or not at all."""
+        """Save a finished episode, atomically."""
         write_json(self._file(task, seed), result)
 
     def video(self, task: str, seed: int) -> Path:
-        """Where an episode's video goes."""
+        """Path of an episode's video."""
         return self.folder / "videos" / f"{task}-{seed}.mp4"
 
 
 def make_report(settings: Mapping[str, Any], episodes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Count.
+    """Summarise episodes.
 
     Args:
         settings: of the run.
         episodes: of each task: `success`, `steps`, `seed`, ...
 
     Returns:
-        `settings`; `tasks`: successes, episodes, rate, 95 % interval (Wilson), mean steps of the solved ones, and every
-        episode; `all`: the same over all tasks.
+        `settings`; `tasks`: for each its successes, episodes, rate, 95 % interval (Wilson), mean steps when solved, and the
+        episodes (`runs`); `all`: the same over all tasks.
     """
     tasks = {task: {**_count(rows), "runs": [dict(row) for row in rows]} for task, rows in episodes.items()}
     return {

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class Rollouts:
     """Evaluates the policy behind a client.
 
-    Every episode that ends is written down at once; a second run with the same folder and settings runs only what is
-    missing, also after the server or this process was killed.
+    Each episode is saved when it ends. A second run with the same folder and settings runs only the missing ones, even
+    after the server or this process was killed.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Rollouts:
         rename: Mapping[str, str] | None = None,
         max_steps: int | None = None,
     ) -> None:
-        """Ask the server what it serves, and open the folder.
+        """Ask the server for its policy, and open the folder.
 
         Args:
             client: connected to the server.
-            simulator: where to act.
+            simulator: where the policy acts.
             output: folder of episodes, videos and report.
-            execute: actions of a chunk that are done before the next is asked for; None: all.
-            ensemble: m of ACT's temporal ensemble; None: none. See :class:`ChunkExecutor`.
-            rename: name at the policy -> name at the simulator, of views and states.
-            max_steps: of an episode; None: the simulator's.
+            execute: actions of each chunk that are executed before the policy is called again; None: all.
+            ensemble: m of ACT's temporal ensemble over chunks, for example 0.01; None: no ensemble.
+            rename: policy's name -> simulator's name, of views and states.
+            max_steps: most steps of an episode; None: the simulator's limit.
 
         Raises:
             LaraArgumentError: an argument is out of range, or the folder holds episodes of other settings.
@@ -63,7 +63,7 @@ class Rollouts:
         self.rename, self.max_steps = dict(rename or {}), max_steps
         self.config = client.get_modality_config()
         described = client.describe()
-        # GR00T's own server, which does not describe itself, takes options and ignores them
+        # GR00T's own server, which does not describe itself, accepts and ignores options
         self.sends_seed = bool(described.get("options", True))
         self.settings: dict[str, Any] = {
             "policy": described.get("policy", "not told by the server"),
@@ -81,21 +81,21 @@ class Rollouts:
     def run(
         self, tasks: Sequence[str], seeds: Sequence[int], *, videos: int = 0, progress: Any = None
     ) -> dict[str, Any]:
-        """Run what has not been run.
+        """Run the episodes that have not been run.
 
         Args:
-            tasks: of the simulator.
-            seeds: one episode of each task for each; the same seed is the same start and the same sampling noise.
-            videos: so many episodes of each task are filmed, from the first on; one that was finished without a film by an
-                earlier run is not run again for it, which is logged.
-            progress: called with (task, seed, result) after each episode, also of one that had been run before.
+            tasks: names of tasks.
+            seeds: one episode of each task per seed, which decides its start and the policy's sampling noise.
+            videos: film this many episodes of each task, from the first on (needs PyAV), except those that an earlier run
+                finished without a film; this is logged.
+            progress: called with (task, seed, result) after each episode, including those of an earlier run.
 
         Returns:
-            The report; it is written to report.json too.
+            The report, which is also written to report.json.
 
         Raises:
-            LaraArgumentError: an unknown task, or the policy wants what the simulator does not offer.
-            ServingError: the server failed or went away; what was finished is kept.
+            LaraArgumentError: an unknown task, or the simulator does not offer an input of the policy.
+            ServingError: the server failed or went away; finished episodes are kept.
         """
         unknown = sorted(set(tasks) - set(self.simulator.tasks()))
         if unknown or not tasks or not seeds:
@@ -125,8 +125,8 @@ class Rollouts:
                     environment.close()
         if unfilmed:
             logger.warning(
-                "%d of the episodes to be filmed had been finished without a film, and are not run again for it: take "
-                "another output folder, or remove their files in %s",
+                "%d of the episodes to film were finished without a film and are not run again: use another output folder, "
+                "or delete their files in %s",
                 unfilmed,
                 self.store.folder / "episodes",
             )
@@ -143,17 +143,17 @@ class Rollouts:
         views = sorted(set(layout.views.values()))
         past: list[Observation] = []
         limit = environment.max_steps if self.max_steps is None else min(self.max_steps, environment.max_steps)
-        step, solved, asked, waited = 0, False, 0, 0.0
+        step, solved, requests, waited = 0, False, 0, 0.0
         while step < limit and not solved:
-            wants = self.executor.wants_chunk
-            if wants or layout.history > 1:  # rendering costs most: look only where it is needed
+            call = self.executor.wants_chunk
+            if call or layout.history > 1:  # rendering is slow: only when it is needed
                 past = [*past, environment.observe(views)][-layout.history :]
-            if wants:
+            if call:
                 since = time.perf_counter()
                 options = {"seed": sampling_seed(seed, step)} if self.sends_seed else None
                 action, _ = self.client.get_action(layout.request(past), options)
                 waited += time.perf_counter() - since
-                asked += 1
+                requests += 1
                 self.executor.add(layout.chunk(action, environment.action_width))
             if film is not None:
                 film.add(environment.picture)
@@ -166,12 +166,12 @@ class Rollouts:
             "seed": seed,
             "success": solved,
             "steps": step,
-            "requests": asked,
-            "milliseconds_per_request": round(1000 * waited / max(1, asked), 2),
+            "requests": requests,
+            "milliseconds_per_request": round(1000 * waited / max(1, requests), 2),
             "seconds": round(time.perf_counter() - begin, 2),
         }
 
 
 def sampling_seed(seed: int, step: int) -> int:
-    """The seed of the policy's noise at a step of an episode: another at each, and of 63 bits."""
+    """The seed of the policy's noise at a step of an episode: 63 bits, different at each."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1

@@ -1,4 +1,4 @@
-"""Serve a policy over ZMQ, and act through the socket, in the wire protocol of NVIDIA Isaac GR00T N1.6.
+"""Serve a policy over ZMQ, in the wire protocol of NVIDIA Isaac GR00T N1.6, and call it from a client.
 
 with PolicyServer(policy, port=5555) as server:
     server.run()
@@ -6,7 +6,7 @@ with PolicyServer(policy, port=5555) as server:
 with PolicyClient(port=5555) as client:
     action, info = client.get_action(observation)
 
-GR00T's own clients talk to this server, and this client to GR00T's server. Neither needs torch; both need pyzmq and
+GR00T's own clients work with this server, and this client with GR00T's server. Neither needs torch; both need pyzmq and
 msgpack (`pip install "lara-adapter[serve]"`). The messages are described in :mod:`lara_adapter.serving.protocol`.
 """
 

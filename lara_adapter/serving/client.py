@@ -1,4 +1,4 @@
-"""Act through a socket: a client whose time-outs end, and which is good for the next call after every failure."""
+"""A client for a policy server: every call ends in time, and after any failure the client can be used again."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import LaraArgumentError, ServingError, ServingTimeout
-from .protocol import MAX_MESSAGE_BYTES, ModalityConfig, address_of, pack, require, unpack
+from .protocol import MAX_MESSAGE_BYTES, ModalityConfig, pack, require_zmq, routing_id, unpack
 
 __all__ = ["PolicyClient"]
 
-_RETRY_S = 0.1  # between two looks for a server that cuts the connection at once
+_RETRY_S = 0.1  # between two tries to reach a server that closes the connection at once
 
 
-class _Answered(ServingError):
-    """The server is there and answered with an error; every other ServingError is one of the way to it."""
+class _ErrorReply(ServingError):
+    """The server answered with an error; every other ServingError is about the connection."""
 
 
 class PolicyClient:
-    """Talks to a :class:`PolicyServer`, or to the server of GR00T N1.6.
+    """Client of a :class:`PolicyServer`, or of GR00T N1.6's server.
 
-    It connects when it is first used, and again after a time-out or a lost connection; a call that failed is not
-    repeated, since the robot has moved meanwhile. Threads may share a client: their calls wait for each other.
+    It connects on first use, and again after a time-out or a lost connection. A failed call is not repeated: the robot
+    has moved meanwhile. Threads may share a client; their calls wait for each other.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class PolicyClient:
         api_token: str | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        """Prepare; nothing is sent.
+        """Set up; nothing is sent.
 
         Args:
             host: of the server.
             port: of the server.
             timeout_ms: how long a call waits for its answer, connecting included.
-            api_token: what the server asks for.
-            max_message_bytes: larger messages are neither sent nor taken.
+            api_token: the server's token.
+            max_message_bytes: larger messages are neither sent nor accepted.
 
         Raises:
             LaraArgumentError: a number is out of range.
@@ -53,8 +53,8 @@ class PolicyClient:
             raise LaraArgumentError(f"timeout_ms={timeout_ms} must be above 0, and port={port} in 1..65535")
         self.address, self.timeout_ms = f"tcp://{host}:{port}", timeout_ms
         self._token, self._limit = api_token, max_message_bytes
-        self._name, self._connections = uuid.uuid4().hex, 0  # by the name the server knows this client again
-        self._zmq, _ = require()
+        self._name, self._connections = uuid.uuid4().hex, 0  # the name tells the server that it is the same client
+        self._zmq, _ = require_zmq()
         self._context = self._zmq.Context()
         self._socket: Any = None
         self._lock = threading.Lock()
@@ -65,12 +65,12 @@ class PolicyClient:
         """Ask for an action.
 
         Args:
-            observation: what the policy takes; GR00T's layout is `{"video": {view: uint8 [B, T, H, W, 3]}, "state":
+            observation: input of the policy; GR00T's layout is `{"video": {view: uint8 [B, T, H, W, 3]}, "state":
                 {key: float32 [B, T, D]}, "language": {key: [[str]] * B}}`.
-            options: what the policy takes besides.
+            options: further options of the policy.
 
         Returns:
-            The action, in GR00T's layout `{key: float32 [B, H, D]}`, and what the policy says about it.
+            The action, in GR00T's layout `{key: float32 [B, H, D]}`, and the policy's further information.
 
         Raises:
             ServingTimeout: no answer in time.
@@ -86,15 +86,15 @@ class PolicyClient:
         return self.call_endpoint("reset", {"options": options})
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:
-        """Ask what the policy wants and gives; empty if it does not say."""
+        """Inputs and outputs of the policy; empty if it does not declare them."""
         answer: dict[str, ModalityConfig] = self.call_endpoint("get_modality_config")
         return answer
 
     def describe(self) -> dict[str, Any]:
-        """Ask what is served; empty from GR00T's own server, which does not know the question."""
+        """What is served; empty from GR00T's own server, which does not have this endpoint."""
         try:
             answer: dict[str, Any] = self.call_endpoint("describe")
-        except _Answered as error:
+        except _ErrorReply as error:
             if "Unknown endpoint" in str(error):
                 return {}
             raise
@@ -109,11 +109,11 @@ class PolicyClient:
         return True
 
     def wait_until_ready(self, seconds: float = 60.0) -> None:
-        """Wait for a server that is still loading its policy, also at the far end of a tunnel, which cuts until then.
+        """Wait for a server that is still loading its policy, also behind a tunnel, which closes connections until then.
 
         Raises:
             ServingTimeout: it does not answer within that time.
-            ServingError: it answers, and refuses (a wrong token).
+            ServingError: it answers with an error (a wrong token).
         """
         end = time.monotonic() + seconds
         while True:
@@ -121,13 +121,13 @@ class PolicyClient:
                 left = end - time.monotonic()
                 self.call_endpoint("ping", timeout_ms=max(1, min(1000, int(1000 * left))))
                 return
-            except _Answered:
+            except _ErrorReply:
                 raise
             except ServingError as error:
                 if self._context is None:
                     raise
                 if time.monotonic() + _RETRY_S >= end:
-                    why = "" if isinstance(error, ServingTimeout) else f"; the last try: {error}"
+                    why = "" if isinstance(error, ServingTimeout) else f"; last error: {error}"
                     raise ServingTimeout(f"no server answers at {self.address} within {seconds:g} s{why}") from error
                 time.sleep(_RETRY_S)
 
@@ -149,8 +149,8 @@ class PolicyClient:
 
         Args:
             endpoint: its name.
-            data: its arguments, where it has some.
-            requires_input: False: no arguments are sent, as in GR00T's client.
+            data: its arguments, if any.
+            requires_input: whether to send `data`, as in GR00T's client.
             timeout_ms: for this call; None: the client's.
 
         Returns:
@@ -174,7 +174,7 @@ class PolicyClient:
         with self._lock:
             answer = unpack(self._exchange(endpoint, message, timeout_ms or self.timeout_ms))
         if isinstance(answer, dict) and "error" in answer:
-            raise _Answered(f"{self.address} answered {endpoint} with an error: {answer['error']}")
+            raise _ErrorReply(f"{self.address} answered {endpoint} with an error: {answer['error']}")
         return answer
 
     def _exchange(self, endpoint: str, message: bytes, timeout_ms: int) -> bytes:
@@ -182,7 +182,7 @@ class PolicyClient:
         if self._context is None:
             raise ServingError("this client is closed")
         try:
-            if self._socket is not None and self._monitor.poll(0):  # lost since the last call, which was answered
+            if self._socket is not None and self._monitor.poll(0):  # lost since the last call
                 self._disconnect()
             if self._socket is None:
                 self._connect()
@@ -193,7 +193,7 @@ class PolicyClient:
                 if self._socket in ready:
                     frames: list[bytes] = self._socket.recv_multipart()
                     return frames[0]
-                if self._monitor in ready and self._was_cut():
+                if self._monitor in ready and self._is_cut():
                     raise ServingError(
                         f"{self.address} closed the connection before it answered {endpoint}: it stopped, or refuses "
                         f"messages of {len(message)} bytes"
@@ -201,13 +201,13 @@ class PolicyClient:
         except zmq.ZMQError as error:
             self._disconnect()
             raise ServingError(f"{endpoint} at {self.address}: {error}") from error
-        except BaseException:  # ours and an interrupt: in each case the socket still waits for an answer
+        except BaseException:  # ours, or an interrupt: the socket still waits for an answer
             self._disconnect()
             raise
         self._disconnect()
         raise ServingTimeout(
             f"{self.address} gave no answer to {endpoint} within {timeout_ms} ms: it is not running, not "
-            "reachable, or busy longer than that (raise timeout_ms)"
+            "reachable, or busy for longer (raise timeout_ms)"
         )
 
     def _connect(self) -> None:
@@ -216,9 +216,9 @@ class PolicyClient:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, self._limit)
         self._connections += 1
-        socket.setsockopt(zmq.IDENTITY, address_of(self._name, self._connections))
+        socket.setsockopt(zmq.IDENTITY, routing_id(self._name, self._connections))
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)  # a peer that vanished without a goodbye is a lost connection
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)  # a peer that vanished silently is a lost connection
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._poller = zmq.Poller()
@@ -226,7 +226,7 @@ class PolicyClient:
         self._poller.register(self._monitor, zmq.POLLIN)
         socket.connect(self.address)
 
-    def _was_cut(self) -> bool:
+    def _is_cut(self) -> bool:
         from zmq.utils.monitor import recv_monitor_message
 
         recv_monitor_message(self._monitor)

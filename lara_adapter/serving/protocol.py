@@ -1,13 +1,13 @@
-"""What goes over the wire: one msgpack map a message, arrays as .npy, and never any code.
+"""The wire protocol: each message is a msgpack map, arrays are .npy; nothing in a message is code.
 
-    request   {"endpoint": str, "data": {argument: value}, "api_token": str}      the last two where needed
+    request   {"endpoint": str, "data": {argument: value}, "api_token": str}      the last two if needed
     reply     what the endpoint returned; get_action: [action, info]; or {"error": str}
     array     {"__ndarray_class__": true, "as_npy": the bytes of a .npy file}
     modality  {"__ModalityConfig_class__": true, "as_json": {...}}
 
-It is the protocol of NVIDIA Isaac GR00T N1.6 (gr00t/policy/server_client.py). What that leaves open is decided here:
-a .npy may hold only numbers and strings, and its header must promise exactly the bytes that follow it, so that a
-message of a few bytes cannot ask for gigabytes; scalars of numpy and tensors of torch may be sent too.
+It is the protocol of NVIDIA Isaac GR00T N1.6 (gr00t/policy/server_client.py). In addition: a .npy may hold only numbers
+and strings, and its header must match the bytes that follow it, so that a short message cannot allocate gigabytes;
+numpy scalars and torch tensors can be sent too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from ..errors import HostNotInstalled, ServingError
 
-__all__ = ["MAX_MESSAGE_BYTES", "ModalityConfig", "pack", "require", "unpack"]
+__all__ = ["MAX_MESSAGE_BYTES", "ModalityConfig", "pack", "require_zmq", "routing_id", "unpack"]
 
-MAX_MESSAGE_BYTES = 64 * 2**20  # about 340 views of 256 x 256; a limit on what a stranger can make us hold
+MAX_MESSAGE_BYTES = 64 * 2**20  # about 340 views of 256 x 256; bounds what an untrusted peer can make us hold
 _MAX_ENTRIES = 2**20  # of all lists and maps of a message: an empty map is one byte on the wire and 64 in memory
 _ARRAY, _MODALITY = "__ndarray_class__", "__ModalityConfig_class__"
 _KINDS = "biufcSU"  # bool, integers, floats, complex, strings: never objects, records, dates
@@ -35,14 +35,14 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 @dataclasses.dataclass
 class ModalityConfig:
-    """What a policy wants of one modality ("video", "state", "language") or gives ("action").
+    """Entries of one input ("video", "state", "language") or of the output ("action") of a policy.
 
     Attributes:
-        delta_indices: time steps relative to now; of an action, the chunk: 0 ... H-1.
+        delta_indices: time steps relative to now; for an action those of the chunk, 0 ... H-1.
         modality_keys: the entries, in order.
         sin_cos_embedding_keys: entries that the policy encodes as angles, or None.
         mean_std_embedding_keys: entries that it normalises by mean and deviation, or None.
-        action_configs: of an action, one mapping of strings for each entry, or None.
+        action_configs: for an action, one mapping of strings per entry, or None.
     """
 
     delta_indices: list[int]
@@ -52,17 +52,17 @@ class ModalityConfig:
     action_configs: list[dict[str, Any]] | None = None
 
 
-def address_of(name: str, connection: int) -> bytes:
-    """The ZMQ routing id of a client's connection; each of its connections has another."""
+def routing_id(name: str, connection: int) -> bytes:
+    """The ZMQ routing id of one connection of a client."""
     return f"lara:{name}:{connection}".encode()
 
 
 def client_name(address: bytes) -> bytes:
-    """What tells the connections of one client from those of others. A foreign client has one for each."""
+    """The part of a routing id that all connections of one client share; for a foreign client, the whole."""
     return address.rpartition(b":")[0] if address.startswith(b"lara:") else address
 
 
-def require() -> tuple[Any, Any]:
+def require_zmq() -> tuple[Any, Any]:
     """Import (zmq, msgpack).
 
     Raises:
@@ -87,9 +87,9 @@ def pack(content: Any) -> bytes:
             ModalityConfigs (GR00T's or ours), and lists, tuples and str-keyed mappings of them.
 
     Raises:
-        ServingError: it holds something else, an array of objects among it.
+        ServingError: it holds something else, for instance an array of objects.
     """
-    _, msgpack = require()
+    _, msgpack = require_zmq()
     try:
         packed: bytes = msgpack.packb(content, default=_encode)
     # what msgpack raises: TypeError, ValueError (nested too deep), OverflowError (an integer above 64 bits)
@@ -99,12 +99,12 @@ def pack(content: Any) -> bytes:
 
 
 def unpack(message: bytes) -> Any:
-    """Decode a message. Arrays come writable, tuples as lists.
+    """Decode a message. Arrays are writable, tuples become lists.
 
     Raises:
-        ServingError: it is no whole message of this protocol.
+        ServingError: it is not a complete message of this protocol.
     """
-    _, msgpack = require()
+    _, msgpack = require_zmq()
     entries = 0
 
     def count(container: Any) -> Any:
@@ -125,10 +125,10 @@ def unpack(message: bytes) -> Any:
         )
     except ServingError:
         raise
-    # msgpack's own exceptions derive from ValueError or Exception, as versions go
+    # msgpack's own exceptions derive from ValueError or Exception, depending on its version
     except Exception as error:
         detail = str(error) or type(error).__name__
-        raise ServingError(f"{len(message)} bytes are no message of this protocol: {detail}") from error
+        raise ServingError(f"{len(message)} bytes are not a message of this protocol: {detail}") from error
 
 
 def _encode(value: Any) -> Any:
@@ -143,11 +143,11 @@ def _encode(value: Any) -> Any:
         return {_MODALITY: True, "as_json": to_json(dataclasses.asdict(value))}  # type: ignore[arg-type]
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} has no form in this protocol")
+    raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} cannot be encoded")
 
 
 def to_json(value: Any) -> Any:
-    """Plain values, enumerations by their names, as the receiving side looks them up."""
+    """Plain values; enumerations become their names, which the receiver looks up."""
     if isinstance(value, dict):
         return {str(key): to_json(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -158,7 +158,7 @@ def to_json(value: Any) -> Any:
 def _to_npy(array: NDArray[Any]) -> bytes:
     """The bytes that np.save writes, with one copy of the data instead of three."""
     if array.dtype.hasobject or array.dtype.kind not in _KINDS:
-        raise TypeError(f"an array of dtype {array.dtype} cannot be sent; wanted are numbers, bools or strings")
+        raise TypeError(f"an array of dtype {array.dtype} cannot be sent; numbers, bools or strings are expected")
     header = io.BytesIO()
     npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
     order: Literal["F", "C"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
@@ -180,22 +180,22 @@ def _from_npy(content: Any) -> NDArray[Any]:
     try:
         version = npy.read_magic(file)
         if version not in _HEADERS:
-            raise ValueError(f"version {version} of .npy; expected: 1.0 or 2.0")
+            raise ValueError(f"version {version} of .npy, but 1.0 or 2.0 is expected")
         shape, fortran, dtype = _HEADERS[version](file)
     except ServingError:
         raise
     except Exception as error:  # a header is a Python literal: its parser may raise nearly anything
-        raise ServingError(f"{len(content)} bytes are no .npy array: {error}") from error
+        raise ServingError(f"{len(content)} bytes are not a .npy array: {error}") from error
     if dtype.hasobject or dtype.kind not in _KINDS or dtype.subdtype is not None:
-        raise ServingError(f"an array of dtype {dtype} is refused; numbers, bools and strings are taken")
+        raise ServingError(f"an array of dtype {dtype} is refused; numbers, bools or strings are expected")
     if any(side < 0 for side in shape):
         raise ServingError(f"an array of shape {shape} is refused: a side is negative")
-    start, wanted = file.tell(), math.prod(shape) * dtype.itemsize
-    if len(content) - start != wanted:
-        raise ServingError(f"an array {shape} of {dtype} has {wanted} bytes, but {len(content) - start} came with it")
-    if dtype.itemsize == 0:  # np.empty((10**12,), "U0") would take room although not a byte of it was sent
-        raise ServingError(f"an array of dtype {dtype}, whose entries have no bytes, is refused")
-    flat = np.frombuffer(content, dtype, offset=start) if wanted else np.empty(0, dtype)
+    start, size = file.tell(), math.prod(shape) * dtype.itemsize
+    if len(content) - start != size:
+        raise ServingError(f"an array {shape} of {dtype} has {size} bytes, but {len(content) - start} came with it")
+    if dtype.itemsize == 0:  # np.empty((10**12,), "U0") allocates although nothing was sent
+        raise ServingError(f"an array of dtype {dtype}, whose entries are empty, is refused")
+    flat = np.frombuffer(content, dtype, offset=start) if size else np.empty(0, dtype)
     try:
         return flat.reshape(shape, order="F" if fortran else "C").copy(order="K")
     except (ValueError, OverflowError) as error:  # (0, 10**30)

@@ -1,4 +1,4 @@
-"""A policy behind a ZMQ socket: one thread, one request at a time, and nothing that a client sends can end it."""
+"""A policy behind a ZMQ socket: one thread, one request at a time; nothing that a client sends can stop it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import LaraArgumentError, ServingError
-from .protocol import MAX_MESSAGE_BYTES, client_name, pack, require, unpack
+from .protocol import MAX_MESSAGE_BYTES, client_name, pack, require_zmq, unpack
 
 __all__ = ["PolicyServer"]
 
 logger = logging.getLogger(__name__)
 
 _POLL_MS = 100  # how soon stop() is noticed
-_MOST_WAITING = 256  # clients; the requests of more stay with libzmq, so that a flood neither starves nor fills us
+_MAX_WAITING = 256  # clients; further requests stay in libzmq, so that a flood does not fill our memory
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -34,7 +34,7 @@ class _Endpoint:
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
-        """Taken once, not at each request."""
+        """Inspected once, not at each request."""
         return inspect.signature(self.function)
 
 
@@ -42,17 +42,17 @@ class PolicyServer:
     """Answers the requests of :class:`PolicyClient` and of GR00T N1.6's own client.
 
     Endpoints: `get_action(observation, options)`, `reset(options)`, `get_modality_config`, `ping`, `describe`, and
-    `kill` where it is allowed; `register_endpoint` adds others. Requests are answered one after the other, in the
-    order they came; of a client of ours that has given up and asks again, only the newest is worked on. Whatever goes
-    wrong with a request is its answer, `{"error": ...}`, and the server goes on.
+    `kill` if allowed; `register_endpoint` adds others. Requests are answered one at a time, in the order in which they
+    arrive; if one of our clients gives up and asks again, only its newest request is processed. A request that fails is
+    answered with `{"error": ...}`, and the server continues.
 
-    The policy needs `get_action(observation)`, or `get_action(observation, options)`; it returns the action or
-    (action, info). The action is a mapping of arrays, an array or a tensor; NaN and infinity in it are an error, never
-    sent to a robot. `reset()`, `reset(options)` and `get_modality_config()` are called if it has them. Clients share
-    the policy: one that keeps an episode's state serves one client well, several not.
+    The policy needs `get_action(observation)` or `get_action(observation, options)`, which returns the action or
+    (action, info). The action is a mapping of arrays, an array or a tensor; NaN or infinity in it is an error and never
+    reaches a robot. `reset()`, `reset(options)` and `get_modality_config()` are called if the policy has them. All
+    clients share the policy: one that keeps the state of an episode can serve only one client.
 
-    Who reaches the port can use the policy, so it is bound to this machine unless `host` says otherwise. Messages,
-    the token among them, are not encrypted: over a network that others use, go through ssh or a VPN.
+    Anyone who reaches the port can use the policy, so by default only this machine can. Messages, and the token in them,
+    are not encrypted: use ssh or a VPN on a network that others use.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class PolicyServer:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         description: str | None = None,
     ) -> None:
-        """Bind the socket; nothing is answered before :meth:`run`.
+        """Bind the socket; requests are answered by :meth:`run`.
 
         Args:
-            policy: what acts.
-            host: address to listen on; "0.0.0.0" or "*": every network of the machine.
+            policy: see above.
+            host: address to listen on; 0.0.0.0 or *: every network of this machine.
             port: TCP port; 0: any free one.
-            api_token: what every request must carry, if given; compared in constant time.
+            api_token: token that every request must carry; compared in constant time.
             allow_kill: whether a client may stop the server.
-            max_message_bytes: libzmq drops the connection of who sends more.
+            max_message_bytes: libzmq closes the connection of a client that sends more.
             description: what `describe` calls the policy; None: its class.
 
         Raises:
@@ -91,7 +91,7 @@ class PolicyServer:
         if api_token is not None and not (isinstance(api_token, str) and api_token):
             raise LaraArgumentError("api_token: a string of at least one character is expected, or None")
         self.policy, self.description = policy, description or type(policy).__name__
-        self._takes_options = _takes(policy.get_action, "options")
+        self._takes_options = _accepts(policy.get_action, "options")
         self._token = None if api_token is None else api_token.encode()
         self._stopped = threading.Event()
         self._endpoints: dict[str, _Endpoint] = {}
@@ -102,11 +102,11 @@ class PolicyServer:
         self.register_endpoint("describe", self._describe, False)
         if allow_kill:
             self.register_endpoint("kill", self.stop, False)
-        self._zmq, _ = require()
+        self._zmq, _ = require_zmq()
         self._bind(host, port, max_message_bytes)
         if host not in _LOCAL and api_token is None:
             logger.warning(
-                "the policy can be reached from other machines (host=%r), and no api_token is asked for", host
+                "the policy can be reached from other machines (host=%r), and no api_token is required", host
             )
 
     def _bind(self, host: str, port: int, max_message_bytes: int) -> None:
@@ -115,9 +115,9 @@ class PolicyServer:
         self._socket = socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
-        socket.setsockopt(zmq.RCVHWM, 4)  # of one connection; a client has one request under way
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to who has left is an error here, not a silence
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # what died without a goodbye is forgotten
+        socket.setsockopt(zmq.RCVHWM, 4)  # per connection; a client has one request in flight
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to a client that left is an error, not dropped silently
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # a client that vanished silently is forgotten
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
         try:
             socket.bind(f"tcp://{host}:{port or '*'}")
@@ -131,7 +131,7 @@ class PolicyServer:
         """Answer requests for `name` by `function(**data)`, or by `function()` where it requires no input."""
         self._endpoints[name] = _Endpoint(function, requires_input)
 
-    # ------------------------------------------------------------------ life
+    # ------------------------------------------------------------------ running
 
     def run(self) -> None:
         """Answer until :meth:`stop` (from any thread or a signal handler) or, if allowed, a client's `kill`."""
@@ -139,51 +139,50 @@ class PolicyServer:
         logger.info("serving %s on tcp://%s:%d", self.description, self.host, self.port)
         try:
             while not self._stopped.is_set():
-                self._take_in(waiting, patient=busy > 0.05)
+                self._receive(waiting, patient=busy > 0.05)
                 if not waiting:
                     continue
                 begin = time.monotonic()
                 *envelope, message = waiting.pop(next(iter(waiting)))
                 try:
                     self._socket.send_multipart([*envelope, self._answer(message)], flags=zmq.DONTWAIT)
-                except zmq.ZMQError as error:  # it left, or does not read
-                    logger.info("an answer found no client: %s", error)
+                except zmq.ZMQError as error:  # the client left, or does not read
+                    logger.info("an answer could not be sent: %s", error)
                 busy = time.monotonic() - begin
         finally:
             self.close()
 
-    def _take_in(self, waiting: dict[bytes, list[bytes]], patient: bool) -> None:
-        """Read what has come. A second request under one name comes from a client that gave the first one up.
+    def _receive(self, waiting: dict[bytes, list[bytes]], patient: bool) -> None:
+        """Read the requests that have arrived. A client's second request replaces its first, which it has given up.
 
-        Where requests piled up during a long answer it looks once more for what libzmq still has in hand, so that the
-        newer request of a client is among it.
+        After a long answer (`patient`) it also waits for what libzmq is still delivering, to find the newest requests.
         """
         zmq = self._zmq
         patient = patient and bool(self._socket.poll(0))
         if not waiting and not self._socket.poll(_POLL_MS):
             return
-        while len(waiting) < _MOST_WAITING:
+        while len(waiting) < _MAX_WAITING:
             try:
                 address, *frames = self._socket.recv_multipart(flags=zmq.DONTWAIT)
             except zmq.Again:
                 if patient and self._socket.poll(1):
                     continue
                 return
-            # [request id of a correlating REQ,] empty, message: anything else has not come from a REQ socket
+            # [request id of a correlating REQ,] empty, message: a REQ socket sends nothing else
             if len(frames) not in (2, 3) or frames[-2]:
-                logger.warning("dropped %d frames that no REQ socket sends", len(frames))
+                logger.warning("dropped a message of %d frames, which no REQ socket sends", len(frames))
                 continue
             name = client_name(address)
             waiting.pop(name, None)
             waiting[name] = [address, *frames]
 
     def stop(self) -> dict[str, str]:
-        """Make :meth:`run` return after the request it is at."""
+        """Make :meth:`run` return after the present request."""
         self._stopped.set()
         return {"status": "ok", "message": "Server stops"}
 
     def close(self) -> None:
-        """Release the port. :meth:`run` does it when it returns."""
+        """Release the port; :meth:`run` does so when it returns."""
         self._stopped.set()
         self._socket.close(linger=1000)  # time for the last answer
         self._context.term()
@@ -199,13 +198,13 @@ class PolicyServer:
     # ------------------------------------------------------------------ one request
 
     def _answer(self, message: bytes) -> bytes:
-        """The reply to a message, whatever it holds."""
+        """The reply to any message."""
         try:
             return pack(self._call(message))
         except ServingError as error:
             logger.warning("refused: %s", error)
             text = str(error)
-        except Exception as error:  # the policy's own; it has the traceback, the client one line
+        except Exception as error:  # the policy's: the traceback is logged, the client gets one line
             logger.exception("the policy failed")
             text = f"{type(error).__name__}: {error}"
         return pack({"error": text[:2000].encode(errors="replace").decode()})
@@ -213,7 +212,7 @@ class PolicyServer:
     def _call(self, message: bytes) -> Any:
         request = unpack(message)
         if not isinstance(request, dict):
-            raise ServingError(f"a request is a map with the key endpoint, but a {type(request).__name__} came")
+            raise ServingError(f"a request is a map with the key endpoint, but got a {type(request).__name__}")
         self._check_token(request.get("api_token"))
         name = request.get("endpoint", "get_action")
         endpoint = self._endpoints.get(name) if isinstance(name, str) else None
@@ -226,7 +225,7 @@ class PolicyServer:
         if data is None:
             data = {}
         if not isinstance(data, dict):
-            raise ServingError(f"{name}: data is a map of arguments, but a {type(data).__name__} came")
+            raise ServingError(f"{name}: data is a map of arguments, but got a {type(data).__name__}")
         try:
             endpoint.signature.bind(**data)
         except TypeError as error:
@@ -242,7 +241,7 @@ class PolicyServer:
 
     def _get_action(self, observation: Any, options: dict[str, Any] | None = None) -> list[Any]:
         if options is not None and not self._takes_options:
-            raise ServingError(f"{self.description}.get_action takes no options, but {sorted(options)} came")
+            raise ServingError(f"{self.description}.get_action takes no options, but got {sorted(options)}")
         result = self.policy.get_action(observation, **({"options": options} if self._takes_options else {}))
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
             action, info = result
@@ -255,7 +254,7 @@ class PolicyServer:
         reset = getattr(self.policy, "reset", None)
         if reset is None:
             return {}
-        result = reset(options=options) if _takes(reset, "options") else reset()
+        result = reset(options=options) if _accepts(reset, "options") else reset()
         return {} if result is None else result
 
     def _describe(self) -> dict[str, Any]:
@@ -264,13 +263,13 @@ class PolicyServer:
         return {"server": f"lara-adapter {__version__}", "policy": self.description, "options": self._takes_options}
 
 
-def _takes(function: Callable[..., Any], name: str) -> bool:
+def _accepts(function: Callable[..., Any], name: str) -> bool:
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _check_finite(value: Any, where: str) -> None:
-    """Refuse NaN and infinity wherever they stand in an action."""
+    """Refuse NaN and infinity anywhere in an action."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
             _check_finite(entry, f"{where}[{key!r}]")

@@ -147,7 +147,7 @@ def test_actions_that_do_not_fit(action, said):
 def test_observations_that_the_simulator_does_not_have():
     with pytest.raises(LaraArgumentError, match=r"no \['front'\]; it has \['hand', 'top'\].*--rename"):
         Layout({"video": ModalityConfig([0], ["front"])}, SEEN)
-    with pytest.raises(LaraArgumentError, match="wants nothing named"):
+    with pytest.raises(LaraArgumentError, match="has no input named"):
         Layout({}, SEEN, {"front": "top"})
     with pytest.raises(LaraArgumentError, match="future"):
         Layout({"video": ModalityConfig([0, 1], ["top"])}, SEEN)
@@ -306,7 +306,7 @@ def test_episodes_that_were_finished_without_a_film_are_not_run_again_for_it(tmp
     policy = Mover()
     roll(policy, tmp_path, videos=1)
     assert policy.requests == 0
-    assert "2 of the episodes to be filmed had been finished without a film" in caplog.text
+    assert "2 of the episodes to film were finished without a film" in caplog.text
     caplog.clear()
     roll(Mover(), tmp_path / "fresh", videos=1)
     roll(Mover(), tmp_path / "fresh", videos=1)

@@ -44,7 +44,7 @@ def test_a_policy_that_has_get_action_alone():
         assert client.reset() == {}
         assert client.get_modality_config() == {}
         assert client.describe()["options"] is False
-        with pytest.raises(ServingError, match="takes no options, but \\['seed'\\] came"):
+        with pytest.raises(ServingError, match="takes no options, but got \\['seed'\\]"):
             client.get_action({"state": np.ones((1, 4))}, {"seed": 1})
 
 
