@@ -1,25 +1,25 @@
-"""Make the README's table of training setups from test results, and nothing else.
+"""The README's table of training setups, from test results.
 
-    pytest tests --junitxml=outputs/NAME.xml                           # in each environment
-    python benchmarks/setups_table.py --record outputs/NAME.xml        # -> benchmarks/results/setups/NAME.json
-    python benchmarks/setups_table.py                                  # rewrites the table in README.md
-    python benchmarks/setups_table.py --check                          # fails if it is not what the results say
+    pytest tests --junitxml=outputs/NAME.xml                              # in each environment
+    python -m benchmarks.setups.table --record outputs/NAME.xml           # -> benchmarks/results/setups/NAME.json
+    python -m benchmarks.records --write                                  # the table in README.md
 
 A row is "works" or "refused" (with a clear error) if every test behind it passed, "FAILS" if one did not, and "not run"
-if none ran. `python benchmarks/setups_gpu.py` adds the rows that need GPUs, as results/setups/gpu.json.
+if none ran. `benchmarks.setups.gpu` adds the rows that need GPUs, as results/setups/gpu.json.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "setups"
-BEGIN, END = "<!-- setups: begin -->", "<!-- setups: end -->"
+from benchmarks import RESULTS, markdown
+from lara_adapter.storage.files import read_json, write_json
+
+RECORDS = RESULTS / "setups"
 
 # what a user would look for: (row, "works" or "refused", pattern of test names)
 ROWS = [
@@ -56,7 +56,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-def record(path: Path) -> Path:
+def write_record(path: Path) -> Path:
     """Keep of a JUnit file what the table needs: versions, and each test's "passed", "failed" or "skipped"."""
     root = ET.parse(path).getroot()
     versions = {p.get("name", ""): p.get("value", "") for p in root.iter("property")}
@@ -66,13 +66,13 @@ def record(path: Path) -> Path:
         bad = states & {"failure", "error"}
         results[case.get("name", "")] = "failed" if bad else "skipped" if "skipped" in states else "passed"
     used = {name: state for name, state in results.items() if any(re.search(p, name) for _, _, p in ROWS)}
-    target = RESULTS / f"{path.stem}.json"
-    target.write_text(json.dumps({"versions": versions, "results": used}, indent=1, sort_keys=True) + "\n")
+    target = RECORDS / f"{path.stem}.json"
+    write_json(target, {"versions": versions, "results": used})
     return target
 
 
 def cell(results: dict[str, str], pattern: str, kind: str) -> str:
-    """What one environment's results say of one row."""
+    """One row's result in one environment."""
     states = [state for name, state in results.items() if re.search(pattern, name) and state != "skipped"]
     if not states:
         return "not run"
@@ -80,38 +80,28 @@ def cell(results: dict[str, str], pattern: str, kind: str) -> str:
 
 
 def table() -> str:
-    """The table as Markdown."""
-    environments = []
-    for path in sorted(RESULTS.glob("*.json")):
-        content = json.loads(path.read_text())
-        environments.append((path.stem, content["versions"], content["results"]))
+    """The table in Markdown."""
+    environments = [(path.stem, read_json(path)) for path in sorted(RECORDS.glob("*.json"))]
+    labels = {"python": "Python", "torch": "torch", "transformers": "transformers", "peft": "peft"}
     head = ["setup"]
-    for name, versions, _ in environments:
-        listed = [f"{label} {versions[key]}" for key, label in (("python", "Python"), ("torch", "torch"),
-                  ("transformers", "transformers"), ("peft", "peft")) if versions.get(key)]  # fmt: skip
+    for name, record in environments:
+        listed = [f"{label} {record['versions'][key]}" for key, label in labels.items() if record["versions"].get(key)]
         head.append(f"{name}: {', '.join(listed)}")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row, kind, pattern in ROWS:
-        lines.append("| " + " | ".join([row, *(cell(results, pattern, kind) for _, _, results in environments)]) + " |")
-    return "\n".join(lines)
+    rows = [
+        [row, *(cell(record["results"], pattern, kind) for _, record in environments)] for row, kind, pattern in ROWS
+    ]
+    return markdown.table(head, rows)
+
+
+SECTIONS = {"README.md": {"setups": table}}
 
 
 def main() -> int:
-    """Rewrite the table, or check it."""
-    if "--record" in sys.argv:
-        print(record(Path(sys.argv[sys.argv.index("--record") + 1])))
-        return 0
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    wanted = f"{before}{BEGIN}\n{table()}\n{END}{after}"
-    if "--check" in sys.argv:
-        if wanted != text:
-            print("README.md's table of setups is not what benchmarks/results/setups/ says: run this without --check")
-        return int(wanted != text)
-    readme.write_text(wanted)
-    print(table())
+    """Print the table, or record a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, metavar="XML", help="a JUnit file of pytest")
+    junit = parser.parse_args().record
+    print(write_record(junit) if junit else table())
     return 0
 
 

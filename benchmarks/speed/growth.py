@@ -37,7 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import multiprocessing
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, markdown
 from benchmarks.speed.lam import machine_of
 from benchmarks.speed.overhead_hosts import build
 from benchmarks.speed.step_overhead import loss_of, measure_time
@@ -45,6 +45,10 @@ from lara_adapter import LatentActionConfig, LatentActionModel, __version__, att
 from lara_adapter.storage.files import read_json, write_json
 
 RESULT = RESULTS / "growth.json"
+READING = (
+    "Views cost a pass of the LAM each; the size of the frames only their resizing; ranks nothing but the gathering of "
+    "latents. Labelling is linear in the data, at constant memory. "
+)
 HEAVY = ("transformers", "peft", "accelerate", "torchvision", "matplotlib", "av", "zmq")
 LABEL = """
 import resource, sys, logging
@@ -243,7 +247,7 @@ MEASURES = {
 
 def table(record: dict[str, Any]) -> str:
     """The record in Markdown, as far as it goes."""
-    lines = ["| what grows | | ratio, median (range) |", "|---|---|---|"]
+    lines = []
     label = record.get("label", {})
     for title, found in {
         "starting Python": record.get("import", {}).get("ratio", {}),
@@ -256,11 +260,22 @@ def table(record: dict[str, Any]) -> str:
         "encoding an episode": label.get("encoding", {}),
     }.items():
         for size, value in sorted(found.items(), key=_order):
-            low, high = value["range"]
-            lines.append(f"| {title} | {size} | {value['median']:.2f} ({low:.2f} - {high:.2f}) |")
+            lines.append((title, size, markdown.spread(value["median"], *value["range"])))
     for size, value in sorted(label.get("peak_memory", {}).items(), key=_order):
-        lines.append(f"| peak memory of labelling, by frames of the dataset | {size} | {value:.2f} |")
-    return "\n".join(lines)
+        lines.append(("peak memory of labelling, by frames of the dataset", size, f"{value:.2f}"))
+    return markdown.table(("what grows", "", "ratio, median (range)"), lines)
+
+
+def section() -> str:
+    """The table of the committed record, and what importing brings."""
+    record = read_json(RESULT)
+    if record["import"]["heavy_packages"]:
+        raise ValueError(f"import lara_adapter brings {record['import']['heavy_packages']}")
+    brought = f"`import lara_adapter` brings none of {', '.join(HEAVY[:-1])} or {HEAVY[-1]}."
+    return f"{table(record)}\n\n{markdown.paragraph(READING + brought)}"
+
+
+SECTIONS = {"benchmarks/README.md": {"growth": section}}
 
 
 def _order(item: tuple[str, Any]) -> tuple[float, str]:

@@ -33,11 +33,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, markdown
 from benchmarks.checkout import lara_full
 from lara_adapter import LatentActionConfig, LatentActionModel, __version__
 from lara_adapter.convert import config_to_official, state_to_official
-from lara_adapter.storage.files import write_json, write_tensors
+from lara_adapter.storage.files import read_json, write_json, write_tensors
 
 RESULT = RESULTS / "lam_speed.json"
 RELEASE = {"legacy_token_types": True, "legacy_commitment": True, "perceptual_weight": 0.0}
@@ -159,7 +159,8 @@ def measure_memory(arguments: argparse.Namespace, name: str) -> float:
 
 
 def peak_mb(work: Callable[[], Any], device: str) -> float:
-    """Peak memory of `work` in MB beyond what stood before; on a CPU it runs twice, and this process counts as a whole."""
+    """Peak memory of `work` in MB beyond what stood before; on a CPU it runs twice, and this process counts as a
+    whole."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -235,6 +236,29 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"{name:<14}{ratio:>8.2f}{f'{low:.2f} - {high:.2f}':>16}{peak:>34.2f}")
     lines.append(f"disk per cached frame: {report['cache_kb_per_frame']:.0f} kB")
     return "\n".join(lines)
+
+
+def section() -> str:
+    """The README's table of the committed record."""
+    record = read_json(RESULT)
+    if (record["settings"]["preset"], record["relative_to"]) != ("paper", "official"):
+        raise ValueError(f"{RESULT.name} is not relative to the official code at the paper's sizes")
+    rows = [("official release", "1.00", "", "1.00")]
+    for arm, label in (("ours", "ours"), ("ours, cached", "ours with `lam.cache_features(folder)`")):
+        low, high = record["ratio_range"][arm]
+        peak = record["peak_mb"][arm] / record["peak_mb"]["official"]
+        rows.append((label, f"{record['ratio'][arm]:.2f}", f"{low:.2f} - {high:.2f}", f"{peak:.2f}"))
+    head = ("", "time, median of the rounds' ratios", "range", "peak memory beyond the weights")
+    cache = markdown.paragraph(
+        f"""The cache keeps what the frozen image encoder made of a frame, on disk
+        ({record["cache_kb_per_frame"]:.0f} kB a frame in float32, memory-mapped, checksummed), for training on
+        demonstrations, whose frames come again and again: `--lara.feature-cache FOLDER` for GR00T,
+        `--lara.feature_cache=FOLDER` for LeRobot. The losses stay the same. Not measured on a GPU yet."""
+    )
+    return f"{markdown.table(head, rows)}\n\n{cache}"
+
+
+SECTIONS = {"README.md": {"lam cost": section}}
 
 
 def main() -> int:

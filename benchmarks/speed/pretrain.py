@@ -39,16 +39,16 @@ os.environ.setdefault("SVT_LOG", "1")
 import numpy as np
 import torch
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, markdown
 from benchmarks.checkout import lara_full
 from benchmarks.speed.lam import backbone_of, machine_of, official_model, our_model
 from lara_adapter import __version__
 from lara_adapter.data import IndexSettings, PairStream, build_index, find_sources
 from lara_adapter.data.gap import Gap
-from lara_adapter.data.cuts import scan_source
+from lara_adapter.data.scan import scan_source
 from lara_adapter.lam.pretrain.setup import move
 from lara_adapter.lam.pretrain.shared_frames import share_frames
-from lara_adapter.storage.files import write_json
+from lara_adapter.storage.files import read_json, write_json
 
 RESULT = RESULTS / "pretrain_speed.json"
 GAP, SIDE, FPS, CAMERA = 5, 256, 20, "observation.images.image"
@@ -244,7 +244,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         data = Path(folder) / "dataset"
         write_dataset(data, arguments.episodes, arguments.frames)
         settings = IndexSettings(gap=Gap(GAP), held_out=0.0, cut_threshold=0.0, still_threshold=0.0)
-        index = build_index(find_sources([data]), settings, Path(folder) / "index").clips
+        index = build_index(find_sources([data]), settings, Path(folder) / "index").sources
         arms = arms_of(arguments, data, index)
         base = next(iter(arms)) if not arguments.official else "official, plain"
         speed: dict[str, list[float]] = {name: [] for name in arms}
@@ -272,6 +272,30 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "av")},
             },
         }  # fmt: skip
+
+
+def section() -> str:
+    """The table of the committed record."""
+    presets = [read_json(RESULT)[preset] for preset in ("paper", "small")]
+
+    def ratio(preset: dict[str, Any], arm: str) -> str:
+        if arm not in preset["pairs_per_second_ratio"]:
+            return "not measured"
+        return markdown.spread(preset["pairs_per_second_ratio"][arm], *preset["ratio_range"][arm])
+
+    labels = {
+        "official, as it is": "official", "ours, independent pairs": "ours, independent pairs",
+        "ours, chains of 4 (default)": "ours, chains of 4", "ours, chains of 8": "ours, chains of 8",
+    }  # fmt: skip
+    rows = [("official, no augmentation", "1.00", "1.00")]
+    rows += [(label, *(ratio(preset, arm) for preset in presets)) for label, arm in labels.items()]
+    alone = [preset["decoding_alone"] for preset in presets]
+    ratios = [f"{rates['ours, pairs/s'] / rates['official, plain, pairs/s']:.1f}" for rates in alone]
+    head = ["", *(f"{preset['settings']['preset']} sizes, batch {preset['settings']['batch']}" for preset in presets)]
+    return markdown.table(head, [*rows, ("decoding alone, ours over theirs", *ratios)])
+
+
+SECTIONS = {"lara_adapter/lam/README.md": {"pretraining speed": section}}
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, markdown
 from benchmarks.checkout import add_checkout
 from lara_adapter.errors import ServingError, ServingTimeout
 from lara_adapter.serving import PolicyClient, PolicyServer
@@ -272,6 +272,48 @@ def soak(seconds: float, clients: int, pause: float) -> dict[str, Any]:
             },
             "server_open_files": server.num_fds(),
         }
+
+
+def section() -> str:
+    """The README's table and sentences of the committed record."""
+    record = read_json(RESULT)
+    slow, instant, soaked = record["policy_of_50_ms"], record["instant_policy"], record["soak"]
+    p99 = slow["ours"]["p99_ms"] / slow["direct"]["p99_ms"]
+    rate = slow["ours"]["requests_per_second"] / slow["direct"]["requests_per_second"]
+    memory = soaked["server_rss_mb"]
+
+    def beside_gr00t(ours: dict[str, Any]) -> tuple[str, str]:
+        return markdown.spread(*ours["p50_over_gr00t"]), f"{ours['cpu_over_gr00t']:.2f}"
+
+    rows = [
+        ("takes 50 ms", markdown.spread(*slow["ours"]["p50_over_direct"]), f"{p99:.2f}", *beside_gr00t(slow["ours"])),
+        ("answers at once", "", "", *beside_gr00t(instant["ours"])),
+    ]
+    head = ("policy", "p50, our socket / called directly", "p99, likewise", "p50, ours / GR00T's own pair",
+            "CPU time, ours / GR00T's")  # fmt: skip
+    reading = markdown.paragraph(
+        f"""So ours is a little slower than GR00T's, which checks less. One client of the policy that takes 50 ms
+        gets {rate:.2f} of the requests a second that it gets without a socket. Requests a second for eight clients:
+        {markdown.spread(*record["eight_clients"]["ours"]["over_gr00t"])} of GR00T's, too noisy to tell. Eight
+        clients, of which one gives up now and then, one sends rubbish and one comes and goes:
+        {soaked["requests"]:,} requests in {soaked["seconds"] / 60:.0f} minutes, {len(soaked["unexpected_errors"])}
+        errors; the server's memory: {memory["after_warm_up"]:.0f} MB after warm-up, {memory["at_the_end"]:.0f} MB
+        at the end."""
+    )
+    return f"{markdown.table(head, rows)}\n\n{reading}"
+
+
+SECTIONS = {"README.md": {"serving": section}}
+
+
+def problems() -> Iterator[str]:
+    """A long run that was too short, or not clean."""
+    soaked = read_json(RESULT)["soak"]
+    memory = soaked["server_rss_mb"]
+    clean = not soaked["unexpected_errors"] and not soaked["hanging_clients"]
+    busy = soaked["seconds"] >= 600 and min(soaked[key] for key in ("gave_up", "refused", "new_clients")) > 50
+    if not (clean and busy and soaked["clients"] == 8 and memory["largest"] < 1.03 * memory["after_warm_up"]):
+        yield f"{RESULT.name}: the long run: {soaked}"
 
 
 def main() -> int:

@@ -9,20 +9,23 @@ bootstrap draws seeds, and within each seed and task episodes (the same episodes
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 
-from benchmarks.success import pictures as success_pictures
+from benchmarks import markdown
+from benchmarks.success import pictures
 from benchmarks.success.arms import ARMS, BASE, CONTROL, DEFAULTS, STAGES
 from benchmarks.success.rows import CONFIRM, ROWS, Row, read_rows
-from lara_adapter.storage.files import write_json
+from lara_adapter.storage.files import read_json, write_json
 
 PRIMARY = ("contrastive", "dit_only")
 # two-sided 97.5 % quantiles of Student's t by degrees of freedom
@@ -71,14 +74,12 @@ def t_interval(values: list[float]) -> tuple[float, float] | None:
 def bootstrap(first: list[np.ndarray], second: list[np.ndarray], draws: int = 4000) -> tuple[float, float]:
     """95 % interval of the paired difference in success, over seeds and episodes."""
     random = np.random.default_rng(0)
+    difference = np.stack(first) - np.stack(second)  # [seeds, tasks, episodes]
     values = np.empty(draws)
     for draw in range(draws):
-        total = 0.0
-        for seed in random.integers(len(first), size=len(first)):
-            a, b = first[seed], second[seed]
-            episodes = random.integers(a.shape[1], size=a.shape)
-            total += float((np.take_along_axis(a, episodes, 1) - np.take_along_axis(b, episodes, 1)).mean())
-        values[draw] = total / len(first)
+        seeds = difference[random.integers(len(first), size=len(first))]
+        episodes = random.integers(seeds.shape[-1], size=seeds.shape)
+        values[draw] = sum(np.take_along_axis(seeds, episodes, -1).mean((1, 2)).tolist()) / len(first)
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
@@ -178,11 +179,12 @@ def references(rows: Rows) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items() if values}  # type: ignore[type-var, misc]
 
 
-def _gain(gain: dict[str, Any] | None, scale: float, digits: int) -> str:
-    if gain is None:
+def gain(difference: dict[str, Any] | None, scale: float, digits: int) -> str:
+    """A difference with its t interval, as text."""
+    if difference is None:
         return ""
-    text = f"{scale * gain['mean']:+.{digits}f}"
-    return text if gain["t"] is None else f"{text} ({_range(gain['t'], scale, digits)})"
+    text = f"{scale * difference['mean']:+.{digits}f}"
+    return text if difference["t"] is None else f"{text} ({_range(difference['t'], scale, digits)})"
 
 
 def _range(interval: tuple[float, float], scale: float, digits: int) -> str:
@@ -191,20 +193,21 @@ def _range(interval: tuple[float, float], scale: float, digits: int) -> str:
 
 def ablation_table(summary: dict[str, Any]) -> str:
     """The ablations in Markdown, each against the arm that it changes, all else equal; empty where there are none."""
-    head = ("changed", "seeds", "probe R2, change (t, 95 %)", "action error, change", "success, points")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for arm, entry in summary.items():
         change = entry.get("change")
         if change and change["action_error"]:
-            cells = [
-                arm,
-                str(change["action_error"]["seeds"]),
-                _gain(change["r2"], 1, 2),
-                _gain(change["action_error"], 1, 4),
-                _gain(change["success"], 100, 1),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+            rows.append(
+                [
+                    arm,
+                    str(change["action_error"]["seeds"]),
+                    gain(change["r2"], 1, 2),
+                    gain(change["action_error"], 1, 4),
+                    gain(change["success"], 100, 1),
+                ]
+            )
+    head = ("changed", "seeds", "probe R2, change (t, 95 %)", "action error, change", "success, points")
+    return markdown.table(head, rows) if rows else ""
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -213,26 +216,26 @@ def table(summary: dict[str, Any]) -> str:
         "arm", "seeds", "success", "gain over dit_only, points (t, 95 %)", "bootstrap", "action error",
         "over dit_only (t, 95 %)", "probe R2", "over control (t, 95 %)", "codes", "mean direction",
     )  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for arm, entry in summary.items():
         if is_ablation(arm):
             continue
-        gain = entry.get("success_gain")
+        difference = entry.get("success_gain")
         cells = [
             arm,
             str(entry["seeds"]),
             f"{100 * entry['success']:.1f} %" if "success" in entry else "",
-            _gain(gain, 100, 1),
-            _range(gain["bootstrap"], 100, 1) if gain else "",
+            gain(difference, 100, 1),
+            _range(difference["bootstrap"], 100, 1) if difference else "",
             f"{entry['action_error']:.4f}" if "action_error" in entry else "",
-            _gain(entry.get("error_gain"), 1, 4),
+            gain(entry.get("error_gain"), 1, 4),
             f"{entry['r2']:.2f}" if "r2" in entry else "",
-            _gain(entry.get("probe_gain"), 1, 2),
+            gain(entry.get("probe_gain"), 1, 2),
             f"{entry['codes_used']:.0f}" if "codes_used" in entry else "",
             f"{entry['mean_direction']:.2f}" if "mean_direction" in entry else "",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown.table(head, rows)
 
 
 def power(rows: Rows) -> str:
@@ -253,28 +256,68 @@ def power(rows: Rows) -> str:
     )
 
 
+@functools.cache
+def recorded() -> dict[str, tuple[Rows, dict[str, Any]]]:
+    """The committed groups of rows with their summaries."""
+    return {name: (rows, summarise(rows)) for name, rows in groups_at(ROWS).items()}
+
+
+def success_section() -> str:
+    """Tables of the main arms, one for each group of rows, and what difference they could have shown."""
+    return "\n\n".join(
+        f"**{name[0].upper()}{name[1:]}**\n\n{table(summary)}\n\n{power(rows)}"
+        for name, (rows, summary) in recorded().items()
+    )
+
+
+def ablations_section() -> str:
+    """Tables of the ablations."""
+    tables = {name: ablation_table(summary) for name, (_, summary) in recorded().items()}
+    return "\n\n".join(f"{name}:\n\n{text}" for name, text in tables.items() if text)
+
+
+SECTIONS = {"benchmarks/README.md": {"success": success_section, "ablations": ablations_section}}
+
+
+def problems() -> Iterator[str]:
+    """Rows that are not comparable, and a summary that does not follow from them."""
+    rows = read_rows(ROWS)
+    keys = {json.dumps([row["regime"], row["seed"], row["arm"], row["settings"]], sort_keys=True) for row in rows}
+    if len(keys) < len(rows):
+        yield f"{ROWS.name} has a row twice"
+    for row in rows:
+        episodes = {len(outcome) for outcome in row.get("solved", {}).values()}
+        if episodes - {row["settings"]["episodes"]} or set("".join(row.get("solved", {}).values())) - {"0", "1"}:
+            yield f"{ROWS.name}: seed {row['seed']}, {row['arm']}: not the episodes of its settings"
+    summaries = json.loads(json.dumps({name: summary for name, (_, summary) in recorded().items()}))
+    if read_json(ROWS.with_name("summary.json")) != summaries:
+        yield "summary.json is not that of the rows: python -m benchmarks.success.report"
+
+
+def write(rows: Path, out: Path) -> None:
+    """Write summary.json and the pictures of a file of rows."""
+    groups = groups_at(rows)
+    summaries = {name: summarise(group) for name, group in groups.items()}
+    write_json(out / "summary.json", summaries)
+    pictures.gains(summaries, (*STAGES["main"], *STAGES["gradient"]), out / "success.png")
+    for name, summary in summaries.items():
+        print(f"### {name}\n\n{table(summary)}\n\n{power(groups[name])}\n")
+        if changed := ablation_table(summary):
+            print(f"{changed}\n")
+            pictures.ablations(points_of(groups[name]), references(groups[name]), out / "ablations.png")
+    print(f"written: summary.json and pictures in {out}")
+
+
 def main() -> int:
     """Read, summarise, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--out", type=Path, help="folder of summary.json and pictures; default: beside the rows")
     arguments = parser.parse_args()
-    groups = groups_at(arguments.rows)
-    if not groups:
-        sys.stderr.write(f"{arguments.rows} holds no row: run python -m benchmarks.success first\n")
+    if not read_rows(arguments.rows):
+        sys.stderr.write(f"{arguments.rows} has no rows: run python -m benchmarks.success first\n")
         return 1
-    summaries = {name: summarise(group) for name, group in groups.items()}
-    out = arguments.out or arguments.rows.parent
-    write_json(out / "summary.json", summaries)
-    main_arms = (*STAGES["main"], *STAGES["gradient"])
-    success_pictures.gains(summaries, main_arms, out / "success.png")
-    for name, summary in summaries.items():
-        print(f"### {name}\n\n{table(summary)}\n\n{power(groups[name])}\n")
-        changed = ablation_table(summary)
-        if changed:
-            print(f"{changed}\n")
-            success_pictures.ablations(points_of(groups[name]), references(groups[name]), out / "ablations.png")
-    print(f"written: summary.json and pictures in {out}")
+    write(arguments.rows, arguments.out or arguments.rows.parent)
     return 0
 
 
