@@ -1,8 +1,8 @@
-"""Simulators that a served policy can be evaluated in, behind one interface (`lara_adapter.evaluation.Environment`).
+"""Simulators to evaluate a served policy in, behind one interface (`lara_adapter.evaluation.Environment`).
 
-metaworld   Meta-World 3.1.1: tested here, with `pip install metaworld==3.1.1 mujoco==3.3.0 packaging`
-libero      LIBERO, which you install: tested here against a stand-in of its interface alone
-simpler     SimplerEnv, which you install: tested here against a stand-in of its interface alone
+metaworld   Meta-World 3.1.1: tested with `pip install metaworld==3.1.1 mujoco==3.3.0 packaging`
+libero      LIBERO, which you install: tested only against a mock of its interface
+simpler     SimplerEnv, which you install: tested only against a mock of its interface
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ SIMULATORS = {
 
 
 def open_simulator(name: str, **settings: Any) -> Simulator:
-    """Make a simulator.
+    """Create a simulator.
 
     Args:
         name: one of SIMULATORS.
-        **settings: of its class.
+        **settings: arguments of its class.
 
     Raises:
-        LaraArgumentError: there is no such simulator, or it has no such setting.
+        LaraArgumentError: unknown simulator or setting.
         HostNotInstalled: its package is missing.
     """
     if name not in SIMULATORS:
-        raise LaraArgumentError(f"simulator={name!r}, but there is {', '.join(SIMULATORS)}")
+        raise LaraArgumentError(f"simulator={name!r}, but one of {', '.join(SIMULATORS)} is expected")
     module, _, cls = SIMULATORS[name].partition(":")
     made = getattr(importlib.import_module(f".{module}", __name__), cls)
     try:

@@ -1,8 +1,7 @@
-"""LIBERO (github.com/Lifelong-Robot-Learning/LIBERO), as its users evaluate policies in it.
+"""LIBERO (github.com/Lifelong-Robot-Learning/LIBERO), with its usual evaluation protocol.
 
-Follows the common protocol: 256-pixel views turned by 180 degrees, the suite's stored start states, ten idle steps in
-which objects settle. It was written against LIBERO's interface and tested with a stand-in of it: LIBERO itself could not
-be installed where this library is made (its meshes are a download).
+256-pixel views rotated by 180 degrees, the suite's stored start states, ten idle steps in which objects settle. Tested
+only against a mock of LIBERO's interface.
 """
 
 from __future__ import annotations
@@ -37,22 +36,24 @@ class Libero:
     name = "libero"
 
     def __init__(self, suite: str = "libero_spatial", image_size: int = 256, gripper: str = "rlds") -> None:
-        """Look for LIBERO.
+        """Open a suite.
 
         Args:
             suite: libero_spatial, libero_object, libero_goal, libero_10 or libero_90.
             image_size: side of the views in pixels.
-            gripper: what the policy's last number means. "rlds": 0 closes, 1 opens, as in the RLDS data sets that GR00T
-                and OpenVLA train on; "raw": -1 opens, 1 closes, as the simulator takes it.
+            gripper: meaning of the action's last number. "rlds": 0 closes, 1 opens, as in the RLDS datasets that GR00T and
+                OpenVLA train on; "raw": -1 opens, 1 closes, as in the simulator.
 
         Raises:
             HostNotInstalled: LIBERO is missing.
-            LaraArgumentError: a setting is unknown.
+            LaraArgumentError: a setting has an unknown value.
         """
         if suite not in STEPS or gripper not in ("rlds", "raw"):
-            raise LaraArgumentError(f"libero: suite={suite!r} is one of {list(STEPS)}, gripper={gripper!r} rlds or raw")
+            raise LaraArgumentError(
+                f"libero: suite={suite!r}, gripper={gripper!r}, but one of {list(STEPS)}, and rlds or raw, are expected"
+            )
         if importlib.util.find_spec("libero") is None:
-            raise HostNotInstalled(f"LIBERO is not installed here: {INSTALL}")
+            raise HostNotInstalled(f"LIBERO is not installed: {INSTALL}")
         os.environ.setdefault("MUJOCO_GL", "egl")
         from libero.libero import benchmark
 
@@ -64,7 +65,7 @@ class Libero:
         return [self._suite.get_task(index).name for index in range(self._suite.get_num_tasks())]
 
     def open(self, task: str) -> LiberoEnvironment:
-        """Build a task."""
+        """Build the environment of a task."""
         return LiberoEnvironment(self._suite, self.tasks().index(task), **self.settings)
 
 
@@ -85,20 +86,20 @@ class LiberoEnvironment:
             camera_heights=image_size,
             camera_widths=image_size,
         )
-        self._seen: dict[str, Any] = {}
+        self._raw: dict[str, Any] = {}
 
     def reset(self, seed: int) -> None:
-        """Begin at the stored start that the seed numbers (they repeat after the last), and let objects settle."""
+        """Begin at the stored start number `seed` (modulo their number), and let objects settle."""
         self._env.seed(seed)
         self._env.reset()
-        self._seen = self._env.set_init_state(self._starts[seed % len(self._starts)])
+        self._raw = self._env.set_init_state(self._starts[seed % len(self._starts)])
         for _ in range(_SETTLE):
-            self._seen = self._env.step(_IDLE)[0]
+            self._raw = self._env.step(_IDLE)[0]
 
     def observe(self, views: Sequence[str] | None = None) -> Observation:
-        """Look; LIBERO renders at every step whether it is expected or not."""
-        pose = np.concatenate([self._seen["robot0_eef_pos"], axis_angle(self._seen["robot0_eef_quat"])])
-        fingers = np.asarray(self._seen["robot0_gripper_qpos"], np.float32)
+        """Observe; LIBERO renders at every step in any case."""
+        pose = np.concatenate([self._raw["robot0_eef_pos"], axis_angle(self._raw["robot0_eef_quat"])])
+        fingers = np.asarray(self._raw["robot0_gripper_qpos"], np.float32)
         states = {name: np.array([value], np.float32) for name, value in zip(_POSE, pose, strict=True)}
         whole = np.concatenate([pose, fingers]).astype(np.float32)
         return Observation(
@@ -108,14 +109,14 @@ class LiberoEnvironment:
         )
 
     def _upright(self, name: str) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self._seen[name][::-1, ::-1])
+        return np.ascontiguousarray(self._raw[name][::-1, ::-1])
 
     def step(self, action: NDArray[np.float32]) -> bool:
-        """Do an action [7]; done is what LIBERO calls success."""
+        """Execute an action [7]; LIBERO's `done` is success."""
         action = np.array(action, np.float32)
         if self._gripper == "rlds":  # 1 opens; the simulator opens at -1
             action[-1] = -1.0 if action[-1] > 0.5 else 1.0
-        self._seen, _, done, _ = self._env.step(action)
+        self._raw, _, done, _ = self._env.step(action)
         return bool(done)
 
     def picture(self) -> NDArray[np.uint8]:

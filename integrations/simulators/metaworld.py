@@ -1,14 +1,14 @@
 """Meta-World: a fast camera, scripted experts, and a search for OpenGL.
 
-What is done here against the simulator's traps (each was met):
+Pitfalls of the simulator that this code avoids:
 
-* A process renders with the library that `MUJOCO_GL` names at import; a failed import poisons the process. So
-  :func:`find_gl` tries in child processes, and only children that were *spawned* (never forked) render.
-* Shadows, reflections and multi-sampling cost a factor of ten on a CPU and are off.
+* A process renders with the library that `MUJOCO_GL` names at import, and a failed import cannot be repeated. So
+  :func:`find_gl` tries in child processes, and only *spawned* (never forked) children render.
+* Shadows, reflections and multi-sampling make a CPU ten times slower and are off.
 * The default camera is upside down; a free camera looks at the table.
-* An expert succeeds only after `set_task`: without it a part of the goal stays hidden from it.
-* All environments of a task share one `Renderer` of each size. It must be closed before the GL library itself goes: by
-  :meth:`Scene.close`, or else when the process ends. Left open a task holds some 290 MB.
+* An expert succeeds only after `set_task`, which reveals the goal.
+* All environments of a task share one `Renderer` per size (290 MB per task). It must be closed before the GL library is
+  unloaded: by :meth:`Scene.close`, or else when the process ends.
 
 Tested with metaworld 3.1.1 and mujoco 3.3.0.
 """
@@ -34,7 +34,7 @@ __all__ = ["GLMissing", "MetaWorld", "MetaWorldEnvironment", "Scene", "describe"
 
 INSTALL = "pip install metaworld==3.1.1 mujoco==3.3.0 packaging"
 _STARTS_PER_BENCHMARK = 50  # Meta-World draws 50 starts per seed
-_PICTURE = 256  # pixels, of videos
+_PICTURE = 256  # pixels, for videos
 
 _PROBE = """
 import mujoco
@@ -49,16 +49,16 @@ renderer.close()
 
 
 class GLMissing(LaraError, RuntimeError):
-    """No OpenGL library works on this machine; the message says what to install."""
+    """No OpenGL library works on this machine; the message names packages to install."""
 
 
 def describe(task: str) -> str:
-    """The instruction a policy is given."""
+    """The instruction for a policy."""
     return task.replace("-", " ")
 
 
 def _gl_works(name: str) -> bool:
-    """Render one image with the back end `name` in a process of its own."""
+    """Render one image with the back end `name` in a child process."""
     environment = {**os.environ, "MUJOCO_GL": name}
     try:
         probe = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, timeout=120)
@@ -68,9 +68,9 @@ def _gl_works(name: str) -> bool:
 
 
 def find_gl() -> str:
-    """Find an OpenGL back end that renders, and set `MUJOCO_GL` to it for this process and those started later.
+    """Find an OpenGL back end that renders, and set `MUJOCO_GL` to it for this process and its later children.
 
-    Tries what `MUJOCO_GL` says, then EGL, then OSMesa. MuJoCo must not have been imported here.
+    Tries the one in `MUJOCO_GL`, then EGL, then OSMesa. MuJoCo must not have been imported in this process.
 
     Returns:
         The name of the back end: "egl", "osmesa", or "cgl" on macOS.
@@ -79,15 +79,15 @@ def find_gl() -> str:
         GLMissing: nothing works.
     """
     names = ["cgl"] if sys.platform == "darwin" else ["egl", "osmesa"]
-    if wanted := os.environ.get("MUJOCO_GL"):
-        names = [wanted, *(name for name in names if name != wanted)]
+    if first := os.environ.get("MUJOCO_GL"):
+        names = [first, *(name for name in names if name != first)]
     for name in names:
         if _gl_works(name):
             os.environ["MUJOCO_GL"] = name
             return name
     raise GLMissing(
         "MuJoCo cannot render on this machine: neither EGL nor OSMesa works.\n"
-        "Install one of them and start again, on Debian or Ubuntu:\n"
+        "Install one of them, on Debian or Ubuntu:\n"
         "    sudo apt-get update && sudo apt-get install -y libegl1 libopengl0 libgl1-mesa-dri\n"
         "    sudo apt-get install -y libosmesa6        # if EGL still does not work\n"
         "on Fedora: sudo dnf install mesa-libEGL mesa-dri-drivers"
@@ -102,7 +102,7 @@ class Scene:
 
         Args:
             task: a Meta-World task, without the version: "drawer-open".
-            num_envs: how many.
+            num_envs: number of environments.
             image_size: side of the frames in pixels.
         """
         import mujoco
@@ -116,7 +116,8 @@ class Scene:
             known = ", ".join(sorted(name.removesuffix("-v3") for name in ENV_POLICY_MAP))
             raise ValueError(f"Meta-World has no task {task!r} with a scripted expert; it has {known}")
         self.image_size = image_size
-        self.expert = ENV_POLICY_MAP[self.name]()
+        expert: Any = ENV_POLICY_MAP[self.name]
+        self.expert = expert()
         self._starts: dict[int, list[Any]] = {}
         environment = MT1(self.name, seed=0).train_classes[self.name]
         self.envs = [environment() for _ in range(num_envs)]
@@ -133,9 +134,9 @@ class Scene:
         """Put an environment at a start position.
 
         Args:
-            split: which set of starts (demonstrations, held-out, ...); sets share no start.
-            index: which start of the set; any number.
-            env: which environment.
+            split: set of starts (demonstrations, held-out, ...); no two sets share a start.
+            index: number of the start in the set; unbounded.
+            env: number of the environment.
 
         Returns:
             The simulator's full observation, for the expert; a policy gets :meth:`state` and :meth:`render`.
@@ -147,31 +148,31 @@ class Scene:
         return self.envs[env].reset()[0]
 
     def step(self, action: NDArray[np.float32], env: int = 0) -> tuple[NDArray[np.float64], bool]:
-        """Do one step; returns the full observation and whether the task is solved."""
+        """Execute an action; returns the full observation and whether the task is solved."""
         observation, _, _, _, info = self.envs[env].step(action)
         return observation, bool(info["success"])
 
     @staticmethod
     def state(observation: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Take what a robot knows of itself from the full observation: [4] hand x, y, z, gripper opening."""
+        """The robot's own state, out of the full observation: [4] hand x, y, z, gripper opening."""
         return observation[:4].astype(np.float32)
 
     def render(self, env: int = 0, size: int | None = None) -> NDArray[np.uint8]:
-        """Return what the camera sees: [3, size, size] uint8, in the size that policies get if none is given."""
+        """The camera's image: uint8 [3, size, size]; None: `image_size`."""
         size = size or self.image_size
         if size not in self._renderers:
             self._renderers[size] = self._mujoco.Renderer(self.envs[0].model, size, size)
-            # before the GL library itself goes, else it complains at exit
+            # before the GL library is unloaded, else it prints errors at exit
             atexit.register(self._renderers[size].close)
         renderer = self._renderers[size]
         renderer.update_scene(self.envs[env].data, self._camera)
-        flags = self._mujoco.mjtRndFlag  # update_scene sets them again, so they are cleared each time
+        flags = self._mujoco.mjtRndFlag  # update_scene sets them again
         renderer.scene.flags[flags.mjRND_SHADOW] = 0
         renderer.scene.flags[flags.mjRND_REFLECTION] = 0
         return renderer.render().transpose(2, 0, 1).copy()
 
     def close(self) -> None:
-        """Give back the renderers' memory; the scene cannot be used again."""
+        """Free the renderers; the scene cannot be used again."""
         for renderer in self._renderers.values():
             atexit.unregister(renderer.close)
             renderer.close()
@@ -182,23 +183,23 @@ class Scene:
 class MetaWorld:
     """The tasks of Meta-World, for :class:`lara_adapter.evaluation.Rollouts`.
 
-    A policy is offered the view "front", the states "state" (hand x, y, z in metres, gripper opening) and "full" (all
-    that the simulator knows, 39 numbers, for scripted experts), and the task's name as instruction. Its actions are
-    those of the robot: [4] in [-1, 1], hand movement and gripper; what is outside is clipped.
+    A policy is offered the view "front", the states "state" (hand x, y, z in metres, gripper opening) and "full" (the
+    simulator's 39 numbers, for scripted experts), and the task's name as instruction. Actions are [4], clipped to
+    [-1, 1]: hand movement and gripper.
     """
 
     name = "metaworld"
 
     def __init__(self, image_size: int = 64, split: int = 10_000) -> None:
-        """Look for Meta-World and OpenGL.
+        """Check that Meta-World and OpenGL work.
 
         Args:
             image_size: side of the view in pixels.
-            split: which set of starts; sets share none, and the examples of this library record from low ones.
+            split: set of starts; no two sets share a start, and the examples of this library record from low ones.
 
         Raises:
             HostNotInstalled: Meta-World is missing.
-            GLMissing: nothing can be rendered on this machine.
+            GLMissing: no OpenGL library works.
             LaraArgumentError: a number is out of range.
         """
         if image_size < 16 or not 0 <= split < 1_000_000:
@@ -206,19 +207,19 @@ class MetaWorld:
                 f"metaworld: image_size={image_size} must be at least 16, and split={split} in 0..999999"
             )
         if importlib.util.find_spec("metaworld") is None:
-            raise HostNotInstalled(f"Meta-World is not installed here: {INSTALL}")
+            raise HostNotInstalled(f"Meta-World is not installed: {INSTALL}")
         if "mujoco" not in sys.modules:
             find_gl()
         self.settings: dict[str, Any] = {"image_size": image_size, "split": split}
 
     def tasks(self) -> list[str]:
-        """All tasks with a scripted expert, without their version."""
+        """Names of all tasks with a scripted expert, without their version."""
         from metaworld.policies import ENV_POLICY_MAP
 
         return sorted(name.removesuffix("-v3") for name in ENV_POLICY_MAP)
 
     def open(self, task: str) -> MetaWorldEnvironment:
-        """Build a task."""
+        """Build the environment of a task."""
         return MetaWorldEnvironment(task, self.settings["image_size"], self.settings["split"])
 
 
@@ -232,27 +233,27 @@ class MetaWorldEnvironment:
         self._full: NDArray[np.float64] = np.zeros(39)
 
     def reset(self, seed: int) -> None:
-        """Begin at the start that the seed numbers."""
+        """Begin at start number `seed`."""
         self._full = self._scene.reset(self._split, seed)
 
     def observe(self, views: Sequence[str] | None = None) -> Observation:
-        """Look; without the view "front" nothing is rendered."""
-        seen = views is None or "front" in views
+        """Observe; nothing is rendered unless "front" is among the views."""
+        render = views is None or "front" in views
         return Observation(
-            views={"front": self._scene.render().transpose(1, 2, 0)} if seen else {},
+            views={"front": self._scene.render().transpose(1, 2, 0)} if render else {},
             states={"state": self._scene.state(self._full), "full": self._full.astype(np.float32)},
             instruction=self._instruction,
         )
 
     def step(self, action: NDArray[np.float32]) -> bool:
-        """Do an action [4], clipped to [-1, 1]."""
+        """Execute an action [4], clipped to [-1, 1]."""
         self._full, solved = self._scene.step(np.clip(action, -1, 1).astype(np.float32))
         return solved
 
     def picture(self) -> NDArray[np.uint8]:
-        """The scene in a larger picture: [256, 256, 3]."""
+        """A larger image of the scene: [256, 256, 3]."""
         return self._scene.render(size=_PICTURE).transpose(1, 2, 0)
 
     def close(self) -> None:
-        """Give back its memory."""
+        """Free the renderers."""
         self._scene.close()

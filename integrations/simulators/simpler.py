@@ -1,7 +1,6 @@
 """SimplerEnv (github.com/simpler-env/SimplerEnv): evaluation of Bridge and Fractal policies in simulation.
 
-It was written against SimplerEnv's interface and tested with a stand-in of it: SimplerEnv needs Vulkan, which the machines
-where this library is made do not have.
+Tested only against a mock of SimplerEnv's interface.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _WIDOWX = ("x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper")
 _GOOGLE = ("x", "y", "z", "rx", "ry", "rz", "rw", "gripper")
 # Bridge measures the WidowX hand's rotation from pointing down
 _BRIDGE = np.array([[0, 0, 1.0], [0, 1.0, 0], [-1.0, 0, 0]])
-_STICKY = 15  # steps for which the Google robot's gripper goes on with what it began
+_STICKY = 15  # steps for which the Google robot's gripper continues a motion
 
 
 class Simpler:
@@ -37,13 +36,13 @@ class Simpler:
     name = "simpler"
 
     def __init__(self) -> None:
-        """Look for SimplerEnv.
+        """Open SimplerEnv.
 
         Raises:
             HostNotInstalled: SimplerEnv is missing.
         """
         if importlib.util.find_spec("simpler_env") is None:
-            raise HostNotInstalled(f"SimplerEnv is not installed here: {INSTALL}")
+            raise HostNotInstalled(f"SimplerEnv is not installed: {INSTALL}")
         self.settings: dict[str, Any] = {}
 
     def tasks(self) -> list[str]:
@@ -53,7 +52,7 @@ class Simpler:
         return list(simpler_env.ENVIRONMENTS)
 
     def open(self, task: str) -> SimplerEnvironment:
-        """Build a task."""
+        """Build the environment of a task."""
         return SimplerEnvironment(task)
 
 
@@ -67,17 +66,17 @@ class SimplerEnvironment:
 
         self._env, self._widowx = simpler_env.make(task), task.startswith("widowx")
         self.max_steps = 120 if self._widowx else 300
-        self._seen: Any = None
+        self._raw: Any = None
         self._held, self._left = 0.0, 0
 
     def reset(self, seed: int) -> None:
-        """Begin; the seed decides the objects' places."""
-        self._seen, _ = self._env.reset(seed=seed)
+        """Begin; the seed decides where the objects are."""
+        self._raw, _ = self._env.reset(seed=seed)
         self._held, self._left = 0.0, 0
 
     def observe(self, views: Sequence[str] | None = None) -> Observation:
-        """Look."""
-        hand = np.asarray(self._seen["agent"]["eef_pos"], np.float64)  # x, y, z, quaternion (w, x, y, z), gripper
+        """Observe."""
+        hand = np.asarray(self._raw["agent"]["eef_pos"], np.float64)  # x, y, z, quaternion (w, x, y, z), gripper
         if self._widowx:
             names, values = _WIDOWX, [*hand[:3], *euler(rotation(hand[3:7]) @ _BRIDGE.T), 0.0, hand[7]]
         else:
@@ -91,14 +90,14 @@ class SimplerEnvironment:
         )
 
     def step(self, action: NDArray[np.float32]) -> bool:
-        """Do an action [7]."""
+        """Execute an action [7]."""
         action = np.array(action, np.float32)
         action[-1] = (1.0 if action[-1] > 0.5 else -1.0) if self._widowx else self._sticky(1 - 2 * float(action[-1]))
-        self._seen, _, done, _, _ = self._env.step(action)
+        self._raw, _, done, _, _ = self._env.step(action)
         return bool(done)
 
     def _sticky(self, closing: float) -> float:
-        """The Google robot's gripper moves relatively: a decided opening or closing is held for some steps."""
+        """The Google robot's gripper moves relatively: a clear opening or closing is held for some steps."""
         if self._left == 0 and abs(closing) > 0.5:
             self._held, self._left = closing, _STICKY
         if self._left == 0:
@@ -107,10 +106,10 @@ class SimplerEnvironment:
         return self._held
 
     def picture(self) -> NDArray[np.uint8]:
-        """What the camera sees."""
+        """The camera's image."""
         from simpler_env.utils.env.observation_utils import get_image_from_maniskill2_obs_dict
 
-        image: NDArray[np.uint8] = get_image_from_maniskill2_obs_dict(self._env, self._seen)
+        image: NDArray[np.uint8] = get_image_from_maniskill2_obs_dict(self._env, self._raw)
         return image
 
     def close(self) -> None:

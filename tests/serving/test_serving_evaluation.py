@@ -328,7 +328,7 @@ def test_simulators_that_are_missing_or_unknown(monkeypatch):
         open_simulator("mars")
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     for name, module in (("libero", "LIBERO"), ("simpler", "SimplerEnv")):
-        with pytest.raises(HostNotInstalled, match=f"{module} is not installed here"):
+        with pytest.raises(HostNotInstalled, match=f"{module} is not installed"):
             open_simulator(name)
     with pytest.raises(LaraArgumentError, match="unexpected keyword"):
         open_simulator("libero", colour="red")
