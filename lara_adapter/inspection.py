@@ -1,4 +1,4 @@
-"""What LARA would do with a policy, in words and numbers: `lara inspect`. Nothing is attached, changed or allocated."""
+"""What LARA would do with a policy (`lara inspect`). Nothing is attached, changed or allocated."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class PolicyReport:
 
     Attributes:
         policy_class: class name of the policy, without its PeftModel.
-        family: row of the policy table that applies; "generic" without one.
-        found_by: "table", "structure" or "user": who says where the blocks are.
+        family: row of the policy table that applies; "generic" if none does.
+        found_by: how the blocks were located: "table", "structure" or "user".
         policy_parameters: parameters of the policy.
         policy_trainable: those of them that require a gradient.
-        error: why LARA cannot attach; None if it can. The fields of the tap, and what LARA adds, are None then.
+        error: why LARA cannot attach, or None. If it cannot, the fields of the tap and of what LARA adds are None.
         candidates: lists of attention blocks in the policy, as {"path", "count", "block"}.
         blocks: dotted path of the blocks.
         block_class: class name of a block.
         depth: number of blocks L.
-        width: width of the hidden state; None if the blocks do not tell.
-        tap: dotted path of the module that will carry the hook.
-        tap_kind: "output": a forward hook reads what it returns; "input": a pre-hook reads what it is given.
+        width: width of the hidden state; None if unknown.
+        tap: dotted path of the module that the hook is on.
+        tap_kind: "output": a forward hook reads its output; "input": a pre-hook reads its input.
         layer: absolute index into [embeddings, after block 1, ..., after block L].
         blocks_below: blocks at or below the tap.
         trainable_blocks_below: those of them that have trainable parameters.
@@ -65,16 +65,16 @@ class PolicyReport:
         frames_valid: batch key of their flags.
         adapter: dotted path at which the adapter is registered.
         draws: "tile", "interleave", or None: one noise draw per sample.
-        lam: which latent action model the numbers are for.
-        lam_assumed: no LAM was given, and the paper's is assumed.
-        latent_shape: (N, D) of the latent action; None for a LAM that tells only `latent_width`.
+        lam: the latent action model that the numbers are for.
+        lam_assumed: no LAM was given; the paper's is assumed.
+        latent_shape: (N, D) of the latent action; None for a LAM that has only `latent_width`.
         latent_width: N * D.
         projector: "mlp", "linear" or the class of a module.
         projector_parameters: trainable parameters of the projector.
         lam_parameters: parameters of the LAM in the module tree.
         lam_trainable: those of them that train.
         outside: frozen networks that the LAM keeps outside the module tree: name, and parameters where known.
-        warnings: what will not work as expected, in words.
+        warnings: what will not work as expected.
     """
 
     policy_class: str
@@ -141,8 +141,8 @@ class PolicyReport:
         return "\n".join(f"{name:<12}{text}" for name, text in self._lines())
 
     def _lines(self) -> Iterator[tuple[str, str]]:
-        found = {"table": "known to the policy table", "structure": "found by structure", "user": "blocks as given"}
-        yield "policy", f"{self.policy_class}; family: {self.family}, {found[self.found_by]}"
+        located = {"table": "known to the policy table", "structure": "found by structure", "user": "blocks as given"}
+        yield "policy", f"{self.policy_class}; family: {self.family}, {located[self.found_by]}"
         yield "", f"{self.policy_parameters:,} parameters, {self.policy_trainable:,} trainable"
         if self.error is not None:
             yield "CANNOT", f"attach LARA: {self.error.removeprefix('attach_lara: ')}"
@@ -223,7 +223,7 @@ def describe_policy(
     check_rule(token)
     if not isinstance(policy, nn.Module):
         raise LaraArgumentError(f"describe_policy: policy is a {type(policy).__name__}, but an nn.Module is expected")
-    # before the policy is looked at: an argument that is wrong for any policy is no finding about this one
+    # first: an argument that is wrong for any policy is an error, not a finding about this one
     described = _describe_lam(lam, train_lam)
     _projector_size(projector, 1, described["latent_width"])
     inner, spec, tap, error = policy, find_spec(policy), None, None
@@ -252,7 +252,7 @@ def describe_policy(
             setattr(report, name, value)
         try:
             report.projector_parameters = _projector_size(projector, tap.width, described["latent_width"])
-        except LaraArgumentError as refused:  # the blocks do not tell their width
+        except LaraArgumentError as refused:  # the width of the blocks is unknown
             report.error = str(refused)
     return report
 
@@ -285,7 +285,7 @@ def _describe_tap(report: PolicyReport, policy: nn.Module, spec: PolicySpec, tap
 
 
 def _describe_lam(lam: nn.Module | LatentActionConfig | str | Path | None, train_lam: bool) -> dict[str, Any]:
-    """The fields of the report that follow from the LAM alone."""
+    """The fields of the report that depend on the LAM alone."""
     if lam is None:
         return {
             **_describe_config(LatentActionConfig.paper(), "LatentActionConfig.paper()", train_lam),
@@ -331,7 +331,7 @@ def _describe_config(config: LatentActionConfig, name: str, train_lam: bool) -> 
 
 
 def _projector_size(projector: str | nn.Module, hidden_width: int | None, latent_width: int) -> int:
-    """Trainable parameters of the projector that `attach_lara` would build, without allocating it.
+    """Trainable parameters of the projector that `attach_lara` would build; it is not allocated.
 
     Raises:
         LaraArgumentError: unknown kind, or the width of the hidden state is unknown.

@@ -1,9 +1,9 @@
 """Makes wire.json: messages of GR00T N1.6's protocol, built byte by byte from its description, without our code.
 
-    python tests/serving/record_bytes.py
+    python tests/helpers/record_bytes.py
 
-A message is a msgpack map; an array is {"__ndarray_class__": true, "as_npy": <.npy, version 1.0>}. Only `struct` and
-`bytes` are used here, so that an error in our packing cannot hide in the recording.
+A message is a msgpack map; an array is {"__ndarray_class__": true, "as_npy": <.npy, version 1.0>}. It uses only
+`struct` and `bytes`, so that an error in our packing cannot hide in the recording.
 """
 
 from __future__ import annotations

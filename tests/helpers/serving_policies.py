@@ -1,4 +1,4 @@
-"""Policies to be served, and a process that serves one: `python serving_policies.py Echo [port]` prints its port."""
+"""Policies to serve, and a process that serves one: `python serving_policies.py Echo PORT` prints its port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Echo:
-    """The action is made of the observation, so that an answer to another request would be seen."""
+    """The action depends on the observation, so that an answer to another request is detected."""
 
     def __init__(self) -> None:
         self.calls: list[float] = []
@@ -37,11 +37,11 @@ class Echo:
 
 
 class Bare:
-    """Nothing but get_action, which returns an array alone and wants a certain shape."""
+    """Nothing but get_action, which returns an array and expects a certain shape."""
 
     def get_action(self, observation):
         if observation["state"].shape != (1, 4):
-            raise ValueError(f"state: wanted is [1, 4], but {list(observation['state'].shape)} came")
+            raise ValueError(f"state: got {list(observation['state'].shape)}, but [1, 4] is expected")
         if observation.get("poison"):
             return np.array([[1.0, np.nan]])
         return observation["state"][:, :2]

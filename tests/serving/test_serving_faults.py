@@ -193,7 +193,7 @@ def test_answers_above_the_clients_limit():
 
 def test_errors_of_the_policy_are_the_answer(caplog):
     with serving(Bare()) as server, PolicyClient(port=server.port) as client:
-        with pytest.raises(ServingError, match=r"ValueError: state: wanted is \[1, 4\], but \[2, 4\] came"):
+        with pytest.raises(ServingError, match=r"ValueError: state: got \[2, 4\], but \[1, 4\] is expected"):
             client.get_action({"state": np.ones((2, 4))})
         assert "Traceback" in caplog.text  # where the policy is
         with pytest.raises(ServingError, match="action is not finite in 1 of 2 places"):
