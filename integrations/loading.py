@@ -21,13 +21,14 @@ from torch import nn
 from lara_adapter import AdapterFormatError, HostNotInstalled, PolicySourceError
 from lara_adapter.storage.files import read_json
 
+from .hosts import INSTALL, first_line, import_host
 from .skeleton import skeleton
 
-__all__ = ["GR00T_INSTALL", "LEROBOT_INSTALL", "Found", "attempt", "call_named", "identify", "open_policy"]
+__all__ = ["Found", "attempt", "call_named", "identify", "open_policy"]
 
 logger = logging.getLogger(__name__)
 
-# a drive letter ("C:\\policy") is no module
+# a drive letter ("C:\\policy") is not a module
 _NAMED = re.compile(r"(?P<module>.{2,}):(?P<name>[A-Za-z_][\w.]*)")
 
 # transformers' model_type of a GR00T checkpoint -> the module that registers it
@@ -36,12 +37,6 @@ _GR00T = {
     "Gr00tN1d6": "gr00t.model.gr00t_n1d6.gr00t_n1d6",
     "Gr00tN1d7": "gr00t.model.gr00t_n1d7.gr00t_n1d7",
 }
-GR00T_INSTALL = (
-    "git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T, install it as its README says (or put the checkout "
-    "on PYTHONPATH), and pip install lara-adapter into the same environment; tested with N1.6, Python 3.10, torch 2.7.1, "
-    "transformers 4.51.3"
-)
-LEROBOT_INSTALL = "pip install 'lerobot[groot,pi,smolvla,multi-task-dit]==0.6.1', the version it was tested with"
 
 
 def open_policy(source: str | os.PathLike[str], *, weights: bool = False) -> nn.Module:
@@ -122,7 +117,7 @@ def _find_config(source: str) -> Path:
         return folder / "config.json"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise PolicySourceError(
-            f"{source!r} is no folder here; expected: a folder with config.json, a Hub id user/name, or "
+            f"{source!r} is not a folder here; expected: a folder with config.json, a Hub id user/name, or "
             "package.module:callable"
         )
     from huggingface_hub import hf_hub_download
@@ -132,37 +127,28 @@ def _find_config(source: str) -> Path:
     # the Hub's errors all derive from one of these, in 0.x and in 1.x
     except (OSError, ValueError) as error:
         raise PolicySourceError(
-            f"{source!r} is no folder here, and the Hub gave {type(error).__name__}: {_first_line(error)}"
+            f"{source!r} is not a folder here, and the Hub gave {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
 def _open_gr00t(source: str, folder: Path, kind: str, weights: bool) -> nn.Module:
-    try:
-        importlib.import_module(_GR00T[kind])
-        from transformers import AutoConfig, AutoModel
-    except ImportError as error:
-        raise HostNotInstalled(
-            f"{source} is a {kind} checkpoint, and {_GR00T[kind]} cannot be imported here ({_first_line(error)}): "
-            f"{GR00T_INSTALL}"
-        ) from error
+    import_host(_GR00T[kind], f"{source} is a {kind} checkpoint, and ")
+    from transformers import AutoConfig, AutoModel
+
     if weights:
         return attempt(source, lambda: AutoModel.from_pretrained(source, use_safetensors=True))
     config = attempt(source, lambda: AutoConfig.from_pretrained(folder))
-    # N1.5's class wants to know where it is loaded from
+    # N1.5's class needs the folder that it is loaded from
     more = {"local_model_path": str(folder)} if kind == "gr00t_n1_5" else {}
     return _build(source, lambda: AutoModel.from_config(config, **more))
 
 
 def _open_lerobot(source: str, folder: Path, weights: bool) -> nn.Module:
-    try:
-        importlib.import_module("lerobot.policies")  # registers the configuration classes of its policies
-        from lerobot.configs.policies import PreTrainedConfig
-        from lerobot.policies.factory import get_policy_class
-        from lerobot.utils.import_utils import register_third_party_plugins
-    except ImportError as error:
-        raise HostNotInstalled(
-            f"{source} is a LeRobot policy, and lerobot cannot be imported here ({_first_line(error)}): {LEROBOT_INSTALL}"
-        ) from error
+    import_host("lerobot.policies", f"{source} is a LeRobot policy, and ")  # registers its configuration classes
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class
+    from lerobot.utils.import_utils import register_third_party_plugins
+
     register_third_party_plugins()  # as its own programs do: policies of installed plug-ins
     config = attempt(source, lambda: PreTrainedConfig.from_pretrained(folder))
     try:
@@ -170,7 +156,7 @@ def _open_lerobot(source: str, folder: Path, weights: bool) -> nn.Module:
     except ImportError as error:
         raise HostNotInstalled(
             f"{source} is a LeRobot policy of type {config.type!r}, whose parts are not all installed "
-            f"({_first_line(error)}): {LEROBOT_INSTALL}"
+            f"({first_line(error)}): {INSTALL['lerobot']}"
         ) from error
     if weights:
         return attempt(source, lambda: policy_class.from_pretrained(source, config=config))
@@ -179,7 +165,7 @@ def _open_lerobot(source: str, folder: Path, weights: bool) -> nn.Module:
 
 
 def _build(source: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """Build without memory for the parameters, or else with it."""
+    """Build without memory for the parameters; if that fails, with it."""
     try:
         with skeleton():
             return make()
@@ -190,7 +176,7 @@ def _build(source: str, make: Callable[[], nn.Module]) -> nn.Module:
             "%s cannot be built on the meta device (%s: %s); building it on the CPU with random weights",
             source,
             type(error).__name__,
-            _first_line(error),
+            first_line(error),
         )
     return attempt(source, make)
 
@@ -208,15 +194,10 @@ def attempt(source: str, make: Callable[[], Any]) -> Any:
 
 
 def _cannot_open(source: str, error: Exception) -> PolicySourceError:
-    return PolicySourceError(f"{source} cannot be opened: {type(error).__name__}: {_first_line(error)}")
+    return PolicySourceError(f"{source} cannot be opened: {type(error).__name__}: {first_line(error)}")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-# ---------------------------------------------------------------------- functions of the user's
+# ---------------------------------------------------------------------- the user's functions
 
 
 def call_named(source: str) -> Any:
@@ -257,7 +238,7 @@ def _import_file(path: Path) -> ModuleType:
         raise ImportError(f"a module named {path.stem!r} is imported already, from elsewhere; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     if str(path.parent) not in sys.path:
         # its neighbours can be imported, as with `python file.py`; last, so that none of them shadows an installed module
         sys.path.append(str(path.parent))

@@ -23,7 +23,7 @@ def seeded(options: Mapping[str, Any] | None, device: torch.device | str = "cpu"
     So that a call has the same noise whoever else is served in between.
 
     Raises:
-        LaraArgumentError: the seed is no integer of 0 ... 2^63 - 1.
+        LaraArgumentError: the seed is not an integer of 0 ... 2^63 - 1.
     """
     seed = (options or {}).get("seed")
     if seed is None:
@@ -41,12 +41,13 @@ class ModulePolicy:
     """Serves an nn.Module that has `get_action(observation)`; `options` other than the seed reach one that takes them."""
 
     def __init__(self, module: nn.Module) -> None:
-        if not callable(getattr(module, "get_action", None)):
+        act: Any = getattr(module, "get_action", None)
+        if not callable(act):
             raise LaraArgumentError(f"policy: a {type(module).__name__} has no get_action(observation)")
-        self.module = module.eval()
+        self.module: Any = module.eval()
         first = next(module.parameters(), None)
         self.device = torch.device("cpu") if first is None else first.device
-        self._takes_options = "options" in inspect.signature(module.get_action).parameters
+        self._takes_options = "options" in inspect.signature(act).parameters
         for name in ("reset", "get_modality_config"):
             if callable(getattr(module, name, None)):
                 setattr(self, name, getattr(module, name))

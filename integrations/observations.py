@@ -3,7 +3,7 @@
     observation  {"video": {view: uint8 [B, T, H, W, 3]}, "state": {key: float32 [B, T, D]}, "language": {key: [[str]] * B}}
     action       {key: float32 [B, H, D]}
 
-T is the number of time steps that the policy wants to see, the present one last.
+T is the number of time steps that the policy expects, the present one last.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def read_views(observation: Any, views: list[str], steps: int) -> dict[str, NDAr
     for view in views:
         if view not in given:
             raise FrameError(
-                f"observation: the policy wants the view {view!r}, but the video entries are {sorted(given)}"
+                f"observation: the policy expects the view {view!r}, but the video entries are {sorted(given)}"
             )
         array = given[view]
-        shape = getattr(array, "shape", None)
-        if getattr(array, "dtype", None) != np.uint8 or len(shape or ()) != 5 or shape[1] != steps or shape[-1] != 3:
+        shape: tuple[int, ...] = getattr(array, "shape", ())
+        if getattr(array, "dtype", None) != np.uint8 or len(shape) != 5 or shape[1] != steps or shape[-1] != 3:
             raise FrameError(
                 f"observation: video[{view!r}] must be uint8 [B, {steps}, H, W, 3], but is {_describe(array)}"
             )
@@ -55,8 +55,8 @@ def read_states(observation: Any, key: str, width: int, steps: int) -> NDArray[n
     """
     given = _part(observation, "state")
     array = given.get(key)
-    shape = getattr(array, "shape", None)
-    if array is None or array.dtype.kind != "f" or len(shape or ()) != 3 or tuple(shape[1:]) != (steps, width):
+    shape = getattr(array, "shape", ())
+    if array is None or array.dtype.kind != "f" or len(shape) != 3 or tuple(shape[1:]) != (steps, width):
         got = _describe(array) if key in given else f"missing; there is {sorted(given)}"
         raise LaraArgumentError(f"observation: state[{key!r}] must be float32 [B, {steps}, {width}], but is {got}")
     if not np.isfinite(array).all():

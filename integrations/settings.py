@@ -1,73 +1,80 @@
-"""LARA's settings as a dataclass that a command line shows as flags, the same for every host."""
+"""LARA's settings as a dataclass, which every host's command line shows as flags.
+
+Names and defaults are those of :func:`lara_adapter.attach_lara`; the help of a flag is its line under `Attributes`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import inspect
+import logging
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from torch import nn
 
 from lara_adapter import LaraAdapter, LaraArgumentError, LatentActionModel, attach_lara
 from lara_adapter.losses import Contrastive
 
-__all__ = ["LaraSettings", "cache_features"]
+from .old_names import accept_old_names
+
+__all__ = ["ATTACH_ARGUMENTS", "LaraSettings", "cache_features"]
+
+logger = logging.getLogger(__name__)
+
+_ATTACH = inspect.signature(attach_lara).parameters
+ATTACH_ARGUMENTS = frozenset(_ATTACH) - {"policy", "lam"}
 
 
+def _default(name: str) -> Any:
+    return _ATTACH[name].default
+
+
+@accept_old_names("horizon")
 @dataclass
 class LaraSettings:
-    """What a command line needs to know of LARA: `attach_lara`'s arguments, and which frames the LAM sees."""
+    """Arguments of `attach_lara`, and which frames the LAM sees.
+
+    Attributes:
+        lam: folder or Hub id of the latent action model.
+        layer: aligned hidden state: -1 after the last block of the DiT, -3 the paper's (after block L-2), k > 0 after
+            block k.
+        token: which action token is aligned; last_valid: the last step of each sample that is not padding.
+        projector: from hidden state to latent action: mlp (paper) or linear (official release).
+        alignment: cosine (paper, Eq. 6), or contrastive: in-batch InfoNCE, which does not collapse the LAM.
+        temperature: of the contrastive alignment.
+        align_weight: w1 of L_ACT + w1 L_LARA + w2 L_LAM.
+        lam_weight: w2 of the same.
+        lam_grad_scale: factor on the alignment's gradient into the LAM; 1: the paper, 0: stop-gradient.
+        train_lam: train the LAM on; false: frozen (paper, Eq. 5).
+        lam_lr: learning rate of the LAM; none: the run's.
+        views: cameras that the LAM looks at; none: the policy's first.
+        gap: C, steps from the present to the future frame; none: the length of the action chunk.
+        frame_size: side in pixels of the frames that travel with the batch; none: the LAM's image size.
+        feature_cache: folder for the features of the LAM's frozen image encoder: no frame is encoded twice.
+    """
 
     lam: str = ""
-    """Folder or Hub id of the latent action model."""
-
-    layer: int = -3
-    """Aligned hidden state: -1 after the last block of the DiT, -3 the paper's (after block L-2)."""
-
-    token: Literal["last_valid", "mean_valid", "last"] = "last_valid"
-    """Which action token is aligned; last_valid: the last step of each sample that is not padding."""
-
-    projector: Literal["mlp", "linear"] = "mlp"
-    """From hidden state to latent action: mlp (paper) or linear (official release)."""
-
-    alignment: Literal["cosine", "contrastive"] = "cosine"
-    """cosine (paper, Eq. 6), or contrastive: in-batch InfoNCE, which does not collapse the LAM."""
-
-    temperature: float = 0.1
-    """Of the contrastive alignment."""
-
-    align_weight: float = 0.01
-    """w1 of L_ACT + w1 L_LARA + w2 L_LAM."""
-
-    lam_weight: float = 0.01
-    """w2 of the same."""
-
-    lam_grad_scale: float = 1.0
-    """Factor on the alignment's gradient into the LAM; 1: the paper, 0: stop-gradient."""
-
-    train_lam: bool = True
-    """Train the LAM on; False: frozen (paper, Eq. 5)."""
-
+    layer: int = _default("layer")
+    token: Literal["last_valid", "mean_valid", "last"] = _default("token")
+    projector: Literal["mlp", "linear"] = _default("projector")
+    alignment: Literal["cosine", "contrastive"] = _default("alignment")
+    temperature: float = Contrastive.temperature
+    align_weight: float = _default("align_weight")
+    lam_weight: float = _default("lam_weight")
+    lam_grad_scale: float = _default("lam_grad_scale")
+    train_lam: bool = _default("train_lam")
     lam_lr: float | None = None
-    """Learning rate of the LAM; None: the run's."""
-
     views: tuple[str, ...] = ()
-    """Cameras that the LAM looks at; none given: the policy's first."""
-
-    horizon: int | None = None
-    """C, steps from the present to the future frame; None: the length of the action chunk."""
-
+    gap: int | None = None
     frame_size: int | None = None
-    """Side in pixels of the frames that travel with the batch; None: the LAM's image size."""
-
     feature_cache: str | None = None
-    """Folder that keeps the features of the LAM's frozen image encoder: no frame is encoded twice."""
 
     def build_lam(self) -> LatentActionModel:
         """Load the latent action model.
 
         Raises:
             LaraArgumentError: none is named.
-            AdapterFormatError: the folder or repository holds none.
+            AdapterFormatError: the folder or repository does not hold one.
         """
         if not self.lam:
             raise LaraArgumentError(
@@ -76,16 +83,27 @@ class LaraSettings:
             )
         return LatentActionModel.from_pretrained(self.lam)
 
-    def attach(self, policy: nn.Module, lam: nn.Module) -> LaraAdapter:
-        """`attach_lara` with these settings."""
-        alignment = Contrastive(self.temperature) if self.alignment == "contrastive" else self.alignment
-        lara = attach_lara(
-            policy, lam, self.layer, token=self.token, projector=self.projector, alignment=alignment,
-            align_weight=self.align_weight, lam_weight=self.lam_weight, lam_grad_scale=self.lam_grad_scale,
-            train_lam=self.train_lam,
-        )  # fmt: skip
+    def frame_size_for(self, lam: nn.Module) -> int:
+        """`frame_size`, or the LAM's image size; 224 if the LAM does not state one."""
+        config: Any = getattr(lam, "config", None)
+        return self.frame_size or int(getattr(config, "image_size", 224))
+
+    def attach(self, policy: nn.Module, lam: nn.Module, **arguments: Any) -> LaraAdapter:
+        """`attach_lara` with these settings.
+
+        Args:
+            policy: see :func:`lara_adapter.attach_lara`.
+            lam: likewise.
+            **arguments: likewise; they win over the settings.
+        """
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name in ATTACH_ARGUMENTS}
+        if self.alignment == "contrastive":
+            settings["alignment"] = Contrastive(self.temperature)
+        lara = attach_lara(policy, lam, **{**settings, **arguments})
         if self.feature_cache:
             cache_features(lara, self.feature_cache)
+        trainable = sum(p.numel() for p in lara.parameters() if p.requires_grad)
+        logger.info("LARA attached at %s: %s trainable parameters", lara.config.tap, f"{trainable:,}")
         return lara
 
 
@@ -93,7 +111,7 @@ def cache_features(lara: LaraAdapter, folder: str) -> None:
     """Keep the features of the LAM's frozen image encoder in a folder; see :meth:`LatentActionModel.cache_features`.
 
     Raises:
-        LaraArgumentError: the LAM has no frozen image encoder.
+        LaraArgumentError: the LAM does not have a frozen image encoder.
     """
     if not isinstance(lara.lam, LatentActionModel):
         raise LaraArgumentError(f"feature_cache={folder!r}, but a {type(lara.lam).__name__} has no features to keep")

@@ -13,13 +13,13 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from lara_adapter import AttachOrderError, LaraAdapter
-from lara_adapter.saving.write import restore_adapter
+from lara_adapter.saving.read import restore_adapter
+
+from .checkpoints import FOLDER, require_adapter
 
 __all__ = ["LaraCallback", "LaraTrainerMixin"]
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "lara"  # inside checkpoint-<step>
 
 
 class LaraCallback(TrainerCallback):
@@ -47,21 +47,21 @@ class LaraCallback(TrainerCallback):
             AttachOrderError: LARA is attached to another model. Resuming from a checkpoint that was written without LARA
                 raises it too.
         """
-        modules = set(trainer.model.modules())
-        if lara not in modules:
+        host: Any = trainer
+        if lara not in set(host.model.modules()):
             raise AttachOrderError(
                 "LaraCallback: lara is not part of trainer.model; attach_lara first, then Trainer(...)"
             )
         callback = cls(lara)
         trainer.callback_handler.callbacks.insert(0, callback)
-        load = trainer._load_from_checkpoint
+        load = host._load_from_checkpoint
 
         def load_with_lara(resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> Any:
             result = load(resume_from_checkpoint, *args, **kwargs)
             callback._restore(Path(resume_from_checkpoint))
             return result
 
-        trainer._load_from_checkpoint = load_with_lara
+        host._load_from_checkpoint = load_with_lara
         return callback
 
     def _restore(self, checkpoint: Path) -> None:
@@ -70,12 +70,7 @@ class LaraCallback(TrainerCallback):
         Of a PeftModel it saves and restores the LoRA weights alone. DeepSpeed, which restores all that trains, does not
         come here.
         """
-        folder = checkpoint / FOLDER
-        if not (folder / "lara_config.json").is_file():
-            raise AttachOrderError(
-                f"{checkpoint} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
-                "Start a new run from its weights instead of resuming"
-            )
+        folder = require_adapter(checkpoint, "Start a new run from its weights instead of resuming")
         if self.lara.binding.peft is not None:
             restore_adapter(self.lara, folder)
             logger.info("LARA restored from %s", folder)
@@ -104,7 +99,7 @@ class LaraTrainerMixin:
     lam_lr: float | None = None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The Trainer's optimizer; the LAM's parameters stand in groups of their own, last, if they have their own rate."""
+        """The Trainer's optimizer; the LAM's parameters are in groups of their own, last, if they have their own rate."""
         trainer: Any = self
         fresh = trainer.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]

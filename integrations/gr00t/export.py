@@ -12,13 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lara_adapter import AdapterFormatError
+from lara_adapter.binding import ADAPTER_NAME
 from lara_adapter.storage.files import read_json, replace_folder, write_json
 
 __all__ = ["export_policy"]
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = "lara."  # of every LARA tensor in the state_dict of a GR00T model: the adapter is registered at its top
+_PREFIX = f"{ADAPTER_NAME}."  # of every LARA tensor in the state_dict of a GR00T model
 _INDEX = "model.safetensors.index.json"
 # what serves training alone: files that transformers' Trainer and DeepSpeed write to resume
 _TRAINING = (
@@ -50,7 +51,7 @@ def export_policy(checkpoint: str | Path, target: str | Path, *, base_model: str
         `target`, which `Gr00tPolicy(model_path=target)` loads.
 
     Raises:
-        AdapterFormatError: no checkpoint of a GR00T model.
+        AdapterFormatError: not a checkpoint of a GR00T model.
     """
     checkpoint, target = Path(checkpoint), Path(target)
     if target.resolve() == checkpoint.resolve():
@@ -59,7 +60,7 @@ def export_policy(checkpoint: str | Path, target: str | Path, *, base_model: str
     shards = sorted(checkpoint.glob("model*.safetensors"))
     if not lora and not shards:
         raise AdapterFormatError(
-            f"{checkpoint} holds neither model*.safetensors nor adapter_config.json: no checkpoint of a GR00T run"
+            f"{checkpoint} holds neither model*.safetensors nor adapter_config.json: not a checkpoint of a GR00T run"
         )
     with replace_folder(target, keep_others=False) as fresh:
         for entry in sorted(checkpoint.iterdir()):

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from lara_adapter import FrameError, LaraArgumentError
+from lara_adapter import FrameError
+from lara_adapter.lam.pixels import resize
+
+from ..frames import FRAMES, VALID, check_gap, check_positive
+from ..old_names import accept_old_names
 
 __all__ = ["EpisodeFrames", "add_frames"]
 
 logger = logging.getLogger(__name__)
 
-FRAMES = "lara_frames"  # key of the sample and of the batch; the policy table names the same
-VALID = f"{FRAMES}_valid"
 _SHARDS_IN_MEMORY = 2  # GR00T keeps one shard of finished samples and prepares the next
 
 
@@ -34,12 +35,12 @@ class EpisodeFrames:
     Attributes:
         dataset: a ShardedSingleStepDataset, or whatever else has its `get_datapoint` and `modality_configs`.
         views: names of the video modality, in the order of the view axis.
-        horizon: C, the steps between the two frames.
-        size: side in pixels of the square frames.
+        gap: C, the steps between the two frames.
+        frame_size: side in pixels of the square frames.
     """
 
-    def __init__(self, dataset: Any, views: Sequence[str], horizon: int, size: int) -> None:
-        self.dataset, self.views, self.horizon, self.size = dataset, tuple(views), horizon, size
+    def __init__(self, dataset: Any, views: Sequence[str], gap: int, frame_size: int) -> None:
+        self.dataset, self.views, self.gap, self.frame_size = dataset, tuple(views), gap, frame_size
 
     def __call__(self, episode_data: Any, step_index: int) -> dict[str, Any]:
         """GR00T's sample of a step, with two keys more.
@@ -49,7 +50,7 @@ class EpisodeFrames:
             step_index: t.
 
         Returns:
-            The sample with `lara_frames`, uint8 [2, 3, size, size] or, of several views, [V, 2, 3, size, size], and
+            The sample with `lara_frames`, uint8 [2, 3, S, S] or, of several views, [V, 2, 3, S, S], and
             `lara_frames_valid`, bool: False where t + C lies past the end of the episode (both frames are then real,
             the future one the episode's last).
         """
@@ -58,56 +59,39 @@ class EpisodeFrames:
         pairs = []
         for view in self.views:
             column = episode_data[f"video.{view}"]
-            pairs.append([column.iloc[step], column.iloc[min(step + self.horizon, last)]])
-        if getattr(self.dataset, "video_backend", None) == "opencv":
-            # gr00t/utils/video_utils.py returns what cv2 decodes, which is BGR; a LAM is trained on RGB
-            pairs = [[np.asarray(frame)[..., ::-1] for frame in pair] for pair in pairs]
-        frames = np.stack([resize(pair, self.size) for pair in pairs])
+            pair = np.stack([column.iloc[step], column.iloc[min(step + self.gap, last)]])
+            if getattr(self.dataset, "video_backend", None) == "opencv":
+                # gr00t/utils/video_utils.py returns what cv2 decodes, which is BGR; a LAM is trained on RGB
+                pair = np.ascontiguousarray(pair[..., ::-1])  # torch refuses a negative stride
+            pairs.append(resize(torch.from_numpy(pair).permute(0, 3, 1, 2), self.frame_size))
+        frames = torch.stack(pairs).numpy()
         # every sample has both keys: the collator stacks a key that only some have to a smaller batch, silently
         sample[FRAMES] = frames[0] if len(frames) == 1 else frames
-        sample[VALID] = np.bool_(step + self.horizon <= last)
+        sample[VALID] = np.bool_(step + self.gap <= last)
         return sample
 
 
-def resize(frames: Sequence[Any], size: int) -> np.ndarray:
-    """Frames of one camera as the LAM wants them.
-
-    Args:
-        frames: T arrays or images [H, W, 3], uint8.
-        size: side in pixels of the result; the aspect ratio is not kept.
-
-    Returns:
-        uint8 [T, 3, size, size], resized bilinearly with antialiasing.
-    """
-    # not from_numpy of a view: reversed channels have a negative stride, which torch refuses
-    stacked = torch.from_numpy(np.ascontiguousarray(np.stack([np.asarray(frame) for frame in frames])))
-    pixels = stacked.permute(0, 3, 1, 2)
-    if pixels.shape[-2:] == (size, size):
-        return pixels.contiguous().numpy()
-    resized = F.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return resized.round().clamp(0, 255).to(torch.uint8).numpy()
-
-
+@accept_old_names("horizon", "size")
 def add_frames(
     dataset: Any,
     *,
     views: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
-    horizon: int | None = None,
-    size: int = 224,
+    gap: int | None = None,
+    frame_size: int = 224,
 ) -> list[EpisodeFrames]:
     """Make a GR00T dataset yield frames for LARA; the processor, the collator and all configurations stay as they are.
 
-    Memory: GR00T keeps finished samples of two shards in each worker; a pair of views adds V * 6 * size^2 bytes to each
+    Memory: GR00T keeps finished samples of two shards in each worker; V views add V * 6 * frame_size^2 bytes to each
     sample (301 kB for one view of 224 pixels: 0.6 GB a worker at the default of 1024 steps a shard). The sum is logged.
 
     Args:
         dataset: a ShardedMixtureDataset (pipeline.return_dataset()[0]) or a single ShardedSingleStepDataset; not
             iterated yet.
-        views: names of the video modality that the LAM looks at, or such a list for each embodiment tag; None: the first
+        views: names of the video modality for the LAM, or such a list for each embodiment tag; None: the first
             view of each dataset. All datasets of a mixture must give the same number of views.
-        horizon: C, the steps from the present to the future frame; None: the length of the dataset's action chunk, so
+        gap: C, the steps from the present to the future frame; None: the length of the dataset's action chunk, so
             that the pair spans what the chunk does.
-        size: side in pixels of the square frames, best the LAM's `image_size`.
+        frame_size: side in pixels of the square frames, best the LAM's `image_size`.
 
     Returns:
         What was put in place, one for each dataset of the mixture.
@@ -116,26 +100,19 @@ def add_frames(
         LaraArgumentError: an argument outside the above, or no episode of a dataset is longer than C.
         FrameError: a view that the dataset does not load, different numbers of views, or frames are added already.
     """
-    if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
-        raise LaraArgumentError(f"add_frames: horizon={horizon!r}, but an integer >= 1 is expected")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise LaraArgumentError(f"add_frames: size={size!r}, but an integer >= 1 is expected")
+    check_positive("add_frames", gap=1 if gap is None else gap, frame_size=frame_size)
     parts = list(getattr(dataset, "datasets", [dataset]))
     placed = []
     for part in parts:
         if isinstance(vars(part).get("get_datapoint"), EpisodeFrames):
             raise FrameError("add_frames: this dataset yields frames for LARA already")
-        chosen = _views_of(part, views)
+        names = _choose_views(part, views)
         chunk = part.modality_configs["action"].delta_indices
-        steps = (max(chunk) - min(chunk) + 1) if horizon is None else horizon
+        steps = (max(chunk) - min(chunk) + 1) if gap is None else gap
         longest = max(getattr(getattr(part, "episode_loader", None), "episode_lengths", ()), default=None)
-        if longest is not None and longest <= steps:
-            where = getattr(part, "dataset_path", "the dataset")
-            raise LaraArgumentError(
-                f"add_frames: horizon={steps} steps, but the longest episode of {where} has {longest}: no pair would be "
-                "valid (--lara.horizon)"
-            )
-        placed.append(EpisodeFrames(part, chosen, steps, size))
+        if longest is not None:
+            check_gap("add_frames", steps, longest, getattr(part, "dataset_path", "the dataset"))
+        placed.append(EpisodeFrames(part, names, steps, frame_size))
     counts = sorted({len(frames.views) for frames in placed})
     if len(counts) > 1:
         raise FrameError(
@@ -144,16 +121,16 @@ def add_frames(
         )
     for frames in placed:
         frames.dataset.get_datapoint = frames  # the instance's own: any subclass of the dataset keeps its methods
-        sample = len(frames.views) * 6 * size**2
+        sample = len(frames.views) * 6 * frame_size**2
         logger.info(
             "LARA frames of %s: views %s, t and t+%d, %d x %d: %.0f kB a sample, up to %.2f GB in each data worker",
-            getattr(frames.dataset, "dataset_path", "the dataset"), list(frames.views), frames.horizon, size, size,
+            getattr(frames.dataset, "dataset_path", "the dataset"), list(frames.views), frames.gap, frame_size, frame_size,
             sample / 1e3, sample * _SHARDS_IN_MEMORY * getattr(frames.dataset, "shard_size", 0) / 1e9,
         )  # fmt: skip
     return placed
 
 
-def _views_of(dataset: Any, views: Sequence[str] | Mapping[str, Sequence[str]] | None) -> tuple[str, ...]:
+def _choose_views(dataset: Any, views: Sequence[str] | Mapping[str, Sequence[str]] | None) -> tuple[str, ...]:
     loaded = list(dataset.modality_configs["video"].modality_keys)
     tag = str(getattr(getattr(dataset, "embodiment_tag", None), "value", ""))
     if isinstance(views, str):
@@ -167,6 +144,6 @@ def _views_of(dataset: Any, views: Sequence[str] | Mapping[str, Sequence[str]] |
     if missing or not chosen:
         raise FrameError(
             f"add_frames: views {missing} are not loaded for {tag or 'this dataset'}, which has {loaded}. "
-            "Only views that the policy itself looks at are decoded"
+            "Only the views of the policy itself are decoded"
         )
     return chosen

@@ -6,7 +6,6 @@ looks up in GR00T's registry, and the trainer, a global of its module; both are 
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lara_adapter import AttachOrderError, HostNotInstalled, LaraAdapter
+from lara_adapter import HostNotInstalled, LaraAdapter
 
-from ..loading import GR00T_INSTALL
+from .. import hosts
+from ..checkpoints import require_adapter
+from ..hosts import import_host
 from ..settings import LaraSettings
-from ..trainer import FOLDER, LaraCallback, LaraTrainerMixin
+from ..trainer import LaraCallback, LaraTrainerMixin
 from .frames import add_frames
 
 __all__ = ["INSTALL", "LaraPipeline", "LoraSettings", "lara_experiment", "run", "wrap_in_lora"]
 
 logger = logging.getLogger(__name__)
 
-INSTALL = f"NVIDIA Isaac GR00T is not installed (`import gr00t` fails): {GR00T_INSTALL}"
+INSTALL = f"NVIDIA Isaac GR00T is not installed: {hosts.INSTALL['gr00t']}"
 
 _DIT = r".*action_head\.model\.transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))"
 _HEAD_PROJECTORS = ("state_encoder", "action_encoder", "action_decoder", "position_embedding")
@@ -83,7 +84,7 @@ class LaraPipeline:
     lara: LaraAdapter | None = None
 
     @classmethod
-    def on(cls, pipeline: type, settings: LaraSettings, lora: LoraSettings | None = None) -> type:
+    def on(cls, pipeline: type, settings: LaraSettings, lora: LoraSettings | None = None) -> type[LaraPipeline]:
         """A subclass of a GR00T pipeline that trains with LARA.
 
         Args:
@@ -95,7 +96,7 @@ class LaraPipeline:
         return type(f"Lara{pipeline.__name__}", (cls, pipeline), content)
 
     def setup(self) -> None:
-        """GR00T's setup, then LoRA if wanted, the frames and LARA.
+        """GR00T's setup, then LoRA if its rank is above 0, the frames and LARA.
 
         Raises:
             LaraError: see :func:`add_frames` and :func:`lara_adapter.attach_lara`.
@@ -105,17 +106,19 @@ class LaraPipeline:
         pipeline: Any = self
         if self.lora.rank > 0:
             pipeline.model = wrap_in_lora(pipeline.model, self.lora, pipeline.config.model.tune_projector)
-        size = self.settings.frame_size or getattr(getattr(lam, "config", None), "image_size", 224)
         add_frames(
-            pipeline.train_dataset, views=self.settings.views or None, horizon=self.settings.horizon, size=int(size)
+            pipeline.train_dataset,
+            views=self.settings.views or None,
+            gap=self.settings.gap,
+            frame_size=self.settings.frame_size_for(lam),
         )
         self.lara = type(self).lara = self.settings.attach(pipeline.model, lam)
-        trainable = sum(p.numel() for p in self.lara.parameters() if p.requires_grad)
-        logger.info("LARA attached at %s: %s trainable parameters", self.lara.config.tap, f"{trainable:,}")
 
 
 @contextmanager
-def lara_experiment(config: Any, settings: LaraSettings, lora: LoraSettings | None = None) -> Iterator[type]:
+def lara_experiment(
+    config: Any, settings: LaraSettings, lora: LoraSettings | None = None
+) -> Iterator[type[LaraPipeline]]:
     """Within this context `gr00t.experiment.experiment.run(config)` trains with LARA.
 
     Args:
@@ -130,12 +133,7 @@ def lara_experiment(config: Any, settings: LaraSettings, lora: LoraSettings | No
         HostNotInstalled: gr00t cannot be imported, or its `run` is not the one this was written for.
         AttachOrderError: the output folder holds a run without LARA, which GR00T would resume.
     """
-    try:
-        experiment = importlib.import_module("gr00t.experiment.experiment")
-    except ModuleNotFoundError as error:
-        if error.name != "gr00t":
-            raise
-        raise HostNotInstalled(INSTALL) from error
+    experiment = import_host("gr00t.experiment.experiment")
     registry, kind = experiment.MODEL_REGISTRY, type(config.model)
     if kind not in registry or not hasattr(experiment, "Gr00tTrainer"):
         raise HostNotInstalled(
@@ -151,6 +149,7 @@ def lara_experiment(config: Any, settings: LaraSettings, lora: LoraSettings | No
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
+            assert pipeline.lara is not None  # the pipeline's setup comes first
             LaraCallback.add_to(self, pipeline.lara)
 
     registry[kind], experiment.Gr00tTrainer = pipeline, Gr00tLaraTrainer
@@ -175,9 +174,9 @@ def run(config: Any, settings: LaraSettings, lora: LoraSettings | None = None) -
         LaraError: see :func:`lara_experiment`.
     """
     with lara_experiment(config, settings, lora) as pipeline:
-        importlib.import_module("gr00t.experiment.experiment").run(config)
-    lara: LaraAdapter = pipeline.lara  # type: ignore[attr-defined]
-    return lara
+        import_host("gr00t.experiment.experiment").run(config)
+    assert pipeline.lara is not None  # GR00T's run calls its setup
+    return pipeline.lara
 
 
 def output_folder(config: Any) -> Path:
@@ -187,13 +186,14 @@ def output_folder(config: Any) -> Path:
 
 
 def _refuse_foreign_checkpoint(config: Any) -> None:
-    """GR00T always resumes; from a run without LARA it would fail in the optimizer, after minutes, with a riddle."""
+    """GR00T always resumes; from a run without LARA it would fail minutes later, in the optimizer."""
     from transformers.trainer_utils import get_last_checkpoint
 
     folder = output_folder(config)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is not None and not (Path(last) / FOLDER / "lara_config.json").is_file():
-        raise AttachOrderError(
-            f"{last} was saved by a run without LARA, and GR00T would resume it. Choose another output folder, and start "
-            f"from its weights: --base-model-path {last}"
+    if last is not None:
+        require_adapter(
+            Path(last),
+            "GR00T would resume it: choose another output folder, and start from its weights: --base-model-path "
+            + last,
         )

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lara_adapter.errors import AdapterFormatError, HostNotInstalled, PolicySourceError
+from lara_adapter.errors import AdapterFormatError, PolicySourceError
 from lara_adapter.storage.files import read_json
 from lara_adapter.storage.hub import locate_folder
 
-from ..loading import GR00T_INSTALL, attempt
+from ..hosts import import_host
+from ..loading import attempt
 from ..module_policy import seeded
 
 __all__ = ["Gr00tPolicy"]
@@ -37,13 +38,9 @@ class Gr00tPolicy:
             HostNotInstalled: gr00t is missing.
             PolicySourceError: no or an unknown embodiment, or GR00T cannot load it.
         """
-        try:
-            from gr00t.data.embodiment_tags import EmbodimentTag
-            from gr00t.policy.gr00t_policy import Gr00tPolicy as Stock
-        except ImportError as error:
-            raise HostNotInstalled(
-                f"{source} is a GR00T checkpoint, and gr00t cannot be imported here ({error}): {GR00T_INSTALL}"
-            ) from error
+        stock = import_host("gr00t.policy.gr00t_policy", f"{source} is a GR00T checkpoint, and ").Gr00tPolicy
+        from gr00t.data.embodiment_tags import EmbodimentTag
+
         try:
             folder = locate_folder(source, None, ["*.json", "*.safetensors", "*.txt", "*.model"])
             known = list(read_json(folder / "processor_config.json")["processor_kwargs"]["modality_configs"])
@@ -58,7 +55,7 @@ class Gr00tPolicy:
                 f"{source}: embodiment_tag={embodiment_tag!r}, but the checkpoint knows {sorted(known)}"
             )
         tag = EmbodimentTag(embodiment_tag)
-        return attempt(source, lambda: cls(Stock(embodiment_tag=tag, model_path=str(folder), device=device)))
+        return attempt(source, lambda: cls(stock(embodiment_tag=tag, model_path=str(folder), device=device)))
 
     def get_action(self, observation: dict[str, Any], options: dict[str, Any] | None = None) -> Any:
         """Predict the chunk; see :func:`seeded` for `options`."""

@@ -10,40 +10,41 @@ rename those keys or drop them.
 
 from __future__ import annotations
 
-import contextlib
 import types
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
-from torch import nn
 
 from lara_adapter import LaraAdapter
+from lara_adapter.binding import ADAPTER_NAME
 from lara_adapter.errors import AdapterFormatError
 from lara_adapter.storage.files import read_json, write_json
 
-__all__ = ["FOLDER", "DataSettings", "find_adapter", "save_beside", "stock_saves"]
+from ..checkpoints import FOLDER, without_lara
 
-FOLDER = "lara"  # inside pretrained_model/
+__all__ = ["DataSettings", "save_beside", "stock_saves"]
+
 _DATA_FILE = "lerobot.json"
 _SCHEMA = 1
+_KEYS = ("cameras", "horizon", "size")  # in the file: views, gap, frame_size
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What LaraDataset was given, for the runs that go on from a checkpoint.
+    """The arguments of LaraDataset, for the runs that go on from a checkpoint.
 
     Attributes:
-        cameras: keys of the cameras.
-        horizon: C, in frames.
-        size: (height, width) in pixels, or None.
+        views: keys of the cameras.
+        gap: C, in frames.
+        frame_size: (height, width) in pixels, or None.
     """
 
-    cameras: Sequence[str]
-    horizon: int
-    size: Sequence[int] | None = None
+    views: Sequence[str]
+    gap: int
+    frame_size: Sequence[int] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> DataSettings:
@@ -57,20 +58,14 @@ class DataSettings:
         version = content.pop("schema_version", None)
         if version != _SCHEMA:
             raise AdapterFormatError(f"{path} has schema_version={version!r}, but this lara_adapter reads {_SCHEMA}")
-        cameras, horizon, size = (content.get(name) for name in ("cameras", "horizon", "size"))
+        views, gap, size = (content.get(key) for key in _KEYS)
         if not (
-            isinstance(cameras, list) and cameras and all(isinstance(name, str) for name in cameras)
-            and isinstance(horizon, int)
+            isinstance(views, list) and views and all(isinstance(name, str) for name in views)
+            and isinstance(gap, int)
             and (size is None or (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)))
         ):  # fmt: skip
-            raise AdapterFormatError(f"{path} holds {content}, but cameras, horizon and size are expected")
-        return cls(tuple(cameras), horizon, None if size is None else tuple(size))
-
-
-def find_adapter(pretrained_model: Path) -> Path | None:
-    """The adapter's folder in a checkpoint's `pretrained_model` folder, or None if it was saved without LARA."""
-    folder = pretrained_model / FOLDER
-    return folder if (folder / "lara_config.json").is_file() else None
+            raise AdapterFormatError(f"{path} holds {content}, but {', '.join(_KEYS)} are expected")
+        return cls(tuple(views), gap, None if size is None else tuple(size))
 
 
 def save_beside(lara: LaraAdapter, pretrained_model: Path, data: DataSettings) -> None:
@@ -78,7 +73,8 @@ def save_beside(lara: LaraAdapter, pretrained_model: Path, data: DataSettings) -
     lara.save_pretrained(pretrained_model / FOLDER)
     if dist.is_available() and dist.is_initialized() and dist.get_rank():
         return
-    write_json(pretrained_model / FOLDER / _DATA_FILE, {"schema_version": _SCHEMA, **asdict(data)})
+    values = dict(zip(_KEYS, (data.views, data.gap, data.frame_size)))
+    write_json(pretrained_model / FOLDER / _DATA_FILE, {"schema_version": _SCHEMA, **values})
 
 
 def stock_saves(lara: LaraAdapter) -> None:
@@ -90,36 +86,16 @@ def stock_saves(lara: LaraAdapter) -> None:
         lara: attached.
     """
     policy = lara.policy
-    prefix = ".".join(filter(None, (lara.spec.owner, "lara", "")))
+    prefix = ".".join(filter(None, (lara.spec.owner, ADAPTER_NAME, "")))
 
-    def _save_pretrained(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
         # LeRobot hands over a state_dict that it gathered itself, where the policy is sharded
         if kwargs.get("state_dict") is not None:
             kept = {name: value for name, value in kwargs["state_dict"].items() if not name.startswith(prefix)}
             kwargs["state_dict"] = kept
-        with _without(self):
-            type(self)._save_pretrained(self, *args, **kwargs)  # type: ignore[operator]
+        with without_lara(self):
+            type(self)._save_pretrained(self, *args, **kwargs)
         if not any(isinstance(module, LaraAdapter) for module in self.modules()):
             self.__dict__.pop("_save_pretrained", None)  # detached: nothing of ours stays
 
     object.__setattr__(policy, "_save_pretrained", types.MethodType(_save_pretrained, policy))
-
-
-@contextlib.contextmanager
-def _without(policy: nn.Module) -> Iterator[None]:
-    """Take the adapter out of the module tree, so that it is in no state_dict, and put it back in its place."""
-    owners = [
-        (module, dict(module._modules))
-        for module in policy.modules()
-        if any(isinstance(child, LaraAdapter) for child in module._modules.values())
-    ]
-    try:
-        for owner, children in owners:
-            for name, child in children.items():
-                if isinstance(child, LaraAdapter):
-                    del owner._modules[name]
-        yield
-    finally:
-        for owner, children in owners:
-            owner._modules.clear()
-            owner._modules.update(children)  # in their old order: the optimizer's state is stored by position

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import decode_video_frames
 from torch.utils.data import Dataset
 
 from lara_adapter.errors import FrameError, LaraArgumentError
+from lara_adapter.lam.pixels import resize
 
-__all__ = ["FRAMES", "VALID", "LaraDataset", "resolve_cameras"]
+from ..frames import check_gap, check_positive, to_uint8
+from ..old_names import accept_old_names
+
+__all__ = ["FRAMES", "VALID", "LaraDataset", "resolve_views"]
 
 # LeRobot's processors keep only keys that begin with `observation.`, and GR00T takes every `observation.images*` for
 # one more camera of its own
@@ -35,32 +38,33 @@ class LaraDataset(Dataset):
 
     Attributes:
         dataset: the wrapped dataset.
-        cameras: the cameras' keys, in the order of the views.
-        horizon: C, in frames.
-        size: (height, width) in pixels of the frames, or None: as recorded.
+        views: the cameras' keys.
+        gap: C, in frames.
+        frame_size: (height, width) in pixels of the frames, or None: as recorded.
     """
 
+    @accept_old_names("camera", "horizon", "size")
     def __init__(
         self,
         dataset: LeRobotDataset,
         *,
-        horizon: int,
-        camera: str | Sequence[str] | None = None,
-        size: int | tuple[int, int] | None = None,
+        gap: int,
+        views: str | Sequence[str] | None = None,
+        frame_size: int | tuple[int, int] | None = None,
     ) -> None:
         """Wrap a dataset.
 
         Args:
             dataset: video or image dataset, whole or with `episodes=[...]`. Wrap it first, then make a Subset of it.
-            horizon: C >= 1, frames between the two; the paper takes the length of the policy's action chunk.
-            camera: key of a camera ("observation.images.top", or its last part "top"), several keys for several views,
+            gap: C >= 1, frames between the two; the paper takes the length of the policy's action chunk.
+            views: key of a camera ("observation.images.top", or its last part "top"), several keys for several views,
                 or "all"; None: the only one.
-            size: resize to this height and width (an int: square); saves memory and time between the workers and the
+            frame_size: resize to this height and width (an int: square); saves memory and time between the workers and the
                 LAM, which resizes to its own size anyway. None: as recorded.
 
         Raises:
             LaraArgumentError: a streaming or foreign dataset, a camera that does not exist or must be chosen, or no
-                episode longer than the horizon.
+                episode longer than the gap.
         """
         if isinstance(dataset, torch.utils.data.IterableDataset):
             raise LaraArgumentError(
@@ -69,29 +73,27 @@ class LaraDataset(Dataset):
             )
         if not isinstance(dataset, LeRobotDataset):
             raise LaraArgumentError(
-                f"LaraDataset: dataset is a {type(dataset).__name__}, but a LeRobotDataset is expected (wrap that one, then "
-                "Subset or ConcatDataset)"
+                f"LaraDataset: dataset is a {type(dataset).__name__}, but a LeRobotDataset is expected (wrap that one, "
+                "then Subset or ConcatDataset)"
             )
-        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise LaraArgumentError(f"LaraDataset: horizon={horizon!r}, but a number of frames >= 1 is expected")
+        check_positive("LaraDataset", gap=gap)
         self.dataset = dataset
-        self.horizon = horizon
-        self.size = _check_size(size)
-        self.cameras = resolve_cameras(dataset.meta, camera)
-        shapes = {name: tuple(dataset.meta.features[name]["shape"]) for name in self.cameras}
-        if self.size is None and len(set(shapes.values())) > 1:
-            raise LaraArgumentError(f"LaraDataset: cameras of different shapes {shapes}; pass size= to make them equal")
+        self.gap = gap
+        self.frame_size = _check_size(frame_size)
+        self.views = resolve_views(dataset.meta, views)
+        shapes = {name: tuple(dataset.meta.features[name]["shape"]) for name in self.views}
+        if self.frame_size is None and len(set(shapes.values())) > 1:
+            raise LaraArgumentError(
+                f"LaraDataset: cameras of different shapes {shapes}; pass frame_size= to make them equal"
+            )
         self._ends = list(dataset.meta.episodes["dataset_to_index"])
         starts = list(dataset.meta.episodes["dataset_from_index"])
         chosen = range(len(starts)) if dataset.episodes is None else dataset.episodes
         longest = max((self._ends[e] - starts[e] for e in chosen), default=0)
-        if longest <= horizon:
-            raise LaraArgumentError(
-                f"LaraDataset: horizon={horizon} frames, but the longest episode has {longest}: no pair would be valid"
-            )
+        check_gap("LaraDataset", gap, longest)
         # decoded one by one: a whole row would decode the images of the other cameras too
         self._images = {
-            name: dataset.hf_dataset.select_columns([name]) for name in self.cameras if name in dataset.meta.image_keys
+            name: dataset.hf_dataset.select_columns([name]) for name in self.views if name in dataset.meta.image_keys
         }
 
     def __len__(self) -> int:
@@ -114,22 +116,24 @@ class LaraDataset(Dataset):
             return [self[i] for i in range(*index.indices(len(self)))]
         item = self.dataset[index]
         episode, now = int(item["episode_index"]), int(item["index"])  # `index` counts from the dataset's first frame
-        valid = now + self.horizon < self._ends[episode]
-        views = torch.stack([self._pair(item, name, episode, now, valid) for name in self.cameras])
-        if self.size is not None:
-            views = _resize(views, self.size)
+        valid = now + self.gap < self._ends[episode]
+        views = torch.stack([self._pair(item, name, episode, now, valid) for name in self.views])
+        if self.frame_size is not None:
+            views = resize(views, self.frame_size)
         return {**item, FRAMES: views[0] if len(views) == 1 else views, VALID: torch.tensor(valid)}
 
     def _pair(self, item: dict[str, Any], camera: str, episode: int, now: int, valid: bool) -> torch.Tensor:
         """Frames [2, 3, H, W] uint8 of one camera."""
         present = self._in_item(item, camera)
-        wanted = [] if present is not None else [now]
-        wanted += [now + self.horizon] if valid else []
-        frames = [*([] if present is None else [present]), *(self._read(camera, episode, wanted) if wanted else [])]
-        pair = torch.stack([_to_uint8(frame) for frame in (frames[0], frames[-1])])
+        missing = [] if present is not None else [now]
+        missing += [now + self.gap] if valid else []
+        frames = [*([] if present is None else [present]), *(self._read(camera, episode, missing) if missing else [])]
+        # image datasets hand out float in [0, 1], k / 255, even where uint8 was asked for
+        pair = torch.stack([to_uint8(frame) for frame in (frames[0], frames[-1])])
         if pair.ndim != 4 or pair.shape[1] != 3:
             raise FrameError(
-                f"{camera} of frame {now} has shape {list(pair.shape[1:])}, but [3, H, W] is expected; choose another camera"
+                f"{camera} of frame {now} has shape {list(pair.shape[1:])}, but [3, H, W] is expected; choose another "
+                "camera"
             )
         return pair
 
@@ -167,33 +171,33 @@ class LaraDataset(Dataset):
         ]
 
     def __repr__(self) -> str:
-        return f"LaraDataset({self.dataset!r}, cameras={self.cameras}, horizon={self.horizon}, size={self.size})"
+        return f"LaraDataset({self.dataset!r}, views={self.views}, gap={self.gap}, frame_size={self.frame_size})"
 
 
-def resolve_cameras(meta: Any, camera: str | Sequence[str] | None) -> list[str]:
+def resolve_views(meta: Any, views: str | Sequence[str] | None) -> list[str]:
     """Keys of the chosen cameras.
 
     Args:
         meta: a LeRobotDatasetMetadata.
-        camera: see :class:`LaraDataset`.
+        views: see :class:`LaraDataset`.
 
     Raises:
         LaraArgumentError: there is none, several fit, or one does not exist; the message lists them.
     """
     known = [name for name in meta.camera_keys if name not in meta.depth_keys]
-    if camera is None or camera == "all":
-        if len(known) == 1 or (known and camera == "all"):
+    if views is None or views == "all":
+        if len(known) == 1 or (known and views == "all"):
             return known
         what = f"choose one of {known}, several, or 'all'" if known else "LARA needs one"
-        raise LaraArgumentError(f"the dataset has {len(known)} colour cameras; {what} (camera=, --lara.camera=)")
+        raise LaraArgumentError(f"the dataset has {len(known)} colour cameras; {what} (views=, --lara.views=)")
     chosen = []
-    for name in [camera] if isinstance(camera, str) else camera:
+    for name in [views] if isinstance(views, str) else views:
         found = [key for key in known if key == name] or [key for key in known if key.rpartition(".")[2] == name]
         if len(found) != 1:
-            raise LaraArgumentError(f"camera={name!r}, but the dataset's colour cameras are {known}")
+            raise LaraArgumentError(f"views={name!r}, but the dataset's colour cameras are {known}")
         chosen += found
     if not chosen or len(set(chosen)) != len(chosen):
-        raise LaraArgumentError(f"camera={camera!r}, but one or several different ones of {known} are expected")
+        raise LaraArgumentError(f"views={views!r}, but one or several different ones of {known} are expected")
     return chosen
 
 
@@ -202,19 +206,5 @@ def _check_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
         return None
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pair):
-        raise LaraArgumentError(f"size={size!r}, but pixels >= 1 or (height, width) is expected")
+        raise LaraArgumentError(f"frame_size={size!r}, but pixels >= 1 or (height, width) is expected")
     return pair
-
-
-def _to_uint8(frame: torch.Tensor) -> torch.Tensor:
-    """Image datasets hand out float in [0, 1], k / 255, even where uint8 was asked for."""
-    if frame.dtype == torch.uint8:
-        return frame
-    return frame.mul(255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _resize(views: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if views.shape[-2:] == size:
-        return views
-    flat = F.interpolate(views.flatten(0, 1), size=size, mode="bilinear", align_corners=False, antialias=True)
-    return flat.unflatten(0, views.shape[:2])

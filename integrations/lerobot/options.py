@@ -1,27 +1,52 @@
-"""The `--lara.*` flags of the training command."""
+"""The `--lara.*` flags of the training command: the fields of a dataclass."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lara_adapter.errors import LaraArgumentError
+from lara_adapter.losses import Contrastive
 from lara_adapter.schedules import weight_from_json
 
-__all__ = ["LaraOptions", "parse_options"]
+from ..old_names import current_flags
+from ..settings import ATTACH_ARGUMENTS, LaraSettings
 
-_DATA = ("camera", "horizon", "size", "feature_cache")
+__all__ = ["LaraOptions", "LeRobotSettings", "parse_options"]
+
 _SOURCE = ("lam", "path", "revision")
 # they decide which parameters there are, and so the optimizer's state, which LeRobot stores by position
 _FIXED = ("layer", "blocks", "projector", "train_lam")
+_HOSTS = ("lam_lr",)  # LeRobot's policies make their own parameter groups
+
+
+@dataclass
+class LeRobotSettings(LaraSettings):
+    """LaraSettings with what LeRobot's command line offers beyond them.
+
+    Attributes:
+        path: folder or Hub id of a saved adapter to go on from, in place of lam.
+        revision: branch, tag or commit of a --lara.path on the Hub.
+        blocks: dotted path of the DiT's blocks, for policies that are not in the table.
+        token: which action token is aligned: last_valid, mean_valid, last, or a step of the chunk.
+        align_weight: w1 of L_ACT + w1 L_LARA + w2 L_LAM: a number, or a schedule as JSON: {"schedule": ...}.
+        views: key of a camera or its last part, several with commas, or all; needed if there are several.
+        frame_size: resize the frames in the workers: 224, or 240x320 (height x width); none: as recorded.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    blocks: str | None = None
 
 
 @dataclass(frozen=True)
 class LaraOptions:
-    """What the command line says of LARA; only flags that were given.
+    """The `--lara.*` flags of a command line; only those that were given.
 
     Attributes:
         values: flag without `--lara.` to parsed value.
@@ -35,8 +60,17 @@ class LaraOptions:
 
     @property
     def attach_arguments(self) -> dict[str, Any]:
-        """Those that are arguments of `attach_lara`, without `lam`."""
-        return {name: value for name, value in self.values.items() if name not in (*_DATA, *_SOURCE)}
+        """Those that are arguments of `attach_lara`, without `lam`.
+
+        Raises:
+            LaraArgumentError: a temperature for another alignment than the contrastive one.
+        """
+        arguments = {name: value for name, value in self.values.items() if name in ATTACH_ARGUMENTS}
+        if "temperature" in self.values:
+            if arguments.get("alignment") != "contrastive":
+                raise LaraArgumentError("--lara.temperature is for --lara.alignment=contrastive; give both")
+            arguments["alignment"] = Contrastive(self.values["temperature"])
+        return arguments
 
     def check_new_run(self) -> None:
         """A run that starts needs one source of the LAM.
@@ -78,7 +112,7 @@ def parse_options(argv: Sequence[str]) -> tuple[LaraOptions, list[str]]:
     """
     ours: list[str] = []
     theirs: list[str] = []
-    rest = list(argv)
+    rest = current_flags(argv)
     while rest:
         token = rest.pop(0)
         if not token.startswith("--lara."):
@@ -100,33 +134,26 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     group = parser.add_argument_group("LARA")
-
-    def flag(name: str, text: str, kind: Callable[[str], Any] = str) -> None:
-        group.add_argument(f"--lara.{name}", dest=name, type=kind, help=text, metavar="VALUE")
-
-    flag("lam", "folder or Hub id of a latent action model")
-    flag("path", "folder or Hub id of a saved adapter to go on from, in place of lam")
-    flag("revision", "branch, tag or commit of a --lara.path on the Hub")
-    flag(
-        "camera",
-        "key of a camera or its last part, several with commas, or all; needed if there are several",
-        _list,
-    )
-    flag("horizon", "frames between the two frames; the length of the policy's action chunk if not given", int)
-    flag("size", "resize the frames in the workers: 224, or 240x320 (height x width)", _size)
-    flag(
-        "layer", "which hidden state: -1 the last block, -3 the paper's L-2 (default), k after block k", _number_or_text
-    )
-    flag("blocks", "dotted path of the DiT's blocks, for policies that are not in the table")
-    flag("token", "last_valid (default), mean_valid, last, or a step of the chunk", _number_or_text)
-    flag("projector", "mlp (default) or linear")
-    flag("alignment", "cosine (default) or contrastive")
-    flag("align_weight", 'w1: a number (default 0.01), or a schedule as JSON: {"schedule": ...}', _weight)
-    flag("lam_weight", "w2, likewise", _weight)
-    flag("lam_grad_scale", "factor on the alignment gradient that reaches the LAM (default 1)", float)
-    flag("train_lam", "false: frozen LAM", _bool)
-    flag("feature_cache", "folder for the features of the LAM's frozen image encoder: no frame is encoded twice")
+    helps = _documented(LaraSettings) | _documented(LeRobotSettings)
+    for setting in fields(LeRobotSettings):
+        if setting.name in _HOSTS:
+            continue
+        default = "" if setting.default in ("", None, ()) else f" (default: {setting.default})"
+        group.add_argument(
+            f"--lara.{setting.name}", dest=setting.name, type=_READERS.get(setting.name, str), metavar="VALUE",
+            help=(helps[setting.name] + default).replace("%", "%%"),
+        )  # fmt: skip
     return parser
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """Field -> help, from the docstring of a settings class."""
+    _, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", attributes, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+# ---------------------------------------------------------------------- values
 
 
 def _list(text: str) -> str | list[str]:
@@ -162,3 +189,10 @@ def _bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r}, but true or false is expected")
     return text.lower() == "true"
+
+
+# of the flags whose value is not text
+_READERS: dict[str, Callable[[str], Any]] = {
+    "layer": _number_or_text, "token": _number_or_text, "temperature": float, "align_weight": _weight,
+    "lam_weight": _weight, "lam_grad_scale": float, "train_lam": _bool, "views": _list, "gap": int, "frame_size": _size,
+}  # fmt: skip

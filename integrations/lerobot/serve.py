@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lara_adapter.errors import AdapterFormatError, HostNotInstalled, LaraArgumentError, PolicySourceError
+from lara_adapter.errors import AdapterFormatError, LaraArgumentError, PolicySourceError
 from lara_adapter.serving import ModalityConfig
 from lara_adapter.storage.hub import locate_folder
 
-from ..loading import LEROBOT_INSTALL, attempt
+from ..hosts import import_host
+from ..loading import attempt
 from ..module_policy import seeded
 from ..observations import read_instructions, read_states, read_views
 
@@ -106,24 +107,18 @@ class LeRobotPolicy:
                 f"{source} has no policy_preprocessor.json: its processors must be saved beside the policy "
                 "(preprocessor.save_pretrained, postprocessor.save_pretrained), as lerobot-train does"
             )
-        try:
-            import lerobot.policies.factory  # noqa: F401
-        except ImportError as error:
-            raise HostNotInstalled(
-                f"{source} is a LeRobot policy, and lerobot cannot be imported here ({error}): {LEROBOT_INSTALL}"
-            ) from error
+        import_host("lerobot.policies.factory", f"{source} is a LeRobot policy, and ")
         return attempt(source, lambda: cls(*load_stock(folder, device)))
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:
-        """What it wants, by which a client arranges its observation."""
+        """The views, states and steps that it expects in an observation."""
         past = list(range(1 - self.steps, 1))
-        wants = {
+        return {
             "video": ModalityConfig(past, self.views),
             "state": ModalityConfig(past, [_STATE.removeprefix("observation.")] if self.state_width else []),
             "action": ModalityConfig(list(range(self.horizon)), ["action"]),
             "language": ModalityConfig([0], ["task"]),
         }
-        return wants
 
     def reset(self, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """Nothing is kept between calls."""

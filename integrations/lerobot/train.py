@@ -33,10 +33,11 @@ from torch import nn
 
 from lara_adapter import LaraAdapter, attach_lara, load_lara
 from lara_adapter.check import check_optimizer
-from lara_adapter.errors import AttachOrderError, LaraArgumentError, OptimizerCoverageError
+from lara_adapter.errors import LaraArgumentError, OptimizerCoverageError
 
+from ..checkpoints import require_adapter
 from ..settings import cache_features
-from .checkpoints import FOLDER, DataSettings, find_adapter, save_beside, stock_saves
+from .checkpoints import DataSettings, save_beside, stock_saves
 from .dataset import FRAMES, LaraDataset
 from .options import LaraOptions, make_parser, parse_options
 
@@ -44,14 +45,14 @@ __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
-# found by structure some of these would train on nonsense
+# in some of these the wrong blocks would be found by structure
 _NO_DIT = {
     "act": "regresses its chunk in one pass and denoises nothing",
     "diffusion": "denoises with a convolutional UNet; multi_task_dit is LeRobot's diffusion transformer",
     "pi0_fast": "generates discrete action tokens",
     "vqbet": "predicts discrete action codes",
-    "tdmpc": "is no diffusion policy",
-    "gaussian_actor": "is no diffusion policy",
+    "tdmpc": "is not a diffusion policy",
+    "gaussian_actor": "is not a diffusion policy",
 }
 _SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
@@ -87,16 +88,16 @@ class _Run:
 
     def __init__(self, options: LaraOptions, host: Any) -> None:
         self.options = options
-        self.host = {name: getattr(host, name, None) for name in self.replacements()}
-        missing = sorted(name for name, function in self.host.items() if function is None)
+        missing = sorted(name for name in self.replacements() if not hasattr(host, name))
         if missing:
             raise LaraArgumentError(
                 f"this version of LeRobot has no {missing} in lerobot.scripts.lerobot_train; lara_adapter was tested with "
                 "lerobot 0.6.1"
             )
-        self.lara: LaraAdapter | None = None
-        self.data: DataSettings | None = None
+        self.host: dict[str, Callable[..., Any]] = {name: getattr(host, name) for name in self.replacements()}
         self.source: Path | str | None = None  # a saved adapter to go on from
+        self.data: DataSettings  # set by make_train_eval_datasets
+        self.lara: LaraAdapter  # set by make_optimizer_and_scheduler
 
     def replacements(self) -> dict[str, Callable[..., Any]]:
         return {
@@ -110,14 +111,14 @@ class _Run:
         """The evaluation set stays as it is: LARA does nothing in eval mode and needs no frames."""
         self._check(cfg)
         train, evaluation = self.host["make_train_eval_datasets"](cfg)
-        saved = DataSettings.read(Path(self.source)) if cfg.resume else None
+        saved = DataSettings.read(Path(self.source)) if cfg.resume and self.source else None
         train = LaraDataset(
             train,
-            horizon=self.options.get("horizon", saved.horizon if saved else None) or _chunk_length(cfg.policy),
-            camera=self.options.get("camera", list(saved.cameras) if saved else None),
-            size=self.options.get("size", saved.size if saved else None),
+            gap=self.options.get("gap", saved.gap if saved else None) or _chunk_length(cfg.policy),
+            views=self.options.get("views", list(saved.views) if saved else None),
+            frame_size=self.options.get("frame_size", saved.frame_size if saved else None),
         )
-        self.data = DataSettings(train.cameras, train.horizon, train.size)
+        self.data = DataSettings(train.views, train.gap, train.frame_size)
         return train, evaluation
 
     def make_optimizer_and_scheduler(self, cfg: Any, policy: nn.Module) -> Any:
@@ -173,20 +174,18 @@ class _Run:
             return
         self.options.check_resume()
         pretrained = Path(cfg.policy.pretrained_path)
-        self.source = find_adapter(pretrained)
-        if self.source is None:
-            raise AttachOrderError(
-                f"{pretrained} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
-                f"Start a new run from its weights: --policy.path={pretrained} --lara.lam=FOLDER, without --resume; or "
-                "resume it with lerobot-train"
-            )
+        self.source = require_adapter(
+            pretrained,
+            f"Start a new run from its weights: --policy.path={pretrained} --lara.lam=FOLDER, without --resume; or resume "
+            "it with lerobot-train",
+        )
 
 
 def _chunk_length(policy: Any) -> int:
     """C of the paper: the steps from now to the end of the action chunk."""
     steps = policy.action_delta_indices
     if not steps:
-        raise LaraArgumentError(f"--policy.type={policy.type} has no action chunk; give --lara.horizon= in frames")
+        raise LaraArgumentError(f"--policy.type={policy.type} has no action chunk; give --lara.gap= in frames")
     return int(max(steps)) + 1
 
 

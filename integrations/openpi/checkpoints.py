@@ -8,35 +8,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from safetensors import safe_open
 
-from lara_adapter import AttachOrderError, LaraAdapter
-from lara_adapter.saving.write import LAM_FOLDER, restore_adapter
+from lara_adapter import LaraAdapter
+from lara_adapter.binding import ADAPTER_NAME
+from lara_adapter.saving.read import restore_adapter
 
-__all__ = ["FOLDER", "LAM_FOLDER", "CheckpointFiles", "latest_checkpoint", "load_policy", "save_policy", "without_lara"]
+from ..checkpoints import FOLDER, require_adapter, without_lara
 
-FOLDER = "lara"  # inside <step>/
-_PREFIX = "lara."
-
-
-@contextlib.contextmanager
-def without_lara(lara: LaraAdapter) -> Iterator[None]:
-    """Within this context the adapter is not in the policy's module tree, and so in no state_dict of it."""
-    children = lara.policy._modules
-    before = dict(children)
-    try:
-        for name, child in before.items():
-            if child is lara:
-                del children[name]
-        yield
-    finally:
-        children.clear()
-        children.update(before)  # in their old order: the optimizer's state is stored by position
+__all__ = ["CheckpointFiles", "adapter_to_resume", "latest_checkpoint", "load_policy", "save_policy"]
 
 
 def save_policy(lara: LaraAdapter, filename: str | Path) -> None:
@@ -46,7 +30,7 @@ def save_policy(lara: LaraAdapter, filename: str | Path) -> None:
         lara: attached to a PI0Pytorch.
         filename: the file.
     """
-    with without_lara(lara):
+    with without_lara(lara.policy):
         safetensors.torch.save_model(lara.policy, str(filename))
 
 
@@ -59,8 +43,8 @@ def load_policy(lara: LaraAdapter, filename: str | Path, **kwargs: Any) -> Any:
         **kwargs: of `safetensors.torch.load_model`.
     """
     with safe_open(str(filename), framework="pt") as file:
-        inside = any(name.startswith(_PREFIX) for name in file.keys())  # noqa: SIM118
-    with contextlib.nullcontext() if inside else without_lara(lara):
+        inside = any(name.startswith(f"{ADAPTER_NAME}.") for name in file.keys())  # noqa: SIM118
+    with contextlib.nullcontext() if inside else without_lara(lara.policy):
         return safetensors.torch.load_model(lara.policy, str(filename), **kwargs)
 
 
@@ -68,6 +52,16 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The newest `<step>` folder of a run, as openpi chooses it; None if there is none."""
     steps = [int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()]
     return folder / str(max(steps)) if steps else None
+
+
+def adapter_to_resume(checkpoint: Path) -> Path:
+    """The adapter's folder in a `<step>` folder.
+
+    Raises:
+        AttachOrderError: the checkpoint was saved by a run without LARA.
+    """
+    fix = f"Start a new run from its weights: another --exp-name, --pytorch-weight-path {checkpoint}, without --resume"
+    return require_adapter(checkpoint, fix)
 
 
 class CheckpointFiles:
@@ -108,15 +102,5 @@ class CheckpointFiles:
         result = load_policy(self.lara, filename, *args, **kwargs)
         folder = Path(filename).resolve().parent
         if self.run_folder in folder.parents:
-            refuse_foreign(folder)
-            restore_adapter(self.lara, folder / FOLDER)
+            restore_adapter(self.lara, adapter_to_resume(folder))
         return result
-
-
-def refuse_foreign(checkpoint: Path) -> None:
-    """Raise AttachOrderError if a checkpoint was saved by a run without LARA: its optimizer state does not fit."""
-    if not (checkpoint / FOLDER / "lara_config.json").is_file():
-        raise AttachOrderError(
-            f"{checkpoint} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
-            f"Start a new run from its weights: another --exp-name, --pytorch-weight-path {checkpoint}, without --resume"
-        )

@@ -14,43 +14,39 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from lara_adapter import FrameError, FramePair, LaraArgumentError
+from lara_adapter.lam.pixels import resize
 
-__all__ = ["FRAMES", "VALID", "FramePlan", "KeepFrames", "observation_frames"]
+from ..frames import FRAMES, VALID, check_positive, to_uint8
+from ..old_names import accept_old_names
 
-FRAMES = "lara_frames"
-VALID = f"{FRAMES}_valid"
+__all__ = ["FramePlan", "KeepFrames", "observation_frames"]
 
 
+@accept_old_names("cameras", "horizon", "size")
 @dataclass(frozen=True)
 class FramePlan:
-    """Which frames LARA wants.
+    """Which frames LARA gets.
 
     Attributes:
-        cameras: keys of the dataset's cameras, in the order of the views; empty: the one that becomes `base_0_rgb`.
-        horizon: C, steps from the present to the future frame; None: the length of the model's action chunk.
-        size: side in pixels of the square frames; the aspect ratio is not kept.
+        views: keys of the dataset's cameras; empty: the one that becomes `base_0_rgb`.
+        gap: C, steps from the present to the future frame; None: the length of the model's action chunk.
+        frame_size: side in pixels of the square frames; the aspect ratio is not kept.
 
     Raises:
         LaraArgumentError: a value outside the above.
     """
 
-    cameras: Sequence[str] = ()
-    horizon: int | None = None
-    size: int = 224
+    views: Sequence[str] = ()
+    gap: int | None = None
+    frame_size: int = 224
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cameras", (self.cameras,) if isinstance(self.cameras, str) else tuple(self.cameras))
-        for name in ("horizon", "size"):
-            value = getattr(self, name)
-            if value is None and name == "horizon":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise LaraArgumentError(f"FramePlan: {name}={value!r}, but an integer >= 1 is expected")
-        if len(set(self.cameras)) < len(self.cameras):
-            raise LaraArgumentError(f"FramePlan: cameras={list(self.cameras)}, but different ones are expected")
+        object.__setattr__(self, "views", (self.views,) if isinstance(self.views, str) else tuple(self.views))
+        check_positive("FramePlan", gap=1 if self.gap is None else self.gap, frame_size=self.frame_size)
+        if len(set(self.views)) < len(self.views):
+            raise LaraArgumentError(f"FramePlan: views={list(self.views)}, but different ones are expected")
 
 
 @dataclass(frozen=True)
@@ -58,13 +54,13 @@ class KeepFrames:
     """A transform of openpi's kind: the transforms inside it see a stock item, and the pair comes out beside their result.
 
     Attributes:
-        cameras: keys whose value in the item is [2, 3, H, W] (now, C steps later), with flags `<key>_is_pad` [2].
-        size: side in pixels of the square frames.
+        views: keys whose value in the item is [2, 3, H, W] (now, C steps later), with flags `<key>_is_pad` [2].
+        frame_size: side in pixels of the square frames.
         inputs: openpi's repack and data transforms.
     """
 
-    cameras: tuple[str, ...]
-    size: int
+    views: tuple[str, ...]
+    frame_size: int
     inputs: tuple[Any, ...]
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -74,18 +70,18 @@ class KeepFrames:
             item: of a LeRobotDataset; images are float in [0, 1] or uint8.
 
         Returns:
-            What the inner transforms return, with `lara_frames` (uint8 [2, 3, size, size], or [V, 2, 3, size, size] of
-            V cameras) and `lara_frames_valid` (bool: False where C steps later is past the end of the episode).
+            What the inner transforms return, with `lara_frames` (uint8 [2, 3, S, S], or [V, 2, 3, S, S] of V cameras)
+            and `lara_frames_valid` (bool: False where C steps later is past the end of the episode).
 
         Raises:
             FrameError: a camera whose images are not RGB.
         """
         stock, pairs, valid = dict(item), [], True
-        for camera in self.cameras:
+        for camera in self.views:
             pair = torch.as_tensor(stock[camera])
             if pair.ndim != 4 or tuple(pair.shape[:2]) != (2, 3):
                 raise FrameError(f"{camera} has shape {list(pair.shape)}, but [2, 3, H, W] (now, later) is expected")
-            pairs.append(_resize(pair, self.size))
+            pairs.append(resize(to_uint8(pair), self.frame_size))
             stock[camera] = pair[0]
             valid = valid and not bool(stock.pop(f"{camera}_is_pad")[1])
         for transform in self.inputs:
@@ -107,12 +103,3 @@ def observation_frames(observation: Any) -> FramePair:
             "lara_adapter.integrations.openpi.create_data_loader"
         )
     return FramePair.from_tensor(frames, getattr(observation, VALID), name=FRAMES)
-
-
-def _resize(pair: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 [2, 3, size, size] of [2, 3, H, W] in [0, 1] or uint8."""
-    if pair.is_floating_point():
-        pair = pair.mul(255).round_().clamp_(0, 255).to(torch.uint8)
-    if tuple(pair.shape[-2:]) == (size, size):
-        return pair
-    return F.interpolate(pair, (size, size), mode="bilinear", antialias=True, align_corners=False)

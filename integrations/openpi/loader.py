@@ -13,8 +13,10 @@ import torch
 
 from lara_adapter import HostNotInstalled, LaraArgumentError
 
-from .frames import FRAMES, VALID, FramePlan, KeepFrames
-from .script import TESTED, import_host
+from ..frames import FRAMES, VALID, check_gap
+from ..hosts import import_host
+from .frames import FramePlan, KeepFrames
+from .script import TESTED
 
 __all__ = ["LaraDataLoader", "create_data_loader"]
 
@@ -28,7 +30,7 @@ class LaraDataLoader:
 
     Attributes:
         loader: openpi's DataLoaderImpl; whatever is not found here is looked up there.
-        plan: the frames, with cameras and horizon as they were resolved.
+        plan: the frames, with views and gap as they were resolved.
     """
 
     def __init__(self, loader: Any, plan: FramePlan) -> None:
@@ -77,9 +79,9 @@ def create_data_loader(config: Any, plan: FramePlan | None = None, *, shuffle: b
         raise LaraArgumentError(
             "openpi made no LeRobot dataset for this config (RLDS data?), and LARA takes its frames from one"
         )
-    found = build.resolved
-    logger.info("LARA frames: %s, t and t+%d, %d x %d", list(found.cameras), found.horizon, found.size, found.size)
-    return LaraDataLoader(loader, found)
+    plan = build.resolved
+    logger.info("LARA frames: %s, t and t+%d, %d x %d", list(plan.views), plan.gap, plan.frame_size, plan.frame_size)
+    return LaraDataLoader(loader, plan)
 
 
 class _Build:
@@ -106,26 +108,22 @@ class _Build:
     def create_torch_dataset(self, data_config: Any, action_horizon: int, *args: Any, **kwargs: Any) -> Any:
         dataset = self.stock["create_torch_dataset"](data_config, action_horizon, *args, **kwargs)
         lerobot = _innermost(dataset)
-        horizon = self.plan.horizon or int(action_horizon)
+        gap = self.plan.gap or int(action_horizon)
         inputs = (*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs)
-        cameras = _cameras(self.plan.cameras, lerobot.meta, dataset, inputs)
+        views = _choose_views(self.plan.views, lerobot.meta, dataset, inputs)
         index = lerobot.episode_data_index
-        longest = int((index["to"] - index["from"]).max())
-        if longest <= horizon:
-            raise LaraArgumentError(
-                f"horizon={horizon} steps, but the longest episode has {longest}: no pair would be valid (--lara.horizon)"
-            )
-        for camera in cameras:
+        check_gap("create_data_loader", gap, int((index["to"] - index["from"]).max()))
+        for camera in views:
             # what LeRobot itself makes of delta_timestamps; asked for at construction openpi would have to be edited
-            lerobot.delta_indices[camera] = [0, horizon]
-            lerobot.delta_timestamps[camera] = [0.0, horizon / lerobot.fps]
-        self.resolved = dataclasses.replace(self.plan, cameras=cameras, horizon=horizon)
+            lerobot.delta_indices[camera] = [0, gap]
+            lerobot.delta_timestamps[camera] = [0.0, gap / lerobot.fps]
+        self.resolved = dataclasses.replace(self.plan, views=views, gap=gap)
         return dataset
 
     def transform(self, dataset: Any, data_config: Any, **kwargs: Any) -> Any:
         assert self.resolved is not None
         inputs = (*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs)
-        keep = KeepFrames(tuple(self.resolved.cameras), self.resolved.size, inputs)
+        keep = KeepFrames(tuple(self.resolved.views), self.resolved.frame_size, inputs)
         changed = dataclasses.replace(
             data_config,
             repack_transforms=dataclasses.replace(data_config.repack_transforms, inputs=[keep]),
@@ -148,13 +146,13 @@ def _innermost(dataset: Any) -> Any:
     return dataset
 
 
-def _cameras(wanted: Sequence[str], meta: Any, dataset: Any, inputs: Sequence[Any]) -> tuple[str, ...]:
+def _choose_views(views: Sequence[str], meta: Any, dataset: Any, inputs: Sequence[Any]) -> tuple[str, ...]:
     known = list(meta.camera_keys)
-    if wanted:
-        missing = [name for name in wanted if name not in known]
+    if views:
+        missing = [name for name in views if name not in known]
         if missing:
-            raise LaraArgumentError(f"cameras {missing} are not in the dataset, which has {known} (--lara.views)")
-        return tuple(wanted)
+            raise LaraArgumentError(f"views {missing} are not in the dataset, which has {known} (--lara.views)")
+        return tuple(views)
     if len(known) == 1:
         return tuple(known)
     feeding = _feeding_base_image(known, dataset, inputs)

@@ -18,16 +18,19 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lara_adapter import LaraAdapter, LaraArgumentError, attach_lara
+from lara_adapter import LaraAdapter, LaraArgumentError
+from lara_adapter.attach import locate
 from lara_adapter.check import check_optimizer
-from lara_adapter.losses import Contrastive
-from lara_adapter.policies import PolicySpec, find_spec, register_policy
+from lara_adapter.policies import PolicySpec, find_spec
+from lara_adapter.saving.layout import LAM_FOLDER
 
-from ..settings import LaraSettings, cache_features
-from .checkpoints import FOLDER, LAM_FOLDER, CheckpointFiles, latest_checkpoint, refuse_foreign
+from ..hosts import import_host
+from ..old_names import accept_old_names
+from ..settings import LaraSettings
+from .checkpoints import CheckpointFiles, adapter_to_resume, latest_checkpoint
 from .frames import FramePlan, observation_frames
 from .loader import create_data_loader
-from .script import import_host, load_training_script
+from .script import load_training_script
 
 __all__ = ["OpenpiLaraSettings", "attach", "lara_training", "run"]
 
@@ -36,15 +39,20 @@ logger = logging.getLogger(__name__)
 _LAM_GROUP = "lara_lam"
 
 
+@accept_old_names("horizon")
 @dataclass
 class OpenpiLaraSettings(LaraSettings):
-    """LaraSettings with the paper's choice for pi0.5, and the official release's tap."""
+    """LaraSettings with the paper's choice for pi0.5, and the official release's tap.
+
+    Attributes:
+        layer: aligned hidden state of the action expert: -1 after its last layer (the paper's best for pi0.5), -3 after
+            L-2.
+        after_norm: with layer -1: the state after the final norm, which the official release aligns, in place of the one
+            before.
+    """
 
     layer: int = -1
-    """Aligned hidden state of the action expert: -1 after its last layer (the paper's best for pi0.5), -3 after L-2."""
-
     after_norm: bool = False
-    """With layer -1: the state after the final norm, which the official release aligns, in place of the one before."""
 
 
 def attach(policy: Any, lam: Any, settings: OpenpiLaraSettings | None = None) -> LaraAdapter:
@@ -53,42 +61,35 @@ def attach(policy: Any, lam: Any, settings: OpenpiLaraSettings | None = None) ->
     Args:
         policy: PI0Pytorch, pi0 or pi0.5.
         lam: a latent action model.
-        settings: None: the defaults. Its `lam` is not looked at.
+        settings: None: the defaults. Its `lam` is not read.
 
     Raises:
         LaraArgumentError: `after_norm` with another layer than the last, or another policy.
         LaraError: see :func:`lara_adapter.attach_lara`.
     """
-    chosen = settings or OpenpiLaraSettings()
-    _choose_final_tap(policy, chosen.after_norm)
-    lara = attach_lara(
-        policy, lam, chosen.layer, frames=observation_frames, token=chosen.token, projector=chosen.projector,
-        alignment=Contrastive(chosen.temperature) if chosen.alignment == "contrastive" else chosen.alignment,
-        align_weight=chosen.align_weight, lam_weight=chosen.lam_weight, lam_grad_scale=chosen.lam_grad_scale,
-        train_lam=chosen.train_lam,
-    )  # fmt: skip
-    if chosen.after_norm and lara.config.layer != lara.config.depth:
-        lara.detach()
-        raise LaraArgumentError(f"after_norm=True is for the last layer, but layer={chosen.layer} (--lara.layer -1)")
-    if chosen.feature_cache:
-        cache_features(lara, chosen.feature_cache)
-    return lara
+    settings = settings or OpenpiLaraSettings()
+    spec = _spec(policy, settings.after_norm)
+    if settings.after_norm:
+        _, _, tap = locate(policy, settings.layer, None, spec)
+        if tap.layer != tap.depth:
+            raise LaraArgumentError(
+                f"after_norm=True is for the last layer, but layer={settings.layer} (--lara.layer -1)"
+            )
+    return settings.attach(policy, lam, frames=observation_frames, spec=spec)
 
 
-def _choose_final_tap(policy: Any, after_norm: bool) -> None:
+def _spec(policy: Any, after_norm: bool) -> PolicySpec:
     """The row of the policy table whose last tap is before or after the final norm.
 
     After it, the state is read where the model's last projection does: it has the action tokens alone, in float32.
     """
-    spec: PolicySpec = find_spec(policy)
+    spec = find_spec(policy)
     if spec.tap != "norm" or not hasattr(policy, "action_out_proj"):
         raise LaraArgumentError(
             f"attach: policy is a {type(policy).__name__}, but openpi's PI0Pytorch is expected; attach_lara takes any other"
         )
     norm = f"{str(spec.blocks).rpartition('.')[0]}.norm"
-    wanted = "action_out_proj" if after_norm else norm
-    if spec.final_norm != wanted:
-        register_policy(replace(spec, final_norm=wanted))
+    return replace(spec, final_norm="action_out_proj" if after_norm else norm)
 
 
 # ---------------------------------------------------------------------- one run
@@ -118,8 +119,7 @@ def lara_training(
     if config.resume and run_folder.is_dir():
         last = latest_checkpoint(run_folder)
         if last is not None:
-            refuse_foreign(last)
-            settings = replace(settings, lam=settings.lam or str(last / FOLDER / LAM_FOLDER))
+            settings = replace(settings, lam=settings.lam or str(adapter_to_resume(last) / LAM_FOLDER))
     training = _Training(config, settings, script, CheckpointFiles(run_folder))
     with training.in_place():
         yield script, training.adapter
@@ -180,18 +180,14 @@ class _Training:
             self.models.PI0Pytorch, torch.optim.AdamW = self.stock_model, self.stock_adamw  # type: ignore[misc]
 
     def build_datasets(self, config: Any) -> tuple[Any, Any]:
-        size = self.settings.frame_size or int(getattr(getattr(self.lam, "config", None), "image_size", 224))
-        plan = FramePlan(self.settings.views, self.settings.horizon, size)
+        plan = FramePlan(self.settings.views, self.settings.gap, self.settings.frame_size_for(self.lam))
         loader = create_data_loader(config, plan)
         return loader, loader.data_config()
 
     def build_model(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the class PI0Pytorch: the attached model, before it is wrapped, loaded and optimised."""
         policy = self.stock_model(*args, **kwargs)
-        lara = attach(policy, self.lam, self.settings)
-        self.files.lara = lara
-        trainable = sum(p.numel() for p in lara.parameters() if p.requires_grad)
-        logger.info("LARA attached at %s: %s trainable parameters", lara.config.tap, f"{trainable:,}")
+        self.files.lara = attach(policy, self.lam, self.settings)
         return policy
 
     def build_optimizer(self, parameters: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -11,26 +10,14 @@ from typing import Any
 
 from lara_adapter import HostNotInstalled
 
-__all__ = ["TESTED", "find_training_script", "import_host", "load_training_script"]
+from ..hosts import import_host
+
+__all__ = ["TESTED", "find_training_script", "load_training_script"]
 
 TESTED = "tested with openpi at 15a9616 and with rlinf-openpi 0.1.1, lerobot 0.3.3"
 SOURCE_VARIABLE = "LARA_OPENPI_SRC"
 _SCRIPT = Path("scripts") / "train_pytorch.py"
 _GLOBALS = ("train_loop", "build_datasets", "safetensors", "save_checkpoint", "load_checkpoint")
-
-
-def import_host(name: str) -> Any:
-    """A module of openpi.
-
-    Raises:
-        HostNotInstalled: openpi, or what it needs to be imported, is not there.
-    """
-    from . import INSTALL
-
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise HostNotInstalled(f"{INSTALL} (missing here: {error.name})") from error
 
 
 def find_training_script(source: str | Path | None = None) -> Path:
@@ -50,7 +37,7 @@ def find_training_script(source: str | Path | None = None) -> Path:
         script = path / _SCRIPT if path.is_dir() else path
         if script.is_file():
             return script.resolve()
-        raise HostNotInstalled(f"{named} is no checkout of openpi: it has no {_SCRIPT}")
+        raise HostNotInstalled(f"{named} is not a checkout of openpi: it has no {_SCRIPT}")
     script = Path(package.__file__).resolve().parents[2] / _SCRIPT  # <checkout>/src/openpi/__init__.py
     if script.is_file():
         return script

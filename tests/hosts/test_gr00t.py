@@ -109,7 +109,7 @@ def build_dataset(world, tag=TAG, training=True, **frames):
     processor.train() if training else processor.eval()
     dataset.set_processor(processor)
     if frames.pop("frames", True):
-        add_frames(dataset, **{"size": 32, **frames})
+        add_frames(dataset, **{"frame_size": 32, **frames})
     return dataset
 
 
@@ -157,7 +157,7 @@ def trainer_of(model, dataset, folder, collator=None, **changes):
 
 
 def test_the_pair_is_t_and_t_plus_c_and_ends_with_the_episode(world):
-    dataset = build_dataset(world, horizon=20)
+    dataset = build_dataset(world, gap=20)
     table = dataset.episode_loader[0]
     front = [np.asarray(frame)[..., ::-1] for frame in table["video.front"]]  # opencv's BGR
     for step, future, valid in ((0, 20, True), (19, 39, True), (20, 39, False), (24, 39, False)):
@@ -191,11 +191,9 @@ def test_several_views_and_the_mistakes(world):
         build_dataset(world, views=["top"])
     with pytest.raises(FrameError, match="already"):
         add_frames(build_dataset(world))
-    with pytest.raises(
-        LaraArgumentError, match=r"horizon=40 steps, but the longest episode of .*demonstrations has 40"
-    ):
-        build_dataset(world, horizon=40)
-    assert bool(samples_of(build_dataset(world, horizon=39), (0,))[0]["lara_frames_valid"])
+    with pytest.raises(LaraArgumentError, match=r"gap=40 steps, but the longest episode of .*demonstrations has 40"):
+        build_dataset(world, gap=40)
+    assert bool(samples_of(build_dataset(world, gap=39), (0,))[0]["lara_frames_valid"])
 
 
 def test_the_dataset_still_pickles(world):
@@ -297,7 +295,7 @@ def test_every_term_and_every_gradient(world, layer):
 
 def test_the_last_valid_step_of_each_embodiment(world):
     """A batch of a 16-step and an 8-step embodiment, both padded to 50: tokens 15 and 7, not 49."""
-    datasets = {tag: build_dataset(world, tag, horizon=8) for tag in HORIZONS}
+    datasets = {tag: build_dataset(world, tag, gap=8) for tag in HORIZONS}
     samples = [samples_of(datasets[tag], (step,))[0] for tag in HORIZONS for step in (2, 9)]
     batch = collate(datasets[TAG], samples)
     assert batch["inputs"]["action"].shape[1] == 50

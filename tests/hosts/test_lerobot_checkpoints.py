@@ -13,8 +13,9 @@ pytest.importorskip("lerobot", reason="LeRobot is not installed: make test-lerob
 
 from helpers.lerobot_tiny import POLICIES, make_batch, make_policy
 from helpers.toys import OwnLam
+from lara_adapter.integrations.checkpoints import find_adapter
 from lara_adapter.integrations.lerobot import stock_saves
-from lara_adapter.integrations.lerobot.checkpoints import DataSettings, find_adapter, save_beside
+from lara_adapter.integrations.lerobot.checkpoints import DataSettings, save_beside
 from safetensors.torch import load_file
 
 from lara_adapter import (

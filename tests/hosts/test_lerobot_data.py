@@ -47,7 +47,7 @@ class Dim:
 def test_pairs_are_those_that_lerobot_reads_itself(roots, dtype, episodes):
     """Its delta_timestamps give the same two frames and the same flags, at every index."""
     plain = open_dataset(roots[dtype], episodes=episodes)
-    wrapped = LaraDataset(plain, horizon=C)
+    wrapped = LaraDataset(plain, gap=C)
     reference = open_dataset(roots[dtype], episodes=episodes, delta_timestamps={TOP: [0, C / FPS]})
     assert len(wrapped) == len(reference) == sum(n for e, n in enumerate(LENGTHS) if episodes is None or e in episodes)
     for index in range(len(wrapped)):
@@ -66,7 +66,7 @@ def test_pairs_are_those_that_lerobot_reads_itself(roots, dtype, episodes):
 @pytest.mark.parametrize("dtype", ["video", "image"])
 def test_pairs_show_c_steps_of_one_episode(roots, dtype):
     """Read off the pixels, without LeRobot's word for it; no pair crosses an episode's end."""
-    wrapped = LaraDataset(open_dataset(roots[dtype]), horizon=C)
+    wrapped = LaraDataset(open_dataset(roots[dtype]), gap=C)
     pairs = 0
     for index in range(len(wrapped)):
         item = wrapped[index]
@@ -87,7 +87,7 @@ def test_what_the_policy_gets_is_untouched(roots, dtype, deltas, augment):
     windows = None if deltas is None else {TOP: deltas, "observation.state": deltas, "action": [0, 1 / FPS]}
     settings = {"delta_timestamps": windows, "image_transforms": Dim() if augment else None}
     plain = open_dataset(roots[dtype], **settings)
-    wrapped, bare = LaraDataset(plain, horizon=C), LaraDataset(open_dataset(roots[dtype]), horizon=C)
+    wrapped, bare = LaraDataset(plain, gap=C), LaraDataset(open_dataset(roots[dtype]), gap=C)
     for index in (0, 5, 11, 13, 20):
         torch.manual_seed(index)
         wanted = plain[index]
@@ -104,28 +104,28 @@ def test_what_the_policy_gets_is_untouched(roots, dtype, deltas, augment):
 
 def test_several_cameras_are_views_in_the_order_asked_for(roots):
     plain = open_dataset(roots["two"])
-    top, wrist = (LaraDataset(plain, horizon=C, camera=name)[1][FRAMES] for name in ("top", WRIST))
-    both = LaraDataset(plain, horizon=C, camera=["wrist", TOP])
-    assert both.cameras == [WRIST, TOP]
+    top, wrist = (LaraDataset(plain, gap=C, views=name)[1][FRAMES] for name in ("top", WRIST))
+    both = LaraDataset(plain, gap=C, views=["wrist", TOP])
+    assert both.views == [WRIST, TOP]
     assert torch.equal(both[1][FRAMES], torch.stack([wrist, top]))
-    assert LaraDataset(plain, horizon=C, camera="all").cameras == [TOP, WRIST]
+    assert LaraDataset(plain, gap=C, views="all").views == [TOP, WRIST]
     assert not torch.equal(top, wrist)
 
 
 @pytest.mark.parametrize("dtype", ["video", "image"])
 def test_resizing(roots, dtype):
     plain = open_dataset(roots[dtype])
-    small = LaraDataset(plain, horizon=C, size=16)[1][FRAMES]
+    small = LaraDataset(plain, gap=C, frame_size=16)[1][FRAMES]
     assert small.dtype == torch.uint8
     assert small.shape == (2, 3, 16, 16)
     assert [read_picture(frame) for frame in small] == [(0, 1), (0, 1 + C)]
-    assert LaraDataset(plain, horizon=C, size=(16, 24))[1][FRAMES].shape == (2, 3, 16, 24)
-    assert torch.equal(LaraDataset(plain, horizon=C, size=PIXELS)[1][FRAMES], LaraDataset(plain, horizon=C)[1][FRAMES])
+    assert LaraDataset(plain, gap=C, frame_size=(16, 24))[1][FRAMES].shape == (2, 3, 16, 24)
+    assert torch.equal(LaraDataset(plain, gap=C, frame_size=PIXELS)[1][FRAMES], LaraDataset(plain, gap=C)[1][FRAMES])
 
 
 def test_it_stands_in_for_the_dataset(roots, monkeypatch):
     """LeRobot's loop reads attributes of the dataset and samples by its indices."""
-    wrapped = LaraDataset(open_dataset(roots["video"], episodes=[1, 2]), horizon=C)
+    wrapped = LaraDataset(open_dataset(roots["video"], episodes=[1, 2]), gap=C)
     assert (wrapped.num_frames, wrapped.num_episodes, wrapped.episodes) == (29, 2, [1, 2])
     episodes = wrapped.meta.episodes
     sampler = EpisodeAwareSampler(
@@ -152,7 +152,7 @@ def test_it_stands_in_for_the_dataset(roots, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["video", "image"])
 def test_pickle(roots, dtype):
-    wrapped = LaraDataset(open_dataset(roots[dtype]), horizon=C)
+    wrapped = LaraDataset(open_dataset(roots[dtype]), gap=C)
     copy = pickle.loads(pickle.dumps(wrapped))
     assert torch.equal(copy[7][FRAMES], wrapped[7][FRAMES])
 
@@ -160,7 +160,7 @@ def test_pickle(roots, dtype):
 @pytest.mark.slow
 def test_spawned_workers(roots):
     """As lerobot-train starts them."""
-    wrapped = LaraDataset(open_dataset(roots["video"]), horizon=C)
+    wrapped = LaraDataset(open_dataset(roots["video"]), gap=C)
     loader = torch.utils.data.DataLoader(wrapped, batch_size=4, num_workers=1, multiprocessing_context="spawn")
     first = next(iter(loader))
     assert torch.equal(first[FRAMES], torch.stack([wrapped[i][FRAMES] for i in range(4)]))
@@ -171,17 +171,17 @@ def test_refusals(roots):
 
     def refused(match: str, dataset=plain, **arguments) -> None:
         with pytest.raises(LaraArgumentError, match=match):
-            LaraDataset(dataset, **{"horizon": C, **arguments})
+            LaraDataset(dataset, **{"gap": C, **arguments})
 
     refused("2 colour cameras; choose one of .*top.*wrist", two)
-    refused("camera='side', but the dataset's colour cameras are", camera="side")
-    refused("one or several different ones", camera=[TOP, "top"])
-    refused("horizon=0", horizon=0)
-    refused("the longest episode has 20: no pair would be valid", horizon=20)
-    refused("size=", size=(0, 5))
+    refused("views='side', but the dataset's colour cameras are", views="side")
+    refused("one or several different ones", views=[TOP, "top"])
+    refused("gap=0", gap=0)
+    refused("the longest episode of the dataset has 20: no pair would be valid", gap=20)
+    refused("frame_size=", frame_size=(0, 5))
     refused("is a Subset, but a LeRobotDataset is expected", torch.utils.data.Subset(plain, [0]))
     two.meta.features[WRIST]["shape"] = (8, 8, 3)
-    refused("cameras of different shapes.*pass size=", two, camera="all")
+    refused("cameras of different shapes.*pass frame_size=", two, views="all")
 
 
 def test_streaming_is_refused(roots):
@@ -189,7 +189,7 @@ def test_streaming_is_refused(roots):
 
     streaming = StreamingLeRobotDataset("local/tiny", root=roots["image"])
     with pytest.raises(LaraArgumentError, match=r"StreamingLeRobotDataset streams .*--dataset.streaming=false"):
-        LaraDataset(streaming, horizon=C)
+        LaraDataset(streaming, gap=C)
 
 
 def test_smolvla_sees_the_present(roots, monkeypatch):
@@ -220,7 +220,9 @@ def test_smolvla_sees_the_present(roots, monkeypatch):
 
     now = [(0, 0), (0, 12), (1, 1)]
     settings = {"delta_timestamps": {TOP: [0.0]}}  # SmolVLA's own window
-    loss, report = policy.forward(batch_of(LaraDataset(open_dataset(roots["video"], **settings), horizon=C, size=SIZE)))
+    loss, report = policy.forward(
+        batch_of(LaraDataset(open_dataset(roots["video"], **settings), gap=C, frame_size=SIZE))
+    )
     loss.backward()
     assert taken() == now
     assert not any("lara" in key for key in seen[-1])

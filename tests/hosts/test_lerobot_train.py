@@ -226,7 +226,7 @@ def test_idle_lara_trains_bit_identically_to_lerobot_train(place, plain):
 
 def test_several_cameras_horizon_and_size(place):
     folder = place / "views"
-    lara = ["--lara.camera=top,wrist", "--lara.horizon=3", "--lara.size=24x16", "--lara.alignment=contrastive"]
+    lara = ["--lara.views=top,wrist", "--lara.gap=3", "--lara.frame_size=24x16", "--lara.alignment=contrastive"]
     train([*flags(place, f"--output_dir={folder}", data="two", steps=1), f"--lara.lam={place}/lam", *LARA, *lara])
     assert DataSettings.read(last(folder) / "lara") == DataSettings((TOP, WRIST), 3, (24, 16))
 
@@ -289,11 +289,9 @@ def test_a_resumed_run_ends_where_the_whole_one_did(fresh):
 
 def test_weights_and_data_may_change_on_resume(fresh):
     folder = copy_of(fresh[0], "changed", "000002")
-    text = train(
-        [*resume(folder), f"--output_dir={folder}", "--steps=3", "--lara.align_weight=0.25", "--lara.horizon=2"]
-    )
+    text = train([*resume(folder), f"--output_dir={folder}", "--steps=3", "--lara.align_weight=0.25", "--lara.gap=2"])
     assert "lara/align_weight:0.250" in text
-    assert DataSettings.read(last(folder) / "lara").horizon == 2
+    assert DataSettings.read(last(folder) / "lara").gap == 2
 
 
 @pytest.mark.parametrize("flag", ["--lara.lam=lam", "--lara.path=x", "--lara.layer=1", "--lara.train_lam=false"])
@@ -385,7 +383,7 @@ def test_every_policy_from_its_base(name, place, monkeypatch):
         run = [f"--policy.path={base}", "--dataset.repo_id=local/tiny", f"--dataset.root={place}/cam", "--steps=2",
                "--save_freq=1", *RUN, f"--output_dir={folder}"]  # fmt: skip
         text = train([*run, f"--lara.lam={place}/lam", *LARA])
-    assert f"horizon={HORIZON}" in text
+    assert f"gap={HORIZON}" in text
     assert text.count("lara/cosine:") == 2
     early, late = (folder / "checkpoints" / step / "pretrained_model" for step in ("000001", "000002"))
     for file, part in ((MODEL, ""), (ADAPTER, "projector"), (LAM, "inverse_dynamics")):
@@ -425,9 +423,9 @@ def test_refusals_before_anything_is_loaded(place, monkeypatch, tmp_path):
     refused("give either --lara.lam=FOLDER", run)
     refused("give either --lara.lam=FOLDER", [*run, lam, "--lara.path=x"])
     refused("2 colour cameras; choose one of", [*flags(place, out, data="two"), lam])
-    refused("longest episode has", [*run, lam, "--lara.horizon=50"])
+    refused("longest episode of the dataset has", [*run, lam, "--lara.gap=50"])
     refused("streams its frames .*--dataset.streaming=false", [*run, lam, "--dataset.streaming=true"])
-    refused("longest episode has 9: no pair", [*run, lam, "--dataset.episodes=[1]", "--lara.horizon=10"])
+    refused("longest episode of the dataset has 9: no pair", [*run, lam, "--dataset.episodes=[1]", "--lara.gap=10"])
     common = ["--dataset.repo_id=local/tiny", f"--dataset.root={place}/data", *RUN, out, lam]
     refused("act regresses its chunk", ["--policy.type=act", *common])
     refused("diffusion denoises with a convolutional UNet", ["--policy.type=diffusion", *common])
@@ -460,17 +458,17 @@ def test_lerobot_is_as_it_was_afterwards(fresh):
 def test_flags():
     schedule = '{"schedule": "warmup", "steps": 5, "weight": 0.1}'
     options, rest = parse_options(
-        ["--policy.type=x", "--lara.layer", "-3", "--a", "-1", "--lara.camera=top, wrist", "--lara.size=24x16", "--b",
+        ["--policy.type=x", "--lara.layer", "-3", "--a", "-1", "--lara.views=top, wrist", "--lara.frame_size=24x16", "--b",
          f"--lara.align_weight={schedule}", "--lara.train_lam=False", "--lara.token=0", "--lara.lam_weight=1e-2"]
     )  # fmt: skip
     assert rest == ["--policy.type=x", "--a", "-1", "--b"]
     assert options.values == {
-        "layer": -3, "camera": ["top", "wrist"], "size": (24, 16), "align_weight": Warmup(0.1, 5), "train_lam": False,
+        "layer": -3, "views": ["top", "wrist"], "frame_size": (24, 16), "align_weight": Warmup(0.1, 5), "train_lam": False,
         "token": 0, "lam_weight": 0.01,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("wrong", ["--lara.lamb=x", "--lara.horizon=ten", "--lara.size=1x2x3", "--lara.align_weight={}",
+@pytest.mark.parametrize("wrong", ["--lara.lamb=x", "--lara.gap=ten", "--lara.frame_size=1x2x3", "--lara.align_weight={}",
                                    "--lara.train_lam=maybe", "--lara.lam", "--lara.lam_weight=much"])  # fmt: skip
 def test_flags_that_cannot_be_read(wrong, capsys):
     with pytest.raises(SystemExit):
@@ -482,5 +480,5 @@ def test_help(capsys):
     with pytest.raises(SystemExit):
         launcher.main(["--help"])
     text = capsys.readouterr().out
-    assert "--lara.camera" in text
+    assert "--lara.views" in text
     assert "--dataset.repo_id" in text

@@ -82,7 +82,7 @@ def assert_same_inputs(ours, stock, batches: int) -> None:
 @pytest.mark.parametrize("pi05", [True, False])
 def test_the_models_inputs_are_bit_identical_to_stock_openpis(folder, pi05):
     config = config_of(folder, pi05=pi05)
-    ours = create_data_loader(config, FramePlan(horizon=C))
+    ours = create_data_loader(config, FramePlan(gap=C))
     assert_same_inputs(ours, host.create_data_loader(config, framework="pytorch", shuffle=True), 8)
     seen, _ = next(iter(ours))
     assert isinstance(seen, Observation)
@@ -94,7 +94,7 @@ def test_the_models_inputs_are_bit_identical_to_stock_openpis(folder, pi05):
 
 def test_of_videos_too(folder, videos):
     config = with_data(config_of(folder), repo_id="tiny/videos")
-    ours = create_data_loader(config, FramePlan(horizon=C, size=IMAGE_SIZE))
+    ours = create_data_loader(config, FramePlan(gap=C, frame_size=IMAGE_SIZE))
     assert_same_inputs(ours, host.create_data_loader(config, framework="pytorch", shuffle=True), 3)
     sample, raw = items_of(ours)[3], recorded(folder, "tiny/videos")
     assert np.array_equal(sample["lara_frames"][0], as_uint8(raw[3]["image"]))
@@ -104,16 +104,16 @@ def test_of_videos_too(folder, videos):
 @pytest.mark.slow
 def test_in_worker_processes(folder):
     config = config_of(folder, num_workers=1)
-    ours = create_data_loader(config, FramePlan(horizon=C, size=32))
+    ours = create_data_loader(config, FramePlan(gap=C, frame_size=32))
     stock = host.create_data_loader(config_of(folder), framework="pytorch", shuffle=True)
     assert_same_inputs(ours, stock, 2)
 
 
 def test_openpi_is_as_before_afterwards(folder):
     functions = host.create_torch_dataset, host.transform_dataset
-    create_data_loader(config_of(folder), FramePlan(horizon=C))
+    create_data_loader(config_of(folder), FramePlan(gap=C))
     with pytest.raises(LaraArgumentError):
-        create_data_loader(config_of(folder), FramePlan(horizon=1000))
+        create_data_loader(config_of(folder), FramePlan(gap=1000))
     assert (host.create_torch_dataset, host.transform_dataset) == functions
     batch = next(iter(host.create_data_loader(config_of(folder), framework="pytorch", shuffle=True)))
     assert type(batch[0]) is Observation
@@ -123,7 +123,7 @@ def test_openpi_is_as_before_afterwards(folder):
 
 
 def test_the_pair_is_now_and_c_steps_later_and_ends_are_masked(folder):
-    loader = create_data_loader(config_of(folder), FramePlan(horizon=C, size=IMAGE_SIZE))
+    loader = create_data_loader(config_of(folder), FramePlan(gap=C, frame_size=IMAGE_SIZE))
     raw, items = recorded(folder), items_of(loader)
     assert len(items) == len(raw) == sum(LENGTHS)
     start = 0
@@ -140,8 +140,8 @@ def test_the_pair_is_now_and_c_steps_later_and_ends_are_masked(folder):
 
 def test_c_is_the_action_chunk_by_default(folder):
     loader = create_data_loader(config_of(folder))
-    assert loader.plan.horizon == HORIZON
-    assert loader.plan.cameras == ("image",)  # becomes base_0_rgb
+    assert loader.plan.gap == HORIZON
+    assert loader.plan.views == ("image",)  # becomes base_0_rgb
     valid = [bool(items_of(loader)[i]["lara_frames_valid"]) for i in range(LENGTHS[0])]
     assert valid == [True] * (LENGTHS[0] - HORIZON) + [False] * HORIZON
 
@@ -171,11 +171,11 @@ def test_the_base_camera_is_found_behind_any_name(folder):
     config = config_of(folder)
     settings = {field.name: getattr(config.data, field.name) for field in dataclasses.fields(config.data)}
     loader = create_data_loader(dataclasses.replace(config, data=Swapped(**settings)))
-    assert loader.plan.cameras == ("wrist_image",)
+    assert loader.plan.views == ("wrist_image",)
 
 
 def test_a_resized_pair_keeps_its_colours(folder):
-    item = items_of(create_data_loader(config_of(folder), FramePlan(horizon=C, size=16)))[0]
+    item = items_of(create_data_loader(config_of(folder), FramePlan(gap=C, frame_size=16)))[0]
     assert item["lara_frames"].shape == (2, 3, 16, 16)
     whole = as_uint8(recorded(folder)[0]["image"]).astype(float).mean((1, 2))
     assert item["lara_frames"][0].astype(float).mean((1, 2)) == pytest.approx(whole, abs=1.5)
@@ -187,11 +187,11 @@ def test_a_resized_pair_keeps_its_colours(folder):
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        ({"cameras": "top"}, r"cameras \['top'\] are not in the dataset, which has \['image', 'wrist_image'\]"),
-        ({"horizon": 27}, r"horizon=27 steps, but the longest episode has 27"),
-        ({"horizon": 0}, "horizon=0, but an integer >= 1"),
-        ({"size": 2.5}, r"size=2\.5"),
-        ({"cameras": ["image", "image"]}, "different ones are expected"),
+        ({"views": "top"}, r"views \['top'\] are not in the dataset, which has \['image', 'wrist_image'\]"),
+        ({"gap": 27}, r"gap=27 steps, but the longest episode of the dataset has 27"),
+        ({"gap": 0}, "gap=0, but an integer >= 1"),
+        ({"frame_size": 2.5}, r"frame_size=2\.5"),
+        ({"views": ["image", "image"]}, "different ones are expected"),
     ],
 )
 def test_mistakes_are_named(folder, plan, words):
@@ -213,7 +213,7 @@ def test_a_stock_observation_has_none(folder):
 def test_the_frames_move_with_the_observation(folder):
     import jax
 
-    seen, _ = next(iter(create_data_loader(config_of(folder), FramePlan(horizon=C, size=16))))
+    seen, _ = next(iter(create_data_loader(config_of(folder), FramePlan(gap=C, frame_size=16))))
     moved = jax.tree.map(lambda x: x.to("meta"), seen)  # openpi's loop moves it so
     assert moved.lara_frames.is_meta
     assert moved.images["base_0_rgb"].is_meta

@@ -65,7 +65,7 @@ def values(sample):
 
 def test_pairs_of_every_view_and_the_flag():
     dataset = Dataset(horizon=5)
-    add_frames(dataset, views=["front", "wrist"], size=8)
+    add_frames(dataset, views=["front", "wrist"], frame_size=8)
     sample = dataset.get_datapoint(Episode(10), np.int64(3))
     assert values(sample) == [9, 24, 10, 25]
     assert sample["lara_frames"].shape == (2, 2, 3, 8, 8)
@@ -79,7 +79,7 @@ def test_pairs_of_every_view_and_the_flag():
 
 def test_a_subclass_of_the_dataset_keeps_its_methods_and_pickles():
     dataset = Recorded()
-    add_frames(dataset, horizon=2, size=8)
+    add_frames(dataset, gap=2, frame_size=8)
     copied = pickle.loads(pickle.dumps(dataset))
     assert copied.get_datapoint(Episode(5), 1)["mine"] == 1
     assert values(copied.get_datapoint(Episode(5), 1)) == [3, 9]
@@ -93,8 +93,8 @@ class Recorded(Dataset):
 def test_a_mixture_takes_views_by_embodiment():
     arm, hand = Dataset(), Dataset(8, ("top",), "hand")
     mixture = SimpleNamespace(datasets=[arm, hand])
-    placed = add_frames(mixture, views={"arm": ["wrist"], "hand": ["top"]}, size=8)
-    assert [(frames.views, frames.horizon) for frames in placed] == [(("wrist",), 16), (("top",), 8)]
+    placed = add_frames(mixture, views={"arm": ["wrist"], "hand": ["top"]}, frame_size=8)
+    assert [(frames.views, frames.gap) for frames in placed] == [(("wrist",), 16), (("top",), 8)]
     assert values(hand.get_datapoint(Episode(20, ("top",)), 0)) == [0, 24]
 
 
@@ -103,9 +103,9 @@ def test_a_mixture_takes_views_by_embodiment():
     [
         ({"views": ["top"]}, FrameError, r"\['top'\] are not loaded for arm, which has \['front', 'wrist'\]"),
         ({"views": {"leg": ["top"]}}, FrameError, r"no entry for the embodiment 'arm'; it has \['leg'\]"),
-        ({"horizon": 0}, LaraArgumentError, "horizon=0, but an integer >= 1"),
-        ({"horizon": 2.5}, LaraArgumentError, r"horizon=2\.5"),
-        ({"size": True}, LaraArgumentError, "size=True"),
+        ({"gap": 0}, LaraArgumentError, "gap=0, but an integer >= 1"),
+        ({"gap": 2.5}, LaraArgumentError, r"gap=2\.5"),
+        ({"frame_size": True}, LaraArgumentError, "frame_size=True"),
     ],
 )
 def test_mistakes_are_named_and_leave_the_dataset_alone(arguments, error, words):
@@ -122,16 +122,16 @@ def test_mixtures_whose_views_do_not_fit_into_one_batch():
     assert all("get_datapoint" not in vars(dataset) for dataset in mixture.datasets)
 
 
-def test_a_horizon_that_no_episode_reaches():
+def test_a_gap_that_no_episode_reaches():
     dataset = Dataset(horizon=5)
     dataset.episode_loader = SimpleNamespace(episode_lengths=[3, 5])
     with pytest.raises(
-        LaraArgumentError, match=r"horizon=5 steps, but the longest episode of demonstrations has 5: no pair"
+        LaraArgumentError, match=r"gap=5 steps, but the longest episode of demonstrations has 5: no pair"
     ):
         add_frames(dataset)
     assert "get_datapoint" not in vars(dataset)
     dataset.episode_loader.episode_lengths.append(6)
-    assert add_frames(dataset)[0].horizon == 5
+    assert add_frames(dataset)[0].gap == 5
 
 
 def test_the_memory_is_said(caplog):

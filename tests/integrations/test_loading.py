@@ -42,7 +42,7 @@ def test_functions_that_are_none_or_fail(tmp_path, name, said):
 
 
 def test_files_that_are_none_or_clash(tmp_path):
-    with pytest.raises(PolicySourceError, match="is no Python file"):
+    with pytest.raises(PolicySourceError, match="is not a Python file"):
         open_policy(f"{tmp_path / 'absent_file.py'}:make")
     (tmp_path / "json.py").write_text("make = None")
     with pytest.raises(PolicySourceError, match="imported already"):
@@ -54,12 +54,12 @@ def test_files_that_are_none_or_clash(tmp_path):
 
 
 def test_modules_and_files_with_neighbours(tmp_path, monkeypatch):
-    assert isinstance(open_policy("toys:DitPolicy"), DitPolicy)
-    (tmp_path / "a_neighbour.py").write_text("from toys import DitPolicy as Policy")
+    assert isinstance(open_policy("helpers.toys:DitPolicy"), DitPolicy)
+    (tmp_path / "a_neighbour.py").write_text("from helpers.toys import DitPolicy as Policy")
     (tmp_path / "a_factory.py").write_text("import a_neighbour\nclass Zoo:\n    Policy = a_neighbour.Policy\n")
     assert isinstance(open_policy(f"{tmp_path / 'a_factory.py'}:Zoo.Policy"), DitPolicy)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "in_the_folder.py").write_text("from toys import DitPolicy\npolicy = DitPolicy()")
+    (tmp_path / "in_the_folder.py").write_text("from helpers.toys import DitPolicy\npolicy = DitPolicy()")
     assert isinstance(open_policy("in_the_folder:policy"), DitPolicy)
 
 

@@ -97,16 +97,16 @@ def test_a_camera_without_a_pair_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"horizon": 0}, "horizon=0, but an integer >= 1"),
-        ({"horizon": True}, "horizon=True"),
-        ({"size": None}, "size=None"),
-        ({"cameras": ["a", "a"]}, "different ones are expected"),
+        ({"gap": 0}, "gap=0, but an integer >= 1"),
+        ({"gap": True}, "gap=True"),
+        ({"frame_size": None}, "frame_size=None"),
+        ({"views": ["a", "a"]}, "different ones are expected"),
     ],
 )
 def test_a_plan_that_cannot_be(arguments, words):
     with pytest.raises(LaraArgumentError, match=words):
         FramePlan(**arguments)
-    assert FramePlan("front").cameras == ("front",)
+    assert FramePlan("front").views == ("front",)
 
 
 def test_the_pair_of_an_observation():

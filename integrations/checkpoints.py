@@ -1,0 +1,57 @@
+"""What the checkpoints of all hosts have in common: the host's own weights without LARA, and the adapter beside them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from lara_adapter import AttachOrderError, LaraAdapter
+from lara_adapter.saving.layout import CONFIG_FILE
+
+__all__ = ["FOLDER", "find_adapter", "require_adapter", "without_lara"]
+
+FOLDER = "lara"  # the adapter's, inside a host's checkpoint
+
+
+def find_adapter(checkpoint: Path) -> Path | None:
+    """The adapter's folder in a checkpoint, or None if the checkpoint was saved without LARA."""
+    folder = checkpoint / FOLDER
+    return folder if (folder / CONFIG_FILE).is_file() else None
+
+
+def require_adapter(checkpoint: Path, fix: str) -> Path:
+    """The adapter's folder in a checkpoint that is to be resumed.
+
+    Raises:
+        AttachOrderError: the checkpoint was saved without LARA; `fix` ends the message.
+    """
+    folder = find_adapter(checkpoint)
+    if folder is None:
+        raise AttachOrderError(
+            f"{checkpoint} was saved by a run without LARA (it has no {FOLDER}/), so its optimizer state does not fit. "
+            f"{fix}"
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def without_lara(policy: nn.Module) -> Iterator[None]:
+    """Within this context the adapter is not in the policy's module tree, and so in no state_dict of it."""
+    owners = [
+        (module, dict(module._modules))
+        for module in policy.modules()
+        if any(isinstance(child, LaraAdapter) for child in module._modules.values())
+    ]
+    try:
+        for owner, children in owners:
+            for name, child in children.items():
+                if isinstance(child, LaraAdapter):
+                    del owner._modules[name]
+        yield
+    finally:
+        for owner, children in owners:
+            owner._modules.clear()
+            owner._modules.update(children)  # in their old order: the optimizer's state is stored by position

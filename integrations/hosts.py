@@ -1,0 +1,46 @@
+"""The hosts whose policies are trained, opened and served: how to install them, and the one error where one is missing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lara_adapter import HostNotInstalled
+
+__all__ = ["INSTALL", "first_line", "import_host"]
+
+INSTALL = {
+    "gr00t": "git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T, install it as its README says (or put the "
+    "checkout on PYTHONPATH), and pip install lara-adapter into the same environment; tested with N1.6, Python 3.10, torch "
+    "2.7.1, transformers 4.51.3",
+    "lerobot": "pip install 'lerobot[training,groot,pi,smolvla,multi-task-dit]==0.6.1', the version it was tested with",
+    "openpi": "git clone https://github.com/Physical-Intelligence/openpi and install it as its README says, with its "
+    "patched transformers (src/openpi/models_pytorch/transformers_replace), or pip install rlinf-openpi==0.1.1 "
+    "rlinf-transformer-openpi==4.53.2 lerobot==0.3.3, and pip install lara-adapter into the same environment; tested with "
+    "Python 3.12, torch 2.7.1",
+}
+
+
+def import_host(name: str, reason: str = "") -> Any:
+    """Import a module of a host.
+
+    Args:
+        name: its dotted name, which begins with a key of INSTALL.
+        reason: beginning of the message: what needs the host.
+
+    Raises:
+        HostNotInstalled: the module, or something that it imports, is not installed.
+    """
+    host = name.partition(".")[0]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise HostNotInstalled(
+            f"{reason}{host} cannot be imported here ({first_line(error)}): {INSTALL[host]}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
