@@ -34,6 +34,7 @@ if WORLD_SIZE == 1:
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from lara_adapter.integrations.gr00t import INSTALL, LaraSettings, LoraSettings, export_policy, run  # noqa: E402
+from lara_adapter.integrations.old_names import current_flags  # noqa: E402
 
 from lara_adapter import LaraArgumentError, LaraError  # noqa: E402
 
@@ -194,7 +195,7 @@ def main(arguments: list[str]) -> int:
             stack.enter_context(gr00t_tiny.tiny_backbone())
             folder = Path(os.environ.get("LARA_SMOKE_DIR", "outputs/gr00t_smoke"))
             arguments = smoke_arguments(folder) + arguments
-        chosen = tyro.cli(PosttrainConfig, args=arguments, description=__doc__)
+        chosen = tyro.cli(PosttrainConfig, args=current_flags(arguments), description=__doc__)
         try:
             config = gr00t_config(chosen)
             if (problem := backend_error(chosen.video_backend)) is not None:

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from record_metaworld import NEEDS, World, progress_bar, quieten, record, require
 
@@ -83,10 +83,10 @@ class Settings:
     """w1 of LARA, Eq. 7; the paper's 0.01 has little effect in a few hundred steps."""
     lam_weight: float = 0.1
     """w2; only its ratio to w1 matters to the LAM."""
-    camera: str | None = None
+    views: Annotated[str | None, tyro.conf.arg(aliases=["--camera"])] = None
     """Key of LARA's camera, if there are several."""
-    horizon: int | None = None
-    """Distance of LARA's two frames; without it the length of the action chunk."""
+    gap: Annotated[int | None, tyro.conf.arg(aliases=["--horizon"])] = None
+    """C, frames between LARA's two frames; without it the length of the action chunk."""
     steps: int = 500
     """Training steps."""
     batch: int = 32
@@ -130,9 +130,9 @@ def train(settings: Settings, accelerator: Accelerator, start: Path | None = Non
     )
     lara = None
     if settings.lara:
-        horizon = settings.horizon or max(config.action_delta_indices) + 1
+        gap = settings.gap or max(config.action_delta_indices) + 1
         size = None if settings.lam else LAM_SIZE
-        dataset = LaraDataset(dataset, horizon=horizon, camera=settings.camera, size=size)  # LARA: the two frames
+        dataset = LaraDataset(dataset, gap=gap, views=settings.views, frame_size=size)  # LARA: the two frames
         lara = attach_lara(  # LARA: before the optimizer and before prepare
             policy,
             str(settings.lam or pretrain_lam(settings, accelerator, dataset)),

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lara_adapter.integrations.old_names import current_flags
 from lara_adapter.integrations.openpi import INSTALL, OpenpiLaraSettings, run
 
 from lara_adapter import LaraError
@@ -51,7 +52,7 @@ def parse(arguments: list[str]) -> tuple[Flags, Any]:
     import tyro
     from openpi.training import config as configs
 
-    ours = [argument for argument in arguments if argument not in ("-h", "--help")]
+    ours = [argument for argument in current_flags(arguments) if argument not in ("-h", "--help")]
     flags, theirs = tyro.cli(Flags, args=ours, return_unknown_args=True)
     if len(ours) < len(arguments):
         with contextlib.suppress(SystemExit):
