@@ -39,10 +39,9 @@ def takes(
         parameters: dict[str, inspect.Parameter] = {}
         hints: dict[str, Any] = {}
         helps: dict[str, str] = {}
-        sources: tuple[Callable[..., Any], ...] = (*functions, command)
-        for source in sources:
-            for name, parameter in (own if source is command else inspect.signature(source).parameters).items():
-                if name in parameters and parameter.default is parameter.empty:
+        for source in (*functions, command):
+            for name, parameter in own.items() if source is command else inspect.signature(source).parameters.items():
+                if parameter.default is parameter.empty and name in parameters:
                     parameter = parameter.replace(default=parameters[name].default)
                 if name not in ("self", *omit):
                     parameters[name] = parameter
@@ -53,19 +52,18 @@ def takes(
             raise TypeError(f"{command.__name__}: {missing} are not documented parameters")
 
         flags = []
-        for name, parameter in sorted(parameters.items(), key=lambda item: item[0] in own):  # its own come last
-            alone = name in positional or parameter.kind is parameter.POSITIONAL_ONLY
-            hint = _typed(hints[name])
-            shown = name.upper() + (" ..." if typing.get_origin(hint) is tuple else "")
-            argument = tyro.conf.arg(help=helps[name], metavar=shown if alone else None)
-            kind = parameter.POSITIONAL_ONLY if alone else parameter.KEYWORD_ONLY
-            flags.append(parameter.replace(kind=kind, annotation=Annotated[hint, argument]))
-        signature = inspect.Signature(sorted(flags, key=lambda flag: flag.kind))
+        names = dict.fromkeys([*positional, *(name for name in parameters if name not in own), *own])
+        for name in names:
+            hint, kind, shown = _typed(hints[name]), inspect.Parameter.KEYWORD_ONLY, None
+            if name in positional:
+                kind = inspect.Parameter.POSITIONAL_ONLY
+                shown = name.upper() + (" ..." if typing.get_origin(hint) is tuple else "")
+            annotation = Annotated[hint, tyro.conf.arg(help=helps[name], metavar=shown)]
+            flags.append(parameters[name].replace(kind=kind, annotation=annotation))
+        signature = inspect.Signature(flags)
 
         def run(*args: Any, **kwargs: Any) -> int:
-            arguments = signature.bind(*args, **kwargs).arguments
-            alone = [arguments.pop(name) for name, p in own.items() if p.kind is p.POSITIONAL_ONLY]
-            return command(*alone, **arguments)
+            return command(**signature.bind(*args, **kwargs).arguments)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__annotations__ = {flag.name: flag.annotation for flag in flags}

@@ -23,11 +23,10 @@ logger = logging.getLogger(__name__)
 
 @takes(
     Rollouts.__init__, Rollouts.run, PolicyClient.__init__,
-    omit=("client", "seeds", "progress", "timeout_ms", "api_token", "max_message_bytes"),
+    positional=("tasks",), omit=("client", "seeds", "progress", "timeout_ms", "api_token", "max_message_bytes"),
 )  # fmt: skip
 def evaluate(
     tasks: tuple[str, ...],
-    /,
     *,
     output: Path,
     simulator: str = "metaworld",

@@ -17,8 +17,8 @@ __all__ = ["inspect"]
 logger = logging.getLogger(__name__)
 
 
-@takes(describe_policy, omit=("policy",))
-def inspect(source: str, /, *, json: bool = False, **arguments: Any) -> int:
+@takes(describe_policy, positional=("source",), omit=("policy",))
+def inspect(source: str, *, json: bool = False, **arguments: Any) -> int:
     """What LARA would do with a policy: blocks, tap, action tokens, frames, parameters added. Nothing is attached.
 
     Exit status: 0; 1 if LARA cannot attach; 2 if the policy or the LAM cannot be opened.

@@ -19,10 +19,12 @@ from .output import write
 __all__ = ["serve"]
 
 
-@takes(PolicyServer.__init__, open_served, omit=("policy", "api_token", "description", "max_message_bytes"))
+@takes(
+    PolicyServer.__init__, open_served,
+    positional=("source",), omit=("policy", "api_token", "description", "max_message_bytes"),
+)  # fmt: skip
 def serve(
     source: str,
-    /,
     *,
     device: str | None = None,
     embodiment_tag: str | None,
