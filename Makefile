@@ -1,4 +1,4 @@
-# make demo | test | lint | typecheck | clean | help
+# make demo | test | lint | typecheck | records | clean | help
 #
 # Every target makes its own virtual environment first; nothing outside this folder is changed (make demo may install
 # an OpenGL library with apt-get, on Debian as root).
@@ -30,7 +30,7 @@ for wanted in '(3,10)<=v<=(3,13)' '(3,10)<=v'; do \
 done; exit 1
 endef
 
-.PHONY: FORCE help demo test lint typecheck clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env
+.PHONY: FORCE help demo test lint typecheck records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -44,6 +44,7 @@ help:
 	@echo 'make test-openpi       the tests on real pi0 and pi0.5 of openpi (tiny, no downloads), in an environment of its own;'
 	@echo '                LARA_OPENPI_SRC=PATH: a checkout of openpi, for those of its training script, which no wheel has'
 	@echo 'make lint       ruff, and the direction of imports; make typecheck: mypy'
+	@echo 'make records    the documents and summaries are what the records in benchmarks/results say'
 	@echo 'make clean      remove the virtual environment and caches (outputs/ stays)'
 	@echo 'TORCH="torch==2.7.1" chooses the torch to install, PYTHON=python3.11 the Python'
 
@@ -152,6 +153,9 @@ lint: $(TEST) $(WHEEL_TREE)
 
 typecheck: $(TEST) $(WHEEL_TREE)
 	cd $(WHEEL_TREE) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
+
+records: $(TEST)
+	$(BIN)/python -m benchmarks.records --check
 
 # the package as the wheel lays it out: integrations/ inside lara_adapter/, where its imports resolve
 $(WHEEL_TREE): FORCE

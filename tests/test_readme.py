@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -71,34 +70,3 @@ def test_the_printed_example_is_what_lara_inspect_prints(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out == printed
-
-
-def test_the_cost_table_quotes_the_record():
-    record = json.loads((ROOT / "benchmarks/results/lam_speed.json").read_text())
-    assert (record["settings"]["preset"], record["relative_to"]) == ("paper", "official")
-    peak = {name: value / record["peak_mb"]["official"] for name, value in record["peak_mb"].items()}
-    for arm, row in (("ours", "ours"), ("ours, cached", "ours with `lam.cache_features(folder)`")):
-        low, high = record["ratio_range"][arm]
-        numbers = f"{record['ratio'][arm]:.2f} | {low:.2f} - {high:.2f} | {peak[arm]:.2f}"
-        assert f"| {row} | {numbers} |" in README
-    assert f"{record['cache_kb_per_frame']:.0f} kB a frame" in README
-
-
-def test_the_lam_guide_quotes_the_record_of_pretraining():
-    record = json.loads((ROOT / "benchmarks/results/pretrain_speed.json").read_text())
-    guide = (ROOT / "lara_adapter/lam/README.md").read_text().split("### How fast")[1].split("\n## ")[0]
-    rows = {
-        "official, as it is": "official", "ours, independent pairs": "ours, independent pairs",
-        "ours, chains of 4 (default)": "ours, chains of 4", "ours, chains of 8": "ours, chains of 8",
-    }  # fmt: skip
-    for row, arm in rows.items():
-        cells = []
-        for preset in ("paper", "small"):
-            ratio = record[preset]["pairs_per_second_ratio"].get(arm)
-            low, high = record[preset]["ratio_range"].get(arm, (0, 0))
-            cells.append("not measured" if ratio is None else f"{ratio:.2f} ({low:.2f} - {high:.2f})")
-        assert f"| {row} | {cells[0]} | {cells[1]} |" in guide
-    alone = [record[preset]["decoding_alone"] for preset in ("paper", "small")]
-    ratios = [rates["ours, pairs/s"] / rates["official, plain, pairs/s"] for rates in alone]
-    assert f"| decoding alone, ours over theirs | {ratios[0]:.1f} | {ratios[1]:.1f} |" in guide
-    assert record["paper"]["pairs_per_second_ratio"]["ours, chains of 4"] >= 1.5

@@ -1,7 +1,7 @@
 """`lara convert` against the authors' code: their classes, saved by their code, converted from disk, compared, and back.
 
 LARA_OFFICIAL_SRC: checkout of LARA_full; LARA_MOTO_SRC: checkout of TencentARC/Moto. Sizes are tiny and weights random;
-LPIPS is the stand-in of benchmarks/parity_official.py on both sides (its VGG weights are a download).
+LPIPS is the stand-in of benchmarks/parity/official.py on both sides (its VGG weights are a download).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import io
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.checkout import add_checkout
 from benchmarks.parity import official as parity
 from lara_adapter import FramePair, LatentActionModel, load_lara
 from lara_adapter.convert import convert_checkpoint
@@ -96,8 +96,7 @@ def lara_tokenizer(encoder, **changes):
 
 def moto_tokenizer(encoder, **changes):
     """Moto's tokenizer, by its own class, from its published settings; `config` as its training program sets it."""
-    if str(MOTO) not in sys.path:
-        sys.path.insert(0, str(Path(MOTO).resolve()))
+    add_checkout(MOTO, "Moto", contains="latent_motion_tokenizer")
     import hydra
     from omegaconf import OmegaConf
 
@@ -117,7 +116,7 @@ def fill(tokenizer):
     """Random weights under which every part matters, and codes near real latents."""
     for part in ("m_former", "vector_quantizer", "vq_down_resampler", "vq_up_resampler", "decoder"):
         parity.randomize(getattr(tokenizer, part), 2)
-    parity.set_patch_order(tokenizer.image_encoder)  # THE SWITCH of benchmarks/parity_official.py, for the whole test
+    parity.set_patch_order(tokenizer.image_encoder)  # THE SWITCH of benchmarks/parity/official.py, for the whole test
     seen = {}
     handle = tokenizer.vq_down_resampler.register_forward_hook(lambda m, a, out: seen.update(z=out))
     frames = batch(9, 16)

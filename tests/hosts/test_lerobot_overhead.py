@@ -1,4 +1,4 @@
-"""The policies of benchmarks/step_overhead.py: full width is what LeRobot's own defaults are; a row is recorded whole."""
+"""The policies of step_overhead.py: full width is what LeRobot's own defaults are; a row is recorded whole."""
 
 from __future__ import annotations
 

@@ -27,9 +27,8 @@ pytestmark = [
 ]
 
 PROGRAM = """
-import functools, json, sys
-sys.path.insert(0, {benchmarks!r})
-import parity_openpi as p
+import json
+from benchmarks.parity import openpi as p
 import torch
 torch.set_num_threads(1)
 wrong = {wrong!r}
@@ -41,7 +40,7 @@ print("RESULT" + json.dumps(p.run(p.Path({source!r}).resolve(), 1, cases)))
 
 
 def compare(*names: str, **wrong) -> dict:
-    text = PROGRAM.format(benchmarks=str(ROOT / "benchmarks"), wrong=wrong, names=list(names), source=SOURCE)
+    text = PROGRAM.format(wrong=wrong, names=list(names), source=SOURCE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

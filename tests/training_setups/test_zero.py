@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO-2/3, as far as it can be checked without a GPU: who reads parameters, and from where sizes come.
 
 ZeRO-3 gathers a parameter only within the forward of the module that owns it, and before that its shape reads 0.
-What needs GPUs is in benchmarks/setups_gpu.py.
+What needs GPUs is in benchmarks/setups/gpu.py.
 """
 
 from __future__ import annotations

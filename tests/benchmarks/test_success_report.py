@@ -1,4 +1,4 @@
-"""The statistics of benchmarks/success.py's rows, on rows whose truth is known; and that rows survive a kill."""
+"""The statistics of the success rows, on rows whose truth is known; and that rows survive a kill."""
 
 import json
 import sys
@@ -75,7 +75,7 @@ def test_the_report_is_written(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     rows = [row(seed, arm, 0.5) for seed in range(2) for arm in ("dit_only", "contrastive", "control")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"cut sh')
-    monkeypatch.setattr(sys, "argv", ["success_report.py", "--rows", str(tmp_path / "rows.jsonl")])
+    monkeypatch.setattr(sys, "argv", ["report", "--rows", str(tmp_path / "rows.jsonl")])
     confirm = [row(seed, arm, 0.5) for seed in (8, 9, 10) for arm in ("dit_only", "contrastive")]
     (tmp_path / "rows-confirm.jsonl").write_text("".join(json.dumps(r) + "\n" for r in confirm))
     assert report.main() == 0
