@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from torch import nn
 
 from lara_adapter import AttachOrderError, LaraAdapter
 from lara_adapter.saving.layout import CONFIG_FILE
+from lara_adapter.storage.files import read_json
 
-__all__ = ["FOLDER", "find_adapter", "require_adapter", "without_lara"]
+__all__ = ["FOLDER", "find_adapter", "require_adapter", "warn_of_another_tap", "without_lara"]
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "lara"  # the adapter's, inside a host's checkpoint
 
@@ -35,6 +39,13 @@ def require_adapter(checkpoint: Path, fix: str) -> Path:
             f"{fix}"
         )
     return folder
+
+
+def warn_of_another_tap(lara: LaraAdapter, folder: Path) -> None:
+    """Warn if a run that is resumed reads another hidden state than the one that it was saved with."""
+    saved = read_json(folder / CONFIG_FILE).get("tap")
+    if saved != lara.config.tap:
+        logger.warning("%s was saved with the state at %s, but here it is read at %s", folder, saved, lara.config.tap)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from lara_adapter import AttachOrderError, LaraAdapter
 from lara_adapter.saving.read import restore_adapter
 
-from .checkpoints import FOLDER, require_adapter
+from .checkpoints import FOLDER, require_adapter, warn_of_another_tap
 
 __all__ = ["LaraCallback", "LaraTrainerMixin"]
 
@@ -71,6 +71,7 @@ class LaraCallback(TrainerCallback):
         come here.
         """
         folder = require_adapter(checkpoint, "Start a new run from its weights instead of resuming")
+        warn_of_another_tap(self.lara, folder)
         if self.lara.binding.peft is not None:
             restore_adapter(self.lara, folder)
             logger.info("LARA restored from %s", folder)

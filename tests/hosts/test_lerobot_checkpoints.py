@@ -227,6 +227,13 @@ def test_a_deep_copy_saves_itself(tmp_path):
     assert equal(stock_load("multi_task_dit", tmp_path, strict=True), double)
 
 
+def test_data_settings_of_the_previous_release_are_read(tmp_path):
+    (tmp_path / "lerobot.json").write_text(
+        '{"schema_version": 1, "cameras": ["observation.images.cam"], "horizon": 8, "size": [32, 32]}'
+    )
+    assert DataSettings.read(tmp_path) == DATA
+
+
 def test_damaged_data_settings(tmp_path):
     assert find_adapter(tmp_path) is None
     with pytest.raises(AdapterFormatError, match="missing"):

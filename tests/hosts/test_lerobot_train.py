@@ -8,9 +8,11 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,10 @@ pytest.importorskip("accelerate", reason="accelerate, which lerobot-train needs,
 from helpers.lerobot_disk import TOP, WRIST, make_dataset
 from helpers.lerobot_processors import tiny_processors
 from helpers.lerobot_tiny import CAMERA, HORIZON, POLICIES, clip_folder, make_policy
+from lara_adapter.integrations import old_names
 from lara_adapter.integrations.lerobot import train as launcher
 from lara_adapter.integrations.lerobot.checkpoints import DataSettings
-from lara_adapter.integrations.lerobot.options import parse_options
+from lara_adapter.integrations.lerobot.options import LeRobotSettings, make_parser, parse_options
 from lara_adapter.integrations.served import open_served
 from lerobot.scripts import lerobot_train
 from safetensors.torch import load_file
@@ -39,6 +42,7 @@ from lara_adapter import (
     OptimizerCoverageError,
 )
 from lara_adapter.lam.image_encoder import describe_image_encoder
+from lara_adapter.losses import Contrastive
 from lara_adapter.schedules import Warmup
 
 MODEL, ADAPTER, LAM = "model.safetensors", "lara/lara_adapter.safetensors", "lara/lam/model.safetensors"
@@ -466,6 +470,30 @@ def test_flags():
         "layer": -3, "views": ["top", "wrist"], "frame_size": (24, 16), "align_weight": Warmup(0.1, 5), "train_lam": False,
         "token": 0, "lam_weight": 0.01,
     }  # fmt: skip
+
+
+def test_flags_of_the_previous_release(caplog):
+    old_names._warn.cache_clear()
+    options, _ = parse_options(["--lara.camera=top", "--lara.horizon", "5", "--lara.size=24", "--policy.horizon=4"])
+    assert options.values == {"views": "top", "gap": 5, "frame_size": 24}
+    assert "--lara.horizon is now --lara.gap; the old name will be removed in the next release" in caplog.messages
+
+
+def test_a_temperature_is_for_the_contrastive_alignment():
+    options, _ = parse_options(["--lara.alignment=contrastive", "--lara.temperature=0.2", "--lara.layer=-1"])
+    assert options.attach_arguments == {"alignment": Contrastive(0.2), "layer": -1}
+    with pytest.raises(LaraArgumentError, match=r"--lara\.temperature is for --lara\.alignment"):
+        _ = parse_options(["--lara.temperature=0.2"])[0].attach_arguments
+
+
+def test_every_flag_is_an_argument_of_attach_lara_or_a_setting(capsys):
+    make_parser().print_help()
+    text = " ".join(capsys.readouterr().out.split())
+    names = {setting.name for setting in fields(LeRobotSettings)} - {"lam_lr"}
+    assert set(re.findall(r"--lara\.(\w+) VALUE", text)) == names
+    assert {"layer", "blocks", "align_weight", "views", "gap", "frame_size", "path", "revision"} < names
+    assert "--lara.layer VALUE aligned hidden state: -1 after the last block" in text
+    assert "(default: -3)" in text
 
 
 @pytest.mark.parametrize("wrong", ["--lara.lamb=x", "--lara.gap=ten", "--lara.frame_size=1x2x3", "--lara.align_weight={}",

@@ -25,7 +25,15 @@ from lara_adapter.integrations.openpi import (
 
 from examples import openpi_tiny
 from examples.openpi_tiny import HORIZON, make_batch
-from lara_adapter import FrameError, LaraArgumentError, LatentActionConfig, LatentActionModel, attach_lara, load_lara
+from lara_adapter import (
+    FrameError,
+    LaraArgumentError,
+    LatentActionConfig,
+    LatentActionModel,
+    attach_lara,
+    load_lara,
+    policies,
+)
 from lara_adapter.policies import find_spec
 
 NAMES = ["pi0", "pi05"]
@@ -148,6 +156,20 @@ def test_after_norm_is_what_the_last_projection_reads(name):
     assert other.config.tap == "paligemma_with_expert.gemma_expert.model.norm"
     with pytest.raises(LaraArgumentError, match="after_norm=True is for the last layer"):
         attach(policy_of(name), OwnLam(), OpenpiLaraSettings(layer=-3, after_norm=True))
+
+
+@both
+def test_after_norm_is_of_one_call_and_leaves_the_policy_table_alone(name, tmp_path, caplog):
+    table = list(policies._TABLE)
+    lara = attach(policy_of(name), LatentActionModel(LatentActionConfig.tiny()), OpenpiLaraSettings(after_norm=True))
+    attach(policy_of(name), OwnLam())
+    assert table == policies._TABLE
+    lara.save_pretrained(tmp_path)
+    again = load_lara(policy_of(name), tmp_path, frames=observation_frames, spec=lara.binding.spec)
+    assert again.config.tap == "action_out_proj"
+    assert "was saved with the state at" not in caplog.text
+    load_lara(policy_of(name), tmp_path, frames=observation_frames)
+    assert "was saved with the state at action_out_proj, but here it is read at paligemma" in caplog.text
 
 
 @both

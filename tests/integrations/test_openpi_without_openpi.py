@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_a_file_that_does_not_fit_is_refused_and_lara_stays_attached(tmp_path):
     policy(make_batch(2))["loss"].backward()
 
 
-def test_what_stands_in_for_safetensors_in_the_script(tmp_path):
+def test_what_stands_in_for_safetensors_in_the_script(tmp_path, caplog):
     files = CheckpointFiles(tmp_path)
     plain = DitPolicy()
     (tmp_path / "1").mkdir()
@@ -180,6 +181,14 @@ def test_what_stands_in_for_safetensors_in_the_script(tmp_path):
         weight.zero_()
     files.torch.load_model(policy, tmp_path / "20" / "model.safetensors", device="cpu")
     assert torch.equal(weight, kept)
+    assert not caplog.messages
+    files.lara.detach()
+    files.lara = attach_lara(policy, LatentActionModel(LatentActionConfig.tiny()), -3)  # resumed with another layer
+    files.torch.load_model(policy, tmp_path / "20" / "model.safetensors", device="cpu")
+    assert re.search(
+        r"20/lara was saved with the state at transformer_blocks\.4, but here it is read at transformer_blocks\.2",
+        caplog.text,
+    )
     with pytest.raises(AttachOrderError, match=r"1 was saved by a run without LARA"):
         files.torch.load_model(policy, tmp_path / "1" / "model.safetensors")
     # base weights, outside the run's folder, may be without
