@@ -135,7 +135,7 @@ def test_a_frozen_encoder_is_counted_outside_the_tree():
 def test_a_row_of_the_table():
     register_policy(
         PolicySpec(
-            "walked", ("helpers.toys:BypassPolicy",), "layers", tap="norm", final_norm="norm", action_tokens="first",
+            "walked", ("helpers:BypassPolicy",), "layers", tap="norm", final_norm="norm", action_tokens="first",
             frames="my.frames", owner="norm", draws="tile",
         )
     )  # fmt: skip

@@ -16,6 +16,7 @@ Tested with metaworld 3.1.1 and mujoco 3.3.0.
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib.util
 import os
 import subprocess
@@ -94,6 +95,13 @@ def find_gl() -> str:
     )
 
 
+@functools.cache
+def _starts(name: str, seed: int) -> list[Any]:
+    from metaworld import MT1
+
+    return list(MT1(name, seed=seed).train_tasks)
+
+
 class Scene:
     """Several environments of one Meta-World task behind one renderer."""
 
@@ -106,11 +114,11 @@ class Scene:
             image_size: side of the frames in pixels.
         """
         import mujoco
-        from metaworld import MT1
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
 
         warnings.filterwarnings("ignore", message="Constant\\(s\\) may be too high")  # experts saturate; we clip
-        self._mujoco, self._benchmark = mujoco, MT1
+        self._mujoco = mujoco
         self.name = f"{task}-v3"
         if self.name not in ENV_POLICY_MAP:
             known = ", ".join(sorted(name.removesuffix("-v3") for name in ENV_POLICY_MAP))
@@ -118,9 +126,7 @@ class Scene:
         self.image_size = image_size
         expert: Any = ENV_POLICY_MAP[self.name]
         self.expert = expert()
-        self._starts: dict[int, list[Any]] = {}
-        environment = MT1(self.name, seed=0).train_classes[self.name]
-        self.envs = [environment() for _ in range(num_envs)]
+        self.envs = [ALL_V3_ENVIRONMENTS[self.name]() for _ in range(num_envs)]
         for env in self.envs:
             env.model.vis.quality.offsamples = 0
         self._camera = mujoco.MjvCamera()
@@ -142,9 +148,7 @@ class Scene:
             The simulator's full observation, for the expert; a policy gets :meth:`state` and :meth:`render`.
         """
         seed = 1000 * split + index // _STARTS_PER_BENCHMARK
-        if seed not in self._starts:
-            self._starts[seed] = self._benchmark(self.name, seed=seed).train_tasks
-        self.envs[env].set_task(self._starts[seed][index % _STARTS_PER_BENCHMARK])
+        self.envs[env].set_task(_starts(self.name, seed)[index % _STARTS_PER_BENCHMARK])
         return self.envs[env].reset()[0]
 
     def step(self, action: NDArray[np.float32], env: int = 0) -> tuple[NDArray[np.float64], bool]:

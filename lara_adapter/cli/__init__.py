@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0]
     command = COMMANDS.get(name)
     if command is None:
-        return _refuse(f"there is no command {name!r}; there is {', '.join(COMMANDS)}")
+        return _refuse(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
     try:
         import tyro
     except ImportError:

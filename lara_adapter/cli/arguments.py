@@ -39,7 +39,8 @@ def takes(
         parameters: dict[str, inspect.Parameter] = {}
         hints: dict[str, Any] = {}
         helps: dict[str, str] = {}
-        for source in (*functions, command):
+        sources: tuple[Callable[..., Any], ...] = (*functions, command)
+        for source in sources:
             for name, parameter in own.items() if source is command else inspect.signature(source).parameters.items():
                 if parameter.default is parameter.empty and name in parameters:
                     parameter = parameter.replace(default=parameters[name].default)
@@ -54,12 +55,11 @@ def takes(
         flags = []
         names = dict.fromkeys([*positional, *(name for name in parameters if name not in own), *own])
         for name in names:
-            hint, kind, shown = _typed(hints[name]), inspect.Parameter.KEYWORD_ONLY, None
-            if name in positional:
-                kind = inspect.Parameter.POSITIONAL_ONLY
-                shown = name.upper() + (" ..." if typing.get_origin(hint) is tuple else "")
-            annotation = Annotated[hint, tyro.conf.arg(help=helps[name], metavar=shown)]
-            flags.append(parameters[name].replace(kind=kind, annotation=annotation))
+            hint, alone = _typed(hints[name]), name in positional
+            shown = name.upper() + (" ..." if typing.get_origin(hint) is tuple else "")
+            argument = tyro.conf.arg(help=helps[name], metavar=shown if alone else None)
+            kind = inspect.Parameter.POSITIONAL_ONLY if alone else inspect.Parameter.KEYWORD_ONLY
+            flags.append(parameters[name].replace(kind=kind, annotation=Annotated[hint, argument]))
         signature = inspect.Signature(flags)
 
         def run(*args: Any, **kwargs: Any) -> int:

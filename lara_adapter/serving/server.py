@@ -218,7 +218,7 @@ class PolicyServer:
         endpoint = self._endpoints.get(name) if isinstance(name, str) else None
         if endpoint is None:
             known = ", ".join(sorted(self._endpoints))
-            raise ServingError(f"Unknown endpoint: {str(name)[:100]!r}; there is {known}")
+            raise ServingError(f"Unknown endpoint: {str(name)[:100]!r}; known are {known}")
         if not endpoint.requires_input:
             return endpoint.function()
         data = request.get("data")

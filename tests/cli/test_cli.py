@@ -79,7 +79,7 @@ def test_a_policy_that_lara_cannot_attach_to_is_reported_and_the_status_is_one(c
         (["inspect", MINI_VLA, "--token", "first"], "token='first'"),
         (["inspect", MINI_VLA, "--layer", "two"], "layer='two'"),
         (["inspect", MINI_VLA, "--lam", "no/such/lam"], "no/such/lam"),
-        (["no-such-command"], "there is no command"),
+        (["no-such-command"], "unknown command"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )

@@ -123,7 +123,7 @@ def test_harmful_messages_get_an_error_each_and_the_server_goes_on():
     [
         ([1, 2], "a request is a map"),
         ({"endpoint": 5}, "Unknown endpoint"),
-        ({"endpoint": "nope"}, "Unknown endpoint: 'nope'; there is describe, get_action, get_modality_config, ping"),
+        ({"endpoint": "nope"}, "Unknown endpoint: 'nope'; known are describe, get_action, get_modality_config, ping"),
         ({"endpoint": "_call"}, "Unknown endpoint"),
         ({"endpoint": "get_action"}, "missing a required argument: 'observation'"),
         ({"endpoint": "get_action", "data": [1]}, "data is a map"),
