@@ -227,40 +227,71 @@ def perceptual_stand_in(lpips_class: Any, kinks: bool) -> nn.Module:
     return distance
 
 
-def add_tokenizer(
-    official: types.SimpleNamespace, policy: Any, config: LatentActionConfig, seed: int, kinks: bool
-) -> None:
-    """Put the official tokenizer into the policy by the official loader, from a checkpoint that ours was written to."""
+def lam_config(case: Case) -> LatentActionConfig:
+    """A tiny LAM in the release's settings, with the case's changes."""
+    settings: dict[str, Any] = dict(
+        image_size=IMAGE, image_encoder="tiny", image_mean=(0.0,) * 3, image_std=(1.0,) * 3, encoder_patch_size=PATCH,
+        encoder_width=32, queries=8, latent_dim=32, idm_width=48, idm_layers=2, idm_heads=4, idm_mlp=96,
+        legacy_token_types=True, fdm_width=48, fdm_layers=2, fdm_heads=4, fdm_mlp=96, fdm_patch_size=PATCH,
+        codebook_size=128, legacy_commitment=True,
+    )  # fmt: skip
+    return LatentActionConfig(**{**settings, **case.changes})
+
+
+@contextlib.contextmanager
+def official_checkpoint(
+    official: types.SimpleNamespace, config: LatentActionConfig, seed: int, kinks: bool
+) -> Iterator[tuple[Path, Path, dict[str, Tensor]]]:
+    """A checkpoint of a random LAM in the official layout; within the context their LPIPS is the stand-in.
+
+    Yields:
+        Folder of the tokenizer, folder of its image encoder, and the tensors that were written.
+    """
     settings = official.transformers.ViTMAEConfig(
         hidden_size=config.encoder_width, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         image_size=IMAGE, patch_size=PATCH, decoder_num_hidden_layers=1, decoder_hidden_size=16,
         decoder_num_attention_heads=2, decoder_intermediate_size=16,
     )  # fmt: skip
+    real = official.lpips.LPIPS
     with tempfile.TemporaryDirectory() as scratch:
+        folder, encoder_folder = Path(scratch) / "tokenizer", Path(scratch) / "encoder"
         encoder = official.transformers.ViTMAEModel(settings)
         randomize(encoder, seed + 1)
-        encoder.save_pretrained(Path(scratch) / "encoder")
-        ours = LatentActionModel(config, backbone=encoder)
-        folder = Path(scratch) / "tokenizer"
+        encoder.save_pretrained(encoder_folder)
+        written = state_to_official(LatentActionModel(config, backbone=encoder).state_dict(), config)
         folder.mkdir()
-        write_json(folder / "config.json", config_to_official(config, str(Path(scratch) / "encoder")))
-        write_tensors(folder / "model.safetensors", state_to_official(ours.state_dict(), config))
-        real = official.lpips.LPIPS
-        official.lpips.LPIPS = lambda net: perceptual_stand_in(real, kinks)
-        said = io.StringIO()
+        write_json(folder / "config.json", config_to_official(config, str(encoder_folder)))
+        write_tensors(folder / "model.safetensors", written)
+        official.lpips.LPIPS = lambda **_: perceptual_stand_in(real, kinks)
         try:
-            with contextlib.redirect_stdout(said):
-                policy.action_head.configure_latent_motion(tokenizer_path=str(folder), tune_tokenizer=True)
+            yield folder, encoder_folder, written
         finally:
             official.lpips.LPIPS = real
-    if "non-strict" in said.getvalue():
-        raise AssertionError(f"the official loader did not take what state_to_official wrote: {said.getvalue()}")
-    theirs = policy.action_head.latent_motion_tokenizer.get_state_dict_to_save()
-    for name, tensor in state_to_official(ours.state_dict(), config).items():
+
+
+def randomize_tokenizer(tokenizer: Any, written: dict[str, Tensor], seed: int) -> None:
+    """Check that the official loader took every tensor that was written, then give the tokenizer weights that matter."""
+    theirs = tokenizer.get_state_dict_to_save()
+    for name, tensor in written.items():
         if not torch.equal(theirs.pop(name), tensor):
             raise AssertionError(f"{name} is not what state_to_official wrote")
     if theirs:
         raise AssertionError(f"state_to_official wrote no {sorted(theirs)}")
+    for part in ("m_former", "vector_quantizer", "vq_down_resampler", "vq_up_resampler", "decoder"):
+        randomize(getattr(tokenizer, part), seed + 2)
+    spread_codes(tokenizer, seed)
+
+
+def add_tokenizer(
+    official: types.SimpleNamespace, policy: Any, config: LatentActionConfig, seed: int, kinks: bool
+) -> None:
+    """Put the official tokenizer into the policy by the official loader, from a checkpoint that ours was written to."""
+    output = io.StringIO()
+    with official_checkpoint(official, config, seed, kinks) as (folder, _, written), contextlib.redirect_stdout(output):
+        policy.action_head.configure_latent_motion(tokenizer_path=str(folder), tune_tokenizer=True)
+    if "non-strict" in output.getvalue():
+        raise AssertionError(f"the official loader did not take what state_to_official wrote: {output.getvalue()}")
+    randomize_tokenizer(policy.action_head.latent_motion_tokenizer, written, seed)
 
 
 @torch.no_grad()
@@ -335,6 +366,20 @@ def keep_float64() -> Iterator[None]:
         yield
     finally:
         Tensor.float, F.softmax = to_float, softmax  # type: ignore[method-assign]
+
+
+def converted(tokenizer: Any, config: LatentActionConfig, dtype: torch.dtype) -> Any:
+    """Our LAM from what the official one would save: settings as plain data, tensors through the strict map."""
+    read = config_from_official(tokenizer.config.to_dict(), image_encoder="tiny")
+    if read != config:
+        raise AssertionError(f"config_from_official gave {read}, but {config} was written")
+    lam: Any = LatentActionModel(read, backbone=tokenizer.image_encoder).to(dtype)
+    state = {name: t.clone() for name, t in tokenizer.get_state_dict_to_save().items()}
+    lam.load_state_dict(state_from_official(state, read), strict=True)
+    if lam.perceptual is not None:
+        lam.perceptual.hold(tokenizer.loss_fn_lpips)
+        lam.perceptual.tried = True
+    return lam
 
 
 # ---------------------------------------------------------------------- one run of each
@@ -430,18 +475,21 @@ def run_official(
         "total": total,
     }
     values = {
-        **losses,
         "lam: reconstruction": F.mse_loss(seen["decoder"], frames[:, 1]),
         "lam: codebook and commitment": seen["quantizer"][2],
         "lam: perceptual": seen["perceptual"].mean() if "perceptual" in seen else torch.zeros_like(total),
-        "latent, continuous": seen["lam"].embed,
-        "latent, quantized": seen["lam"].quant,
         "predicted frame": seen["decoder"],
     }
+    return their_measured(policy, losses, values, seen["lam"])
+
+
+def their_measured(policy: Any, losses: dict[str, Tensor], values: dict[str, Tensor], found: Any) -> Measured:
+    """What the official side gave: losses and values by name, `found` is the output of its tokenizer."""
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    values = {**losses, **values, "latent, continuous": found.embed, "latent, quantized": found.quant}
     return Measured(
         {name: value.detach() for name, value in values.items()},
-        seen["lam"].indices.view(BATCH, -1),
+        found.indices.view(BATCH, -1),
         gradients(losses, parameters),
         set(parameters),
     )
@@ -459,7 +507,26 @@ def run_ours(policy: Any, lara: Any, batch: dict[str, Tensor], config: LatentAct
     for handle in handles:
         handle.remove()
     losses = {"action": seen["action"], "align": lara.losses.align, "lam": lara.losses.lam, "total": output["loss"]}
-    found = seen["lam"]
+    template = getattr(lara.lam, "inner", lara.lam).state_dict()
+    return our_measured(policy, losses, seen["lam"], config, lambda found: official_names(found, template, config))
+
+
+def our_measured(
+    policy: Any,
+    losses: dict[str, Tensor],
+    found: Any,
+    config: LatentActionConfig,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> Measured:
+    """What our side gave, under official names.
+
+    Args:
+        policy: with LARA attached.
+        losses: by name.
+        found: the output of the LAM.
+        config: the LAM's.
+        rename: our names of tensors to the official ones.
+    """
     terms = (found.codebook_loss, found.commitment_loss)
     first, second = terms[::-1] if config.legacy_commitment else terms
     values = {
@@ -472,12 +539,11 @@ def run_ours(policy: Any, lara: Any, batch: dict[str, Tensor], config: LatentAct
         "predicted frame": found.reconstruction,
     }
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    template = getattr(lara.lam, "inner", lara.lam).state_dict()
     return Measured(
         {name: value.detach() for name, value in values.items()},
         found.latent.indices,
-        {loss: official_names(grads, template, config) for loss, grads in gradients(losses, parameters).items()},
-        set(official_names({name: p.detach() for name, p in parameters.items()}, template, config)),
+        {loss: rename(grads) for loss, grads in gradients(losses, parameters).items()},
+        set(rename({name: p.detach() for name, p in parameters.items()})),
     )
 
 
@@ -525,36 +591,17 @@ def measure(
     Returns:
         Theirs, ours, and without the switch theirs once more, with another draw of the patch order.
     """
-    settings: dict[str, Any] = dict(
-        image_size=IMAGE, image_encoder="tiny", image_mean=(0.0,) * 3, image_std=(1.0,) * 3, encoder_patch_size=PATCH,
-        encoder_width=32, queries=8, latent_dim=32, idm_width=48, idm_layers=2, idm_heads=4, idm_mlp=96,
-        legacy_token_types=True, fdm_width=48, fdm_layers=2, fdm_heads=4, fdm_mlp=96, fdm_patch_size=PATCH,
-        codebook_size=128, legacy_commitment=True,
-    )  # fmt: skip
-    config = LatentActionConfig(**{**settings, **case.changes})
+    config = lam_config(case)
     torch.manual_seed(seed)
     theirs: Any = official_policy(official, with_lara=True)
     randomize(theirs, seed)
     add_tokenizer(official, theirs, config, seed, case.kinks)
-    tokenizer = theirs.action_head.latent_motion_tokenizer
-    for part in ("m_former", "vector_quantizer", "vq_down_resampler", "vq_up_resampler", "decoder"):
-        randomize(getattr(tokenizer, part), seed + 2)
-    spread_codes(tokenizer, seed)
     theirs.to(dtype).train()
 
     ours: Any = official_policy(official, with_lara=False)
     own = {name: tensor for name, tensor in theirs.state_dict().items() if name in ours.state_dict()}
     ours.to(dtype).load_state_dict(own, strict=True)
-    # what theirs would save, read the way a checkpoint is: settings as plain data, tensors through the strict map
-    read = config_from_official(tokenizer.config.to_dict(), image_encoder="tiny")
-    if read != config:
-        raise AssertionError(f"config_from_official gave {read}, but {config} was written")
-    lam: Any = LatentActionModel(read, backbone=tokenizer.image_encoder).to(dtype)
-    state = {name: t.clone() for name, t in tokenizer.get_state_dict_to_save().items()}
-    lam.load_state_dict(state_from_official(state, read), strict=True)
-    if lam.perceptual is not None:
-        lam.perceptual.hold(tokenizer.loss_fn_lpips)
-        lam.perceptual.tried = True
+    lam = converted(theirs.action_head.latent_motion_tokenizer, config, dtype)
     lara = attach_lara(
         ours.train(), NormalizedFrames(lam) if case.normalized else lam, layer=-3,
         blocks="action_head.model.transformer_blocks", token="last", projector="linear", alignment="cosine",

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,9 +39,7 @@ from benchmarks.checkout import Missing, add_checkout
 from benchmarks.parity import official as parity
 from benchmarks.parity.official import IMAGE, PATCH, Case, Measured
 from examples import openpi_tiny
-from lara_adapter import LatentActionConfig, LatentActionModel
-from lara_adapter.convert import config_from_official, config_to_official, state_from_official, state_to_official
-from lara_adapter.storage.files import write_json, write_tensors
+from lara_adapter import LatentActionConfig
 
 RESULT = RESULTS / "parity_openpi.json"
 SOURCES = (
@@ -137,43 +134,15 @@ def build(official: types.SimpleNamespace, pi05: bool, **changes: Any) -> Any:
 
 def official_policy(official: types.SimpleNamespace, case: PiCase, config: LatentActionConfig, seed: int) -> Any:
     """Their policy with its tokenizer, put there by their loader from a checkpoint that ours was written to."""
-    settings = official.transformers.ViTMAEConfig(
-        hidden_size=config.encoder_width, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        image_size=IMAGE, patch_size=PATCH, decoder_num_hidden_layers=1, decoder_hidden_size=16,
-        decoder_num_attention_heads=2, decoder_intermediate_size=16,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        encoder = official.transformers.ViTMAEModel(settings)
-        parity.randomize(encoder, seed + 1)
-        encoder.save_pretrained(Path(scratch) / "encoder")
-        ours = LatentActionModel(config, backbone=encoder)
-        folder = Path(scratch) / "tokenizer"
-        folder.mkdir()
-        written = state_to_official(ours.state_dict(), config)
-        write_json(folder / "config.json", config_to_official(config, str(Path(scratch) / "encoder")))
-        write_tensors(folder / "model.safetensors", written)
-        real = official.lpips.LPIPS
-        official.lpips.LPIPS = lambda **_: parity.perceptual_stand_in(real, case.kinks)
-        try:
-            policy = build(
-                official, case.pi05, use_latent_motion_queries=True, latent_motion_tokenizer_path=str(folder),
-                latent_motion_image_encoder_path=str(Path(scratch) / "encoder"),
-                latent_motion_num_tokens=config.queries, latent_motion_token_dim=config.latent_dim,
-            )  # fmt: skip
-        finally:
-            official.lpips.LPIPS = real
-    tokenizer = policy.latent_motion_tokenizer
-    theirs = tokenizer.get_state_dict_to_save()
-    for name, tensor in written.items():
-        if not torch.equal(theirs.pop(name), tensor):
-            raise AssertionError(f"{name} is not what state_to_official wrote")
-    if theirs:
-        raise AssertionError(f"state_to_official wrote no {sorted(theirs)}")
+    with parity.official_checkpoint(official, config, seed, case.kinks) as (folder, encoder_folder, written):
+        policy = build(
+            official, case.pi05, use_latent_motion_queries=True, latent_motion_tokenizer_path=str(folder),
+            latent_motion_image_encoder_path=str(encoder_folder),
+            latent_motion_num_tokens=config.queries, latent_motion_token_dim=config.latent_dim,
+        )  # fmt: skip
     held = {name: p for name, p in policy.named_parameters() if not name.startswith("latent_motion_tokenizer.")}
     parity.randomize(nn.ParameterDict({name.replace(".", "/"): p for name, p in held.items()}), seed)
-    for part in ("m_former", "vector_quantizer", "vq_down_resampler", "vq_up_resampler", "decoder"):
-        parity.randomize(getattr(tokenizer, part), seed + 2)
-    parity.spread_codes(tokenizer, seed)
+    parity.randomize_tokenizer(policy.latent_motion_tokenizer, written, seed)
     return policy
 
 
@@ -246,17 +215,10 @@ def run_official(policy: Any, batch: tuple[Any, ...], case: PiCase, seed: int, o
     losses["total"] = losses["action"] + WEIGHT * latent_loss + WEIGHT * vae_loss
     found = seen["lam"]
     values = {
-        **losses, "lam: reconstruction": found.recons_loss, "lam: codebook and commitment": seen["quantizer"][2],
-        "lam: perceptual": found.perceptual_loss, "latent, continuous": found.embed, "latent, quantized": found.quant,
-        "predicted frame": seen["decoder"],
+        "lam: reconstruction": found.recons_loss, "lam: codebook and commitment": seen["quantizer"][2],
+        "lam: perceptual": found.perceptual_loss, "predicted frame": seen["decoder"],
     }  # fmt: skip
-    parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    return Measured(
-        {name: value.detach() for name, value in values.items()},
-        found.indices.view(BATCH, -1),
-        parity.gradients(losses, parameters),
-        set(parameters),
-    )
+    return parity.their_measured(policy, losses, values, found)
 
 
 def run_ours(policy: Any, lara: Any, batch: tuple[Any, ...], config: LatentActionConfig, seed: int) -> Measured:
@@ -273,28 +235,13 @@ def run_ours(policy: Any, lara: Any, batch: tuple[Any, ...], config: LatentActio
         handle.remove()
     action = F.mse_loss(noise - actions, seen["velocity"])
     losses = {"action": action, "align": lara.losses.align, "lam": lara.losses.lam, "total": output.mean()}
-    found = seen["lam"]
-    terms = (found.codebook_loss, found.commitment_loss)
-    first, second = terms[::-1] if config.legacy_commitment else terms
-    values = {
-        **losses, "lam: reconstruction": found.reconstruction_loss,
-        "lam: codebook and commitment": first + config.commitment_weight * second,
-        "lam: perceptual": found.perceptual_loss, "latent, continuous": found.latent.continuous,
-        "latent, quantized": found.latent.quantized, "predicted frame": found.reconstruction,
-    }  # fmt: skip
-    parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     template = lara.lam.inner.state_dict()
 
     def named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed = parity.official_names(tensors, template, config)
         return {name.removeprefix("action_head."): tensor for name, tensor in renamed.items()}
 
-    return Measured(
-        {name: value.detach() for name, value in values.items()},
-        found.latent.indices,
-        {loss: named(grads) for loss, grads in parity.gradients(losses, parameters).items()},
-        set(named({name: p.detach() for name, p in parameters.items()})),
-    )
+    return parity.our_measured(policy, losses, seen["lam"], config, named)
 
 
 def widened(policy: Any, dtype: torch.dtype) -> Any:
@@ -310,30 +257,15 @@ def measure(
     official: types.SimpleNamespace, case: PiCase, seed: int, dtype: torch.dtype
 ) -> tuple[Measured, Measured, Measured | None]:
     """Build both sides from the same weights and run them; as :func:`parity_official.measure`."""
-    settings: dict[str, Any] = dict(
-        image_size=IMAGE, image_encoder="tiny", image_mean=(0.0,) * 3, image_std=(1.0,) * 3, encoder_patch_size=PATCH,
-        encoder_width=32, queries=8, latent_dim=32, idm_width=48, idm_layers=2, idm_heads=4, idm_mlp=96,
-        legacy_token_types=True, fdm_width=48, fdm_layers=2, fdm_heads=4, fdm_mlp=96, fdm_patch_size=PATCH,
-        codebook_size=128, legacy_commitment=True,
-    )  # fmt: skip
-    config = LatentActionConfig(**{**settings, **case.changes})
+    config = parity.lam_config(case)
     torch.manual_seed(seed)
     theirs = widened(official_policy(official, case, config, seed), dtype).train()
     tokenizer = theirs.latent_motion_tokenizer
     ours = build(official, case.pi05)
     own = {name: tensor for name, tensor in theirs.state_dict().items() if name in ours.state_dict()}
     widened(ours, dtype).load_state_dict(own, strict=True)
-    read = config_from_official(tokenizer.config.to_dict(), image_encoder="tiny")
-    if read != config:
-        raise AssertionError(f"config_from_official gave {read}, but {config} was written")
-    lam: Any = LatentActionModel(read, backbone=tokenizer.image_encoder).to(dtype)
-    lam.load_state_dict(
-        state_from_official({name: t.clone() for name, t in tokenizer.get_state_dict_to_save().items()}, read),
-        strict=True,
-    )
+    lam = parity.converted(tokenizer, config, dtype)
     if lam.perceptual is not None:
-        lam.perceptual.hold(tokenizer.loss_fn_lpips)
-        lam.perceptual.tried = True
         lam.perceptual.forward = torch.no_grad()(lam.perceptual.forward)  # as this release has it
     chosen = OpenpiLaraSettings(
         after_norm=True, token="last", projector="linear", align_weight=WEIGHT, lam_weight=WEIGHT

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -38,10 +37,10 @@ import torch
 from torch import multiprocessing
 
 from benchmarks import RESULTS, markdown
-from benchmarks.speed.lam import machine_of
+from benchmarks.speed.measure import environment, ratios, take_turns
 from benchmarks.speed.overhead_hosts import build
 from benchmarks.speed.step_overhead import loss_of, measure_time
-from lara_adapter import LatentActionConfig, LatentActionModel, __version__, attach_lara
+from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.storage.files import read_json, write_json
 
 RESULT = RESULTS / "growth.json"
@@ -76,12 +75,8 @@ def of_children() -> float:
 
 def in_turn(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, Ratio]:
     """Call each arm in every round, back and forth; each one's ratios to the first, as median and range."""
-    found: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(rounds):
-        for name in arms if number % 2 == 0 else reversed(arms):
-            found[name].append(arms[name]())
-    first = next(iter(found.values()))
-    return {name: ratio([value / base for value, base in zip(values, first)]) for name, values in found.items()}
+    found = take_turns(arms, rounds)
+    return {name: ratio(values) for name, values in ratios(found, next(iter(arms))).items()}
 
 
 def ratio(values: list[float]) -> Ratio:
@@ -122,8 +117,8 @@ def measure_step(rounds: int) -> dict[str, Any]:
                 host="demo", lam="tiny", rounds=rounds, steps=3, warmup=1, dtype="float32", compile=False, device="cpu",
                 ways=["joint"], **settings,
             )  # fmt: skip
-            ratios, _ = measure_time(arguments)
-            found.setdefault(what, {})[str(size)] = ratio(ratios["joint"])
+            relative, _ = measure_time(arguments)
+            found.setdefault(what, {})[str(size)] = ratio(relative["joint"])
     return found
 
 
@@ -134,7 +129,7 @@ def _rank(rank: int, world: int, port: int, rounds: int, results: Any) -> None:
     frames = torch.randint(0, 256, (32, 1, 2, 3, 64, 64), dtype=torch.uint8)
     alone, with_frames = host.inputs(32, None), host.inputs(32, frames)
     lam = LatentActionModel(LatentActionConfig.tiny())
-    ratios = []
+    relative = []
     for _ in range(rounds):
         took = []
         for lara in (False, True):
@@ -145,9 +140,9 @@ def _rank(rank: int, world: int, port: int, rounds: int, results: Any) -> None:
             took.append(median(steps[1:]))
             if adapter is not None:
                 adapter.detach()
-        ratios.append(took[1] / took[0])
+        relative.append(took[1] / took[0])
     if rank == 0:
-        results.put(ratios)
+        results.put(relative)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -297,10 +292,7 @@ def main() -> int:
         for what in arguments.what or MEASURES:
             record[what] = MEASURES[what](arguments.rounds)
             record["rounds"] = arguments.rounds
-            record["environment"] = {
-                "lara_adapter": __version__, "python": platform.python_version(), "torch": torch.__version__,
-                "machine": machine_of("cpu"),
-            }  # fmt: skip
+            record["environment"] = environment("cpu")
             write_json(arguments.out, record)
     print(table(record))
     return 0

@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
-import importlib.metadata
+import functools
 import io
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,7 +32,8 @@ import torch
 
 from benchmarks import RESULTS, markdown
 from benchmarks.checkout import lara_full
-from lara_adapter import LatentActionConfig, LatentActionModel, __version__
+from benchmarks.speed.measure import environment, medians, peak_mb, ranges, ratios, take_turns
+from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.convert import config_to_official, state_to_official
 from lara_adapter.storage.files import read_json, write_json, write_tensors
 
@@ -140,13 +138,15 @@ def measure_time(arguments: argparse.Namespace, names: list[str]) -> dict[str, A
     """Seconds of every round and arm."""
     with tempfile.TemporaryDirectory() as folder:
         arms = arms_of(arguments, names, Path(folder))
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
         losses = {}
-        for round_ in range(arguments.rounds + 1):
-            for name in list(arms) if round_ % 2 else list(reversed(arms)):
-                taken, losses[name] = step(arms[name], arguments)
-                if round_:  # the first warms up
-                    seconds[name].append(taken)
+
+        def timed(name: str) -> float:
+            seconds, losses[name] = step(arms[name], arguments)
+            return seconds
+
+        turns = {name: functools.partial(timed, name) for name in arms}
+        take_turns(turns, 1)  # warms up
+        seconds = take_turns(turns, arguments.rounds)
         used = sum(path.stat().st_size for path in Path(folder).rglob("*.features"))
     return {"seconds": seconds, "loss": losses, "cache_bytes": used}
 
@@ -158,35 +158,12 @@ def measure_memory(arguments: argparse.Namespace, name: str) -> float:
         return peak_mb(lambda: step(arm, arguments), arguments.device)
 
 
-def peak_mb(work: Callable[[], Any], device: str) -> float:
-    """Peak memory of `work` in MB beyond what stood before; on a CPU it runs twice, and this process counts as a
-    whole."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here: building the model is not the step
-    before = _resident("VmRSS")
-    for _ in range(2):
-        work()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return float(lines[field].split()[0]) / 1e3
-
-
 def report_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is written."""
     names = [*(["official"] if arguments.official else []), "ours", "ours, cached"]
     timed = measure_time(arguments, names)
     base = names[0]
-    ratios = {
-        name: [mine / theirs for mine, theirs in zip(timed["seconds"][name], timed["seconds"][base])] for name in names
-    }
+    relative = ratios(timed["seconds"], base)
     memory = {}
     for name in names:
         command = [sys.executable, "-m", "benchmarks.speed.lam", "--memory", name, *sys.argv[1:]]
@@ -194,8 +171,8 @@ def report_of(arguments: argparse.Namespace) -> dict[str, Any]:
         memory[name] = float(done.stdout.split()[-1])
     return {
         "relative_to": base,
-        "ratio": {name: median(values) for name, values in ratios.items()},
-        "ratio_range": {name: [min(values), max(values)] for name, values in ratios.items()},
+        "ratio": medians(relative),
+        "ratio_range": ranges(relative),
         "loss": timed["loss"],
         "peak_mb": memory,
         "cache_kb_per_frame": timed["cache_bytes"] / max(_capacity(arguments), 1) / 1e3,
@@ -203,10 +180,7 @@ def report_of(arguments: argparse.Namespace) -> dict[str, Any]:
             "preset": arguments.preset, "batch": arguments.batch, "dtype": arguments.dtype, "device": arguments.device,
             "rounds": arguments.rounds, "threads": torch.get_num_threads(),
         },
-        "environment": {
-            "lara_adapter": __version__, "python": platform.python_version(), "machine": machine_of(arguments.device),
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-        },
+        "environment": environment(arguments.device, ("torch", "transformers")),
     }  # fmt: skip
 
 
@@ -216,13 +190,6 @@ def _capacity(arguments: argparse.Namespace) -> int:
 
     rows, step_ = 2 * arguments.batch, feature_cache._GROW
     return -(-rows // step_) * step_
-
-
-def machine_of(device: str) -> str:
-    """What ran it, without a name of its own where it is a CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} CPU cores"
 
 
 def table(report: dict[str, Any]) -> str:

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
+import functools
 import io
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -41,8 +40,8 @@ import torch
 
 from benchmarks import RESULTS, markdown
 from benchmarks.checkout import lara_full
-from benchmarks.speed.lam import backbone_of, machine_of, official_model, our_model
-from lara_adapter import __version__
+from benchmarks.speed.lam import backbone_of, official_model, our_model
+from benchmarks.speed.measure import environment, medians, ranges, ratios, take_turns
 from lara_adapter.data import IndexSettings, PairStream, build_index, find_sources
 from lara_adapter.data.gap import Gap
 from lara_adapter.data.scan import scan_source
@@ -247,19 +246,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         index = build_index(find_sources([data]), settings, Path(folder) / "index").sources
         arms = arms_of(arguments, data, index)
         base = next(iter(arms)) if not arguments.official else "official, plain"
-        speed: dict[str, list[float]] = {name: [] for name in arms}
-        for round_ in range(arguments.rounds + 1):
-            for name in list(arms) if round_ % 2 else list(reversed(arms)):
-                taken = turn(arms[name], arguments.steps if round_ else 1)
-                if round_:  # the first warms up
-                    speed[name].append(arguments.steps * arguments.batch / taken)
-                    print(f"round {round_}: {name}: {speed[name][-1]:.2f} pairs/s", flush=True)
-        ratios = {name: [mine / theirs for mine, theirs in zip(speed[name], speed[base])] for name in arms}
+        for arm in arms.values():
+            turn(arm, 1)  # warms up
+
+        def pairs_per_second(name: str) -> float:
+            speed = arguments.steps * arguments.batch / turn(arms[name], arguments.steps)
+            print(f"{name}: {speed:.2f} pairs/s", flush=True)
+            return speed
+
+        speed = take_turns({name: functools.partial(pairs_per_second, name) for name in arms}, arguments.rounds)
+        relative = ratios(speed, base)
         return {
             "relative_to": base,
-            "pairs_per_second_ratio": {name: median(values) for name, values in ratios.items()},
-            "ratio_range": {name: [min(values), max(values)] for name, values in ratios.items()},
-            "pairs_per_second_here": {name: median(values) for name, values in speed.items()},
+            "pairs_per_second_ratio": medians(relative),
+            "ratio_range": ranges(relative),
+            "pairs_per_second_here": medians(speed),
             "decoding_alone": decoding(arguments, data, index, 224 if arguments.preset == "paper" else 64),
             "settings": {
                 name: getattr(arguments, name)
@@ -267,10 +268,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     "preset", "batch", "steps", "rounds", "workers", "device", "episodes", "frames", "shuffle_frames"
                 )
             } | {"threads": torch.get_num_threads(), "gap": GAP, "side": SIDE, "codec": "AV1, key frame every 2"},
-            "environment": {
-                "lara_adapter": __version__, "python": platform.python_version(), "machine": machine_of(arguments.device),
-                **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "av")},
-            },
+            "environment": environment(arguments.device, ("torch", "transformers", "av")),
         }  # fmt: skip
 
 

@@ -328,7 +328,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if checkout := os.environ.get("LARA_GR00T_SRC"):
-        add_checkout(checkout, "NVIDIA Isaac GR00T", contains="gr00t")
+        add_checkout(checkout, "NVIDIA Isaac GR00T", contains="gr00t/__init__.py")
     if given.serve:
         serve(given.serve, given.seconds)
         return 0

@@ -26,10 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
-import importlib.util
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -47,9 +44,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import RESULTS, markdown
-from benchmarks.speed.lam import backbone_of, machine_of, peak_mb
+from benchmarks.speed.lam import backbone_of
+from benchmarks.speed.measure import environment, medians, peak_mb, ranges, ratios
 from benchmarks.speed.overhead_hosts import Host, build
-from lara_adapter import LatentAction, LatentActionConfig, LatentActionModel, __version__, attach_lara
+from lara_adapter import LatentAction, LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.storage.files import read_json, write_json
 
 RESULT = RESULTS / "step_overhead.json"
@@ -206,8 +204,7 @@ def measure_time(arguments: argparse.Namespace) -> tuple[dict[str, list[float]],
                     seconds[way].append(median(timed_step(host, inputs, arguments) for _ in range(arguments.steps)))
                     if arguments.compile:
                         host.policy._compiled_call_impl = None
-    ratios = {way: [mine / base for mine, base in zip(values, seconds["alone"])] for way, values in seconds.items()}
-    return ratios, host.size
+    return ratios(seconds, "alone"), host.size
 
 
 def measure_memory(arguments: argparse.Namespace, way: str) -> float:
@@ -243,19 +240,15 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def row_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is recorded of one run."""
     peak = peaks_of(arguments) if arguments.memory else {}  # first: this process is still small
-    ratios, size = measure_time(arguments)
+    relative, size = measure_time(arguments)
     return {
         "settings": settings_of(arguments),
         "policy_parameters": size,
-        "ratio": {way: median(values) for way, values in ratios.items()},
-        "range": {way: [min(values), max(values)] for way, values in ratios.items()},
+        "ratio": medians(relative),
+        "range": ranges(relative),
         "rounds": arguments.rounds, "steps": arguments.steps, "threads": torch.get_num_threads(),
         "peak_mb": peak,
-        "environment": {
-            "lara_adapter": __version__, "python": platform.python_version(), "torch": torch.__version__,
-            "machine": machine_of(arguments.device),
-            **{name: importlib.metadata.version(name) for name in ("transformers",) if importlib.util.find_spec(name)},
-        },
+        "environment": environment(arguments.device, ("torch", "transformers")),
     }  # fmt: skip
 
 
