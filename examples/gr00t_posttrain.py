@@ -82,28 +82,28 @@ class PosttrainConfig(FinetuneConfig):
     """Run the whole path on a tiny model and generated demonstrations."""
 
 
-def gr00t_config(chosen: Any) -> Any:
+def gr00t_config(flags: Any) -> Any:
     """Build GR00T's Config from the flags, with the same assignments as its launch_finetune.py."""
     import torch
     from gr00t.configs.base_config import get_default_config
     from gr00t.experiment.launch_finetune import load_modality_config
 
-    if chosen.num_gpus not in (1, WORLD_SIZE):
+    if flags.num_gpus not in (1, WORLD_SIZE):
         raise LaraArgumentError(
-            f"--num-gpus {chosen.num_gpus}, but {WORLD_SIZE} process(es) run: start one for each GPU, with "
-            f"accelerate launch --num_processes {chosen.num_gpus} or torchrun --nproc_per_node {chosen.num_gpus}"
+            f"--num-gpus {flags.num_gpus}, but {WORLD_SIZE} process(es) run: start one for each GPU, with "
+            f"accelerate launch --num_processes {flags.num_gpus} or torchrun --nproc_per_node {flags.num_gpus}"
         )
-    if chosen.modality_config_path is not None:
-        load_modality_config(chosen.modality_config_path)
-    tag = chosen.embodiment_tag.value
-    dataset = {"dataset_paths": [chosen.dataset_path], "mix_ratio": 1.0, "embodiment_tag": tag}
+    if flags.modality_config_path is not None:
+        load_modality_config(flags.modality_config_path)
+    tag = flags.embodiment_tag.value
+    dataset = {"dataset_paths": [flags.dataset_path], "mix_ratio": 1.0, "embodiment_tag": tag}
     config = get_default_config().load_dict({"data": {"download_cache": False, "datasets": [dataset]}})
     config.load_config_path = None
 
     model, training, data = config.model, config.training, config.data
     for name in ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model", "state_dropout_prob",
                  "random_rotation_angle", "color_jitter_params"):  # fmt: skip
-        setattr(model, name, getattr(chosen, name))
+        setattr(model, name, getattr(flags, name))
     model.load_bf16, model.reproject_vision, model.eagle_collator = True, False, True
     model.model_name = "nvidia/Eagle-Block2A-2B-v2"
     model.backbone_trainable_params_fp32, model.use_relative_action = True, True
@@ -111,8 +111,8 @@ def gr00t_config(chosen: Any) -> Any:
     for name in ("global_batch_size", "dataloader_num_workers", "learning_rate", "gradient_accumulation_steps",
                  "output_dir", "save_steps", "save_total_limit", "use_wandb", "max_steps", "weight_decay",
                  "warmup_ratio", "use_ddp", "deepspeed_stage", "logging_steps"):  # fmt: skip
-        setattr(training, name, getattr(chosen, name))
-    training.start_from_checkpoint, training.optim = chosen.base_model_path, "adamw_torch"
+        setattr(training, name, getattr(flags, name))
+    training.start_from_checkpoint, training.optim = flags.base_model_path, "adamw_torch"
     training.num_gpus = WORLD_SIZE
     training.wandb_project = "posttrain-gr00t-n1d6-lara"
     # GR00T always trains in bf16 with tf32, which need a GPU
@@ -121,9 +121,9 @@ def gr00t_config(chosen: Any) -> Any:
     if not torch.cuda.is_available():
         training.use_ddp = True  # GR00T's DeepSpeed settings are for GPUs
 
-    data.shard_size, data.episode_sampling_rate = chosen.shard_size, chosen.episode_sampling_rate
+    data.shard_size, data.episode_sampling_rate = flags.shard_size, flags.episode_sampling_rate
     data.num_shards_per_epoch, data.video_backend, data.seed = (
-        chosen.num_shards_per_epoch, chosen.video_backend, chosen.seed,
+        flags.num_shards_per_epoch, flags.video_backend, flags.seed,
     )  # fmt: skip
     return config
 
@@ -195,52 +195,52 @@ def main(arguments: list[str]) -> int:
             stack.enter_context(gr00t_tiny.tiny_backbone())
             folder = Path(os.environ.get("LARA_SMOKE_DIR", "outputs/gr00t_smoke"))
             arguments = smoke_arguments(folder) + arguments
-        chosen = tyro.cli(PosttrainConfig, args=current_flags(arguments), description=__doc__)
+        flags = tyro.cli(PosttrainConfig, args=current_flags(arguments), description=__doc__)
         try:
-            config = gr00t_config(chosen)
-            if (problem := backend_error(chosen.video_backend)) is not None:
+            config = gr00t_config(flags)
+            if (problem := backend_error(flags.video_backend)) is not None:
                 usable = [name for name in (*VIDEO_BACKENDS, "ffmpeg") if backend_error(name) is None]
                 raise LaraArgumentError(
-                    f"--video-backend {chosen.video_backend} cannot be used ({problem}); usable here: {', '.join(usable)}"
+                    f"--video-backend {flags.video_backend} cannot be used ({problem}); usable here: {', '.join(usable)}"
                 )
             metrics: dict[str, float] = {}
-            if not is_done(chosen):
+            if not is_done(flags):
                 if WORLD_SIZE > 1 and not torch.cuda.is_available():
                     stack.enter_context(ranks_on_cpus())
-                metrics = run(config, chosen.lara, chosen.lora if chosen.lora.rank else None).metrics()
+                metrics = run(config, flags.lara, flags.lora if flags.lora.rank else None).metrics()
                 _leave_ranks()
             if int(os.environ.get("RANK", "0")) == 0:
-                report(chosen, metrics)
+                report(flags, metrics)
         except LaraError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return 2
     return 0
 
 
-def is_done(chosen: Any) -> bool:
+def is_done(flags: Any) -> bool:
     """Whether the last checkpoint is that of the last step; transformers' Trainer would then train one step more."""
-    output = Path(chosen.output_dir)
+    output = Path(flags.output_dir)
     if not output.is_dir():
         return False
     last = _last_checkpoint(output)
     step = last.name.rpartition("checkpoint-")[2]
-    return step.isdigit() and int(step) >= chosen.max_steps and (last / "lara").is_dir()
+    return step.isdigit() and int(step) >= flags.max_steps and (last / "lara").is_dir()
 
 
-def report(chosen: Any, metrics: dict[str, float]) -> None:
+def report(flags: Any, metrics: dict[str, float]) -> None:
     """Export the policy without LARA, and print the results."""
     lines = ["", "Last LARA metrics: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())]
     if not metrics:
         lines = [
             "",
-            f"No LARA step was taken: all --max-steps {chosen.max_steps} were done already, or both weights are 0",
+            f"No LARA step was taken: all --max-steps {flags.max_steps} were done already, or both weights are 0",
         ]
-    output = Path(chosen.output_dir)
-    if chosen.export:
-        target = export_policy(_last_checkpoint(output), output / "policy", base_model=chosen.base_model_path)
+    output = Path(flags.output_dir)
+    if flags.export:
+        target = export_policy(_last_checkpoint(output), output / "policy", base_model=flags.base_model_path)
         lines.append(f"Policy without LARA: {target}")
-        if chosen.smoke:
-            shapes = {name: list(value.shape) for name, value in act_once(target, chosen.embodiment_tag).items()}
+        if flags.smoke:
+            shapes = {name: list(value.shape) for name, value in act_once(target, flags.embodiment_tag).items()}
             lines.append(f"Gr00tPolicy acts on it: {shapes}")
     print("\n".join(lines))
 

@@ -115,6 +115,6 @@ def _write_film(pictures: list[NDArray[np.uint8]], folder: Path) -> None:
     from lerobot.utils.io_utils import write_video
 
     write_video(folder / "rollout.mp4", pictures, fps=20)
-    chosen = [pictures[i] for i in np.linspace(0, len(pictures) - 1, SHOWN).round().astype(int)]
-    rows = [np.concatenate(chosen[i : i + SHOWN // 2], axis=1) for i in (0, SHOWN // 2)]
+    stills = [pictures[i] for i in np.linspace(0, len(pictures) - 1, SHOWN).round().astype(int)]
+    rows = [np.concatenate(stills[i : i + SHOWN // 2], axis=1) for i in (0, SHOWN // 2)]
     Image.fromarray(np.concatenate(rows)).save(folder / "rollout.png")

@@ -160,8 +160,8 @@ def draw_attention(
     """
     first = next(iter(pictures.values()))
     pairs = min(pairs, len(first["now"]))
-    chosen = torch.linspace(0, len(first["now"]) - 1, pairs).long().tolist()
-    times = {name: kept["attention"][chosen] * kept["attention"][0].numel() for name, kept in pictures.items()}
+    indices = torch.linspace(0, len(first["now"]) - 1, pairs).long().tolist()
+    times = {name: kept["attention"][indices] * kept["attention"][0].numel() for name, kept in pictures.items()}
     # nothing is drawn below uniform attention; above it, the colour scale is logarithmic
     scale = LogNorm(1, max(4.0, *(float(part.max()) for part in times.values())))
     colours = plt.get_cmap("inferno")(np.linspace(0.25, 1, 256))
@@ -176,7 +176,7 @@ def draw_attention(
             squeeze=False,
         )
         for column in range(2 * pairs):
-            pair, which = chosen[column // 2], column % 2
+            pair, which = indices[column // 2], column % 2
             frame = _picture(first["future" if which else "now"][pair])
             axes[0, column].set_title("$I_{t+C}$" if which else "$I_t$")
             axes[0, column].imshow(frame, interpolation="nearest")

@@ -143,23 +143,23 @@ def write(run: Run) -> str:
 def _policy_rows(results: Mapping[str, Any]) -> Rows:
     tasks = list(next(iter(results["policies"].values()))["tasks"])
     rows = [["policy", *(f"{task}" for task in tasks), "all (95 % interval)", "action error"]]
-    for arm, found in results["policies"].items():
-        cells = [f"{found['tasks'][task]['solved']}/{found['tasks'][task]['episodes']}" for task in tasks]
-        total = found["total"]
+    for arm, measured in results["policies"].items():
+        cells = [f"{measured['tasks'][task]['solved']}/{measured['tasks'][task]['episodes']}" for task in tasks]
+        total = measured["total"]
         low, high = (round(100 * end) for end in total["interval"])
         rate = round(100 * total["solved"] / total["episodes"])
-        rows.append([ARMS[arm], *cells, f"{rate} % ({low}-{high})", f"{found['action_error']:.4f}"])
+        rows.append([ARMS[arm], *cells, f"{rate} % ({low}-{high})", f"{measured['action_error']:.4f}"])
     return rows
 
 
 def _lam_rows(results: Mapping[str, Any]) -> Rows:
     head = ["latent action model", "R2 of the action (95 %)", "recon / copy", "codes", "mean dir."]
     rows = [[*head, "on squares", "on motion"]]
-    for name, found in results["latent_action_models"].items():
-        low, high = found["r2_interval"]
-        numbers = [f"{found['r2']:.2f} ({low:.2f} to {high:.2f})", f"{found['reconstruction_over_copy']:.2f}"]
-        numbers += [str(found["codes_used"]), f"{found['mean_direction']:.2f}"]
-        numbers += [f"x {found['attention_on_squares']:.2f}", f"x {found['attention_on_motion']:.2f}"]
+    for name, measured in results["latent_action_models"].items():
+        low, high = measured["r2_interval"]
+        numbers = [f"{measured['r2']:.2f} ({low:.2f} to {high:.2f})", f"{measured['reconstruction_over_copy']:.2f}"]
+        numbers += [str(measured["codes_used"]), f"{measured['mean_direction']:.2f}"]
+        numbers += [f"x {measured['attention_on_squares']:.2f}", f"x {measured['attention_on_motion']:.2f}"]
         rows.append([LAMS[name], *numbers])
     return rows
 
@@ -205,7 +205,7 @@ def _reading(results: Mapping[str, Any]) -> list[str]:
 
 
 def _success_reading(results: Mapping[str, Any]) -> str:
-    totals = [found["total"] for found in results["policies"].values()]
+    totals = [measured["total"] for measured in results["policies"].values()]
     episodes = totals[0]["episodes"]
     rates = [total["solved"] / episodes for total in totals]
     low, high = wilson_interval(round(sum(rates) / len(rates) * episodes), episodes)
@@ -257,7 +257,7 @@ def as_text(results: Mapping[str, Any]) -> str:
 def as_markdown(results: Mapping[str, Any]) -> str:
     """Format the results as report.md, with the pictures."""
     settings, machine = results["settings"], results["machine"]
-    knobs = "\n".join(f"    {key}: {value}" for key, value in settings.items())
+    settings_text = "\n".join(f"    {key}: {value}" for key, value in settings.items())
     timings = "\n".join(
         f"| {name} | {job['seconds']:.0f} | {job['cpu_seconds']:.0f} |" for name, job in results["took"].items()
     )
@@ -313,7 +313,7 @@ Output of `lara.check(batch, optimizer)`:
 
 ## Settings
 
-{knobs}
+{settings_text}
 
 Jobs run in parallel, one thread each; where the columns differ, the machine was shared.
 

@@ -112,7 +112,7 @@ def run_jobs(title: str, jobs: Sequence[Job], cache: Path, workers: int) -> list
     """
     missing = [job for job in jobs if not job.folder(cache).is_dir()]
     total = sum(job.units for job in jobs)
-    found = total - sum(job.units for job in missing)
+    finished = total - sum(job.units for job in missing)
     context = multiprocessing.get_context("spawn")
     todo, reports = context.Queue(), context.Queue()
     workers = min(workers, len(missing))
@@ -125,7 +125,7 @@ def run_jobs(title: str, jobs: Sequence[Job], cache: Path, workers: int) -> list
     layout = "{desc:<20} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt}  {elapsed}<{remaining}"
     pace = 0.5 if sys.stderr.isatty() else 5.0
     try:
-        with tqdm(total=total, initial=found, desc=title, bar_format=layout, mininterval=pace) as bar:
+        with tqdm(total=total, initial=finished, desc=title, bar_format=layout, mininterval=pace) as bar:
             unfinished = len(missing)
             while unfinished:
                 try:

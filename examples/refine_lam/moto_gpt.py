@@ -67,11 +67,13 @@ class MotoGPT(nn.Module):
         self.code_head = nn.Linear(width, config.codebook_size)
         self.action_head = nn.Linear(width, config.action_dim)
 
-    def run(self, seen: Tensor, codes: Tensor, queries: bool, see_codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def run(
+        self, context: Tensor, codes: Tensor, queries: bool, see_codes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the transformer.
 
         Args:
-            seen: [B, M, D] tokens of image and task.
+            context: [B, M, D] tokens of image and task.
             codes: [B, n] int64: the first n codes, n <= `config.codes`.
             queries: whether to append the action queries.
             see_codes: [B] bool: samples whose queries may attend to the codes; None: all.
@@ -82,26 +84,26 @@ class MotoGPT(nn.Module):
         size, number = codes.shape
         begin = torch.full((size, 1), self.config.codebook_size, device=codes.device)
         code_tokens = self.code(torch.cat([begin, codes], 1)) + self.position[:, : 1 + number]
-        query_tokens = self.query.expand(size, -1, -1) if queries else seen[:, :0]
-        x = torch.cat([seen, code_tokens, query_tokens], 1)
-        mask = self.mask(seen.shape[1], number, query_tokens.shape[1], see_codes, x.device)
+        query_tokens = self.query.expand(size, -1, -1) if queries else context[:, :0]
+        x = torch.cat([context, code_tokens, query_tokens], 1)
+        mask = self.mask(context.shape[1], number, query_tokens.shape[1], see_codes, x.device)
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm_out(x)
-        last = seen.shape[1] + 1 + number
-        return self.code_head(x[:, seen.shape[1] : last]), self.action_head(x[:, last:])
+        last = context.shape[1] + 1 + number
+        return self.code_head(x[:, context.shape[1] : last]), self.action_head(x[:, last:])
 
     @staticmethod
-    def mask(seen: int, codes: int, queries: int, see_codes: Tensor | None, device: torch.device) -> Tensor:
+    def mask(context: int, codes: int, queries: int, see_codes: Tensor | None, device: torch.device) -> Tensor:
         """Mask [B or 1, 1, N, N] bool: all attend to the observation, codes to earlier codes, queries to everything."""
-        size = seen + 1 + codes + queries
+        size = context + 1 + codes + queries
         allowed = torch.ones(size, size, dtype=torch.bool, device=device).tril()
-        allowed[:seen, :seen] = True
+        allowed[:context, :context] = True
         allowed[size - queries :, size - queries :] = True
         allowed = allowed[None, None]
         if see_codes is not None and queries:
             allowed = allowed.repeat(len(see_codes), 1, 1, 1)
-            allowed[:, 0, size - queries :, seen + 1 : seen + 1 + codes] = see_codes[:, None, None]
+            allowed[:, 0, size - queries :, context + 1 : context + 1 + codes] = see_codes[:, None, None]
         return allowed
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,10 +138,10 @@ class MotoGPT(nn.Module):
         """Generate the codes of the coming chunk: image [B, 3, H, W] uint8, task [B] int64 -> [B, N] int64."""
         return self._generate(self.backbone(image, task))
 
-    def _generate(self, seen: Tensor) -> Tensor:
-        codes = torch.zeros(len(seen), 0, dtype=torch.long, device=seen.device)
+    def _generate(self, context: Tensor) -> Tensor:
+        codes = torch.zeros(len(context), 0, dtype=torch.long, device=context.device)
         while codes.shape[1] < self.config.codes:
-            logits, _ = self.run(seen, codes, queries=False)
+            logits, _ = self.run(context, codes, queries=False)
             codes = torch.cat([codes, logits[:, -1:].argmax(-1)], 1)
         return codes
 
@@ -154,13 +156,13 @@ class MotoGPT(nn.Module):
         Returns:
             [B, T, A] float: actions, clipped to [-1, 1].
         """
-        seen = self.backbone(observation["image"], observation["task"])
+        context = self.backbone(observation["image"], observation["task"])
         if self.config.use_codes:
-            codes, see = self._generate(seen), None
+            codes, see = self._generate(context), None
         else:
-            codes = torch.zeros(len(seen), self.config.codes, dtype=torch.long, device=seen.device)
-            see = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
-        return self.run(seen, codes, True, see)[1].clamp(-1, 1)
+            codes = torch.zeros(len(context), self.config.codes, dtype=torch.long, device=context.device)
+            see = torch.zeros(len(context), dtype=torch.bool, device=context.device)
+        return self.run(context, codes, True, see)[1].clamp(-1, 1)
 
     def save(self, file: Path) -> None:
         """Save weights and settings."""

@@ -87,15 +87,15 @@ def lam_rows(arm: str, probed: Path, labels: Path) -> list[Row]:
     """Make the rows of one LAM from the folders of its probe and of its labels."""
     measured, labelled = read_json(probed / "measured.json"), read_json(labels / "measured.json")
     health = ("reconstruction_over_copy", "codes_used", "perplexity", "mean_direction")
-    looks = ("attention_on_squares", "attention_on_motion")
-    found = Probe(**torch.load(probed / "probe.pt", weights_only=True))
-    probe = {**probe_content(found), "r2_task_only": measured["r2_task_only"]}
+    attention = ("attention_on_squares", "attention_on_motion")
+    content = probe_content(Probe(**torch.load(probed / "probe.pt", weights_only=True)))
+    probe = {**content, "r2_task_only": measured["r2_task_only"]}
     return [
         {"arm": arm, "measure": "probe", **probe},
         {"arm": arm, "measure": "chunk_probe", **labelled["chunk_probe"]},
         {"arm": arm, "measure": "information", **labelled["information"]},
         {"arm": arm, "measure": "health", **{name: measured[name] for name in health}},
-        {"arm": arm, "measure": "attention", **{name: measured[name] for name in looks}},
+        {"arm": arm, "measure": "attention", **{name: measured[name] for name in attention}},
         {"arm": arm, "measure": "pseudo_labels", **labelled["pseudo_labels"]},
     ]
 
@@ -117,7 +117,7 @@ def acting_rows(arms: Mapping[str, Iterable[str]], evaluated: Mapping[str, Path]
     rows = []
     for measure, names in arms.items():
         for arm in names:
-            solved = {task: found[f"{measure} {arm}"].int().tolist() for task, found in outcomes.items()}
+            solved = {task: arms_solved[f"{measure} {arm}"].int().tolist() for task, arms_solved in outcomes.items()}
             everything = [value for values in solved.values() for value in values]
             rate = sum(everything) / len(everything)
             rows.append({"arm": arm, "measure": measure, "success": rate, "solved": solved})

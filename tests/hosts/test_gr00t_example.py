@@ -171,7 +171,7 @@ def test_the_same_command_goes_on_and_then_has_nothing_left_to_do(smoked):
     assert (folder / "run/checkpoint-22/lara").is_dir()
     again = launch(folder, "--max-steps", "22")
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "No LARA step was taken: --max-steps 22 are done already" in again.stdout
+    assert "No LARA step was taken: all --max-steps 22 were done already" in again.stdout
     assert not list((folder / "run").glob("checkpoint-23"))
     assert "Gr00tPolicy acts on it" in again.stdout
 
