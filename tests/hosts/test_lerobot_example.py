@@ -71,7 +71,7 @@ def smoke(tmp_path_factory) -> tuple[Path, str]:
 
 def test_smoke_goes_the_whole_path(smoke):
     output, printed = smoke
-    assert "resumed from step 4: the same weights, bit by bit" in printed
+    assert "resumed from step 4: the weights are bit-identical" in printed
     report = json.loads((output / "report.json").read_text())
     assert report["training"]["policy"] == "multi_task_dit"
     assert report["closed_loop"]["all"]["episodes"] == 2
