@@ -1,6 +1,6 @@
 """Post-train NVIDIA Isaac GR00T N1.6 on a robot's demonstrations together with a latent action model (LARA).
 
-The flags are those of GR00T's own gr00t/experiment/launch_finetune.py, and plus --lara.* and --lora.*:
+The flags are those of GR00T's own gr00t/experiment/launch_finetune.py, plus --lara.* and --lora.*:
 
     accelerate launch --num_processes 1 examples/gr00t_posttrain.py --base-model-path nvidia/GR00T-N1.6-3B \
         --dataset-path DEMONSTRATIONS --embodiment-tag NEW_EMBODIMENT --modality-config-path my_modality.py \
