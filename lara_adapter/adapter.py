@@ -1,4 +1,4 @@
-"""LaraAdapter: the projector, the latent action model and their losses; what users hold after `attach_lara`."""
+"""LaraAdapter: what `attach_lara` returns; holds the projector, the latent action model and their losses."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class LaraAdapter(nn.Module):
         lam: the latent action model.
         projector: from the tapped hidden state to the latent action's width; float32.
         config: what it was attached with.
-        binding: its hold on the policy: the entry into `forward`, the hook, the policy and its PeftModel.
-        history: of what :meth:`metrics` returned, in bounded memory; the model card's picture is drawn from it.
+        binding: its connection to the policy: the entry into `forward`, the hook, the policy and its PeftModel.
+        history: what :meth:`metrics` returned so far, in bounded memory; for the picture of the model card.
     """
 
     lam: nn.Module
@@ -105,19 +105,19 @@ class LaraAdapter(nn.Module):
         self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31))  # of a LAM's own draws
         self._lam_flags = {name: p.requires_grad for name, p in lam.named_parameters()}
         self._lam_was_training = lam.training
-        # both weights constant 0: the adapter is idle and its parameters frozen, so that DDP does not wait for them
+        # both weights constant 0: idle, and frozen, so that DDP does not wait for its parameters
         self._idle = align_weight == 0 and lam_weight == 0
         if self._idle or not config.train_lam:
             lam.requires_grad_(False)
         if self._idle:
             projector.requires_grad_(False)
         self._lam_takes_valid = "valid" in inspect.signature(lam.forward).parameters
-        # a LAM with dropout must not shift the policy's noise; ours draws nothing and says so
+        # a LAM with dropout must not shift the policy's noise; ours draws nothing
         self._lam_draws = bool(getattr(lam, "draws_random_numbers", True))
         self._trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         self.train(binding.policy.training)
 
-    # ------------------------------------------------------------------ what users hold
+    # ------------------------------------------------------------------ public
 
     @property
     def policy(self) -> nn.Module:
@@ -126,7 +126,7 @@ class LaraAdapter(nn.Module):
 
     @property
     def spec(self) -> PolicySpec:
-        """The row of the policy table it was attached by."""
+        """The row of the policy table that it was attached with."""
         return self.binding.spec
 
     @property
@@ -147,7 +147,7 @@ class LaraAdapter(nn.Module):
 
     @property
     def step(self) -> int:
-        """Training forwards so far, the step of the schedules; can be set."""
+        """Training forwards so far: the step of the schedules. Can be set."""
         return int(self._step)
 
     @step.setter
@@ -163,10 +163,10 @@ class LaraAdapter(nn.Module):
         copy_loss, reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
 
         Args:
-            record: also keep the values, thinned out, in :attr:`history`.
+            record: also add the values to :attr:`history`.
 
         Raises:
-            NonFiniteError: a LARA term was NaN or infinite; under torch.compile this is where it is noticed.
+            NonFiniteError: a LARA term was NaN or infinite; under torch.compile it is noticed only here.
         """
         values = {name: float(value) for name, value in self._values.items()}
         for name in ("align_loss", "lam_loss"):
@@ -181,14 +181,13 @@ class LaraAdapter(nn.Module):
     ) -> list[dict[str, Any]]:
         """Optimizer groups of the trainable LARA parameters: projector and LAM, each with and without weight decay.
 
-        For an optimizer that is not given `policy.parameters()` as a whole. Biases, norms, positions, queries and the
-        codebook (every tensor of fewer than two dimensions, and everything that is no matrix of a linear or
-        convolution) are not decayed.
+        For an optimizer that does not get `policy.parameters()` as a whole. Only weights of linear layers and convolutions
+        are decayed.
 
         Args:
             lr: of the projector.
             lam_lr: of the LAM; None: `lr`.
-            weight_decay: of matrices.
+            weight_decay: of the decayed weights.
         """
         groups: list[dict[str, Any]] = []
         for name, module, rate in (
@@ -201,24 +200,23 @@ class LaraAdapter(nn.Module):
                 if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d))
             }
             trainable = [p for p in module.parameters() if p.requires_grad]
-            for suffix, decay_these, decay in (("", True, weight_decay), ("_no_decay", False, 0.0)):
-                chosen = [p for p in trainable if (id(p) in decayed) is decay_these]
-                if chosen:
-                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": f"lara_{name}{suffix}"})
+            for suffix, is_decayed, decay in (("", True, weight_decay), ("_no_decay", False, 0.0)):
+                params = [p for p in trainable if (id(p) in decayed) is is_decayed]
+                if params:
+                    groups.append({"params": params, "lr": rate, "weight_decay": decay, "name": f"lara_{name}{suffix}"})
         return groups
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard as units of their own (`for unit in lara.fsdp_units(): fully_shard(unit)`), before the root.
+        """Modules to shard as separate units (`for unit in lara.fsdp_units(): fully_shard(unit)`), before the root.
 
-        The projector, and each child of the LAM that has trainable parameters. Optional: LARA also works in the root's
-        unit.
+        The projector, and each child of the LAM with trainable parameters. Optional: LARA also works in the root's unit.
         """
-        parts = [self.projector, *self.lam.children()]
-        return [part for part in parts if any(p.requires_grad for p in part.parameters())]
+        units = [self.projector, *self.lam.children()]
+        return [unit for unit in units if any(p.requires_grad for p in unit.parameters())]
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within this context the policy runs as if LARA were not attached (on every rank or on none)."""
+        """A context in which the policy runs as if LARA were not attached (on every rank or on none)."""
         before, self._enabled = self._enabled, False
         try:
             yield
@@ -232,14 +230,14 @@ class LaraAdapter(nn.Module):
         return run_check(self, batch, optimizer)
 
     def detach(self) -> None:
-        """Take LARA off: the policy's class, modules, state_dict, hooks, flags and signature are as before.
+        """Remove LARA: the policy's class, modules, state_dict, hooks, flags and signature are as before.
 
-        The LAM gets back its `requires_grad` flags and mode; the adapter keeps projector and LAM.
+        The LAM's `requires_grad` flags and mode are restored; the adapter keeps projector and LAM.
 
         Raises:
-            AttachOrderError: it is detached already.
+            AttachOrderError: it is already detached.
         """
-        self.binding.take_off()
+        self.binding.remove()
         self._losses = None
         for name, parameter in self.lam.named_parameters():
             parameter.requires_grad_(self._lam_flags.get(name, parameter.requires_grad))
@@ -249,9 +247,9 @@ class LaraAdapter(nn.Module):
         """Write the adapter; see :func:`lara_adapter.saving.write.save_adapter`.
 
         Args:
-            folder: is created or replaced, as a whole or not at all.
+            folder: created or replaced, as a whole or not at all.
             save_policy: "trainable" also writes what was trained of the policy itself; its LoRA is always written.
-            **card: `base_model`, `dataset`, `license`: Hub ids and a licence for the model card.
+            **card: `base_model`, `dataset`, `license` for the model card.
         """
         from .saving.write import save_adapter
 
@@ -266,7 +264,7 @@ class LaraAdapter(nn.Module):
     @classmethod
     def from_pretrained(cls, policy: nn.Module, repo_or_dir: str | os.PathLike[str], **kwargs: Any) -> LaraAdapter:
         """The same as :func:`lara_adapter.load_lara`."""
-        from .attach import load_lara  # the one import against the direction of the house: a second name for a function
+        from .attach import load_lara  # the one import upwards: a second name for a function
 
         return load_lara(policy, str(repo_or_dir), **kwargs)
 
@@ -275,11 +273,11 @@ class LaraAdapter(nn.Module):
     def run(
         self, policy: nn.Module, own: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """What the policy's forward does while LARA is attached.
+        """The policy's forward while LARA is attached.
 
         Args:
             policy: the policy.
-            own: a forward that the instance had of its own, or None: its class's.
+            own: the instance's own forward; None: the class's.
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
         """
@@ -314,11 +312,11 @@ class LaraAdapter(nn.Module):
         real = pair.valid.to(vectors.device)
         valid = real.expand(len(vectors), -1) if has_action is None else real & has_action
         if self._align_weight == 0:
-            vectors = vectors.detach()  # w1 = 0: not even a zero may flow into the policy
+            vectors = vectors.detach()  # w1 = 0: not even a zero gradient may reach the policy
         else:
             check_gradient(hidden, self)
         terms = self(vectors, pair.present, pair.future, valid, real)
-        self._remember(terms)
+        self._store(terms)
         if not torch.compiler.is_compiling():
             stop_if_not_finite(hidden, terms, self._step)
             self._monitor.observe(self._values, self.config.train_lam)
@@ -334,7 +332,7 @@ class LaraAdapter(nn.Module):
         valid: torch.Tensor,
         real: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """The LARA terms. Called as a module, so that FSDP and ZeRO-3 gather its parameters; tensors in and out.
+        """Compute the LARA terms. A module's forward, so that FSDP and ZeRO-3 gather its parameters.
 
         Args:
             vectors: [r, B, D] the aligned hidden vectors, of r noise draws of each sample.
@@ -344,13 +342,13 @@ class LaraAdapter(nn.Module):
             real: [B] bool, where the pair is real; the LAM also learns from pairs without an action.
 
         Returns:
-            align, lam, total: scalars; per_sample: [B], mean = total; and what metrics() reports.
+            align, lam, total: scalars; per_sample: [B] with mean `total`; and the values of metrics().
         """
         batch, views = present.shape[:2]
         pairs = present.flatten(0, 1), future.flatten(0, 1)
-        # a generator cannot be forked inside a compiled graph; there a LAM's draws shift the policy's noise, no more
+        # a generator cannot be forked inside a compiled graph; there a LAM's draws do shift the policy's noise
         forked = self._lam_draws and self.training and not torch.compiler.is_compiling()
-        with self._own_draws() if forked else contextlib.nullcontext():
+        with self._forked_rng() if forked else contextlib.nullcontext():
             if self.config.train_lam:
                 flags = real.repeat_interleave(views)
                 latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid)
@@ -387,17 +385,17 @@ class LaraAdapter(nn.Module):
         }
 
     @contextlib.contextmanager
-    def _own_draws(self) -> Iterator[None]:
-        """Keep a LAM's random draws from shifting the policy's noise."""
+    def _forked_rng(self) -> Iterator[None]:
+        """A context in which random draws do not shift the policy's noise."""
         device = self._step.device
         devices = [device] if device.type != "cpu" else []
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
             seed = int(self._seed + self._step)
-            # torch.manual_seed on a CPU also notes a whole stack trace for each kind of device that is not there
+            # torch.manual_seed on a CPU records a stack trace for each kind of device that is not available
             (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
             yield
 
-    def _remember(self, terms: dict[str, torch.Tensor]) -> None:
+    def _store(self, terms: dict[str, torch.Tensor]) -> None:
         self._losses = LaraLosses(terms["align"], terms["lam"], terms["total"])
         self._values = {
             _RENAMED.get(name, name): value.detach() for name, value in terms.items() if name != "per_sample"
@@ -409,14 +407,14 @@ class LaraAdapter(nn.Module):
     # ------------------------------------------------------------------ nn.Module, where its defaults would be wrong
 
     def train(self, mode: bool = True) -> LaraAdapter:
-        """As always, but a frozen LAM stays in eval mode."""
+        """As nn.Module's, but a frozen LAM stays in eval mode."""
         super().train(mode)
         if not self.config.train_lam or self._idle:
             self.lam.eval()
         return self
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LaraAdapter:
-        """Moves follow the policy; a cast of the whole policy to 16 bits does not reach LARA's float32 weights."""
+        """As nn.Module's, but a cast of the policy to 16 bits leaves LARA's float32 weights as they are."""
 
         def keep_float32(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)
@@ -426,36 +424,36 @@ class LaraAdapter(nn.Module):
         return super()._apply(keep_float32, recurse)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint of the policy without LARA loads strictly: the adapter keeps its weights."""
+        """A checkpoint without LARA loads strictly too: the adapter then keeps its weights."""
         if not any(name.startswith(prefix) for name in state_dict):
             logger.warning(
-                "the checkpoint has no LARA weights (%s*): projector and LAM keep theirs. If this resumes a run without "
-                "LARA, its optimizer state does not fit either: start a new run from its weights",
+                "the checkpoint has no LARA weights (%s*): projector and LAM keep theirs. To continue a run without LARA, "
+                "start a new one from its weights: its optimizer state does not fit",
                 prefix,
             )
             state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For deepcopy and pickle: without what the last forward left behind."""
+        """For deepcopy and pickle: without the graph of the last forward."""
         state = self.__dict__.copy()
         state["_losses"] = None
         state["_values"] = {name: float(value) for name, value in self._values.items()}
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LaraAdapter:
-        """A copy with its own LAM, bound to the copied policy: EMA implementations zip the parameters of both."""
+        """A copy with its own LAM, bound to the copied policy, since EMA implementations zip the parameters of both."""
         double = type(self).__new__(type(self))
         memo[id(self)] = double
         double.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return double
 
     def rebind(self) -> None:
-        """Make a policy that came out of a pickle train with LARA again."""
+        """Make an unpickled policy train with LARA again."""
         self.binding.bind_forward()
 
     def detached_copy(self) -> nn.Module:
-        """A deep copy of the policy without LARA: no adapter, no LAM, no hook; for export, EMA teachers, serving."""
+        """A deep copy of the policy without LARA, for export, EMA teachers, serving."""
         return self.binding.detached_copy(self)
 
     def extra_repr(self) -> str:

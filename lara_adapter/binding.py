@@ -1,4 +1,4 @@
-"""LARA's hold on one policy: the entry into its forward, the hook that captures a hidden state, and how both come off."""
+"""How LARA is bound to a policy: the entry into its forward, the hook that captures a hidden state, and their removal."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .tap import Tap, first_tensor
 __all__ = ["ADAPTER_NAME", "Binding", "call_host", "refuse_export"]
 
 ADAPTER_NAME = "lara"  # attribute of the owner under which the adapter is registered
-_HOST_FORWARD = "_lara_host_forward"  # instance attribute: a forward that the instance had of its own
+_HOST_FORWARD = "_lara_host_forward"  # instance attribute: the forward that the instance itself had
 
-# torch 2.7 to 2.11 (probed) do not; 2.13 does
-_TELLS_EXPORT_FROM_COMPILE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+# torch 2.7 to 2.11 (probed): is_exporting() is True in every torch.compile
+_EXPORT_IS_KNOWN = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
 
 class Binding:
-    """What ties an adapter to a policy. A plain object: the policy owns the adapter, not the other way round.
+    """The connection of an adapter to a policy. Not an nn.Module: the policy owns the adapter, not the other way round.
 
     Attributes:
         policy: the policy, without its PeftModel.
         peft: the PeftModel around the policy, or None.
         spec: the row of the policy table.
         tap: where the hidden state is read.
-        attached: whether entry and hook are on the policy.
-        unbound: whether the policy came out of a pickle, which cannot hold the entry into its forward.
+        attached: whether the policy has the entry and the hook.
+        unbound: whether the policy was unpickled; a pickle cannot hold the entry into its forward.
         names: the positional parameters of the policy's forward, without self.
         accepts_any: whether the policy's forward takes any keyword.
     """
@@ -48,9 +48,9 @@ class Binding:
         self._armed = False
         self._captured: torch.Tensor | None = None
 
-    # ------------------------------------------------------------------ on and off
+    # ------------------------------------------------------------------ install and remove
 
-    def put_on(self, adapter: nn.Module) -> None:
+    def install(self, adapter: nn.Module) -> None:
         """Register the adapter in the policy's tree, hook the tapped module and bind LARA's forward."""
         policy = self.policy
         tapped = policy.get_submodule(self.tap.path)
@@ -74,8 +74,8 @@ class Binding:
         object.__setattr__(self.policy, "forward", types.MethodType(_entry(owner, unbound), self.policy))
         self.unbound = False
 
-    def take_off(self) -> None:
-        """Undo what :meth:`put_on` did to the policy.
+    def remove(self) -> None:
+        """Undo :meth:`install`.
 
         Raises:
             AttachOrderError: the adapter is not attached.
@@ -100,21 +100,21 @@ class Binding:
         self._captured = None
 
     def detached_copy(self, adapter: nn.Module) -> nn.Module:
-        """A deep copy of the policy as if LARA had never been attached; the LAM is not copied on the way."""
-        kept = dict(adapter._modules)
+        """A deep copy of the policy as if LARA had never been attached; projector and LAM are not copied."""
+        modules = dict(adapter._modules)
         adapter._modules.clear()
         try:
             double = copy.deepcopy(self.policy)
         finally:
-            adapter._modules.update(kept)
-        getattr(double.get_submodule(self.spec.owner), ADAPTER_NAME).binding.take_off()
+            adapter._modules.update(modules)
+        getattr(double.get_submodule(self.spec.owner), ADAPTER_NAME).binding.remove()
         return double
 
     # ------------------------------------------------------------------ the hidden state
 
     def capture_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the tapped block. Stores, and does nothing else: a hook that computes breaks gradient
-        checkpointing and compile, one that returns a value replaces the output."""
+        """Forward hook of the tapped block. It only stores: a hook that computes breaks gradient checkpointing and compile,
+        one that returns a value replaces the output."""
         if self._armed and self._captured is None:
             self._captured = first_tensor(output)
         elif self.unbound:
@@ -132,7 +132,7 @@ class Binding:
         """Run the host's forward.
 
         Returns:
-            What it returned, and the hidden state [R, S, D] that passed the tap; None if nothing did.
+            Its output, and the hidden state [R, S, D] at the tap; None if no tensor passed it.
         """
         self._captured, self._armed = None, True
         try:
@@ -145,7 +145,7 @@ class Binding:
     # ------------------------------------------------------------------ what is refused
 
     def verify(self, adapter: nn.Module, trainable: set[str]) -> None:
-        """Once, at the first training forward: what was attached is still what runs.
+        """Check, at the first training forward, that what was attached is still what runs.
 
         Args:
             adapter: the adapter.
@@ -158,16 +158,16 @@ class Binding:
         if getattr(policy, "_is_replica", False):
             raise AttachOrderError(
                 "this policy is a replica of nn.DataParallel, whose threads share one adapter; "
-                "start one process per GPU instead: torchrun or accelerate launch"
+                "use one process per GPU instead: torchrun or accelerate launch"
             )
         parameters = dict(adapter.named_parameters())
         frozen = sorted(trainable - {name for name, p in parameters.items() if p.requires_grad})
         added = sorted(name for name in parameters if "lora_" in name)
         if added or frozen:
-            what = f"put LoRA into {added[:3]}" if added else f"froze {frozen[:3]}"
+            change = f"LARA's {added[:3]} got LoRA" if added else f"LARA's {frozen[:3]} were frozen"
             raise AttachOrderError(
-                f"something {what} of LARA after attach_lara (get_peft_model does so to whatever is attached). "
-                "Order: policy = get_peft_model(policy, ...); lara = attach_lara(policy, ...); then the optimizer"
+                f"{change} after attach_lara (get_peft_model does so). Order: "
+                "policy = get_peft_model(policy, ...); lara = attach_lara(policy, ...); then the optimizer"
             )
         tapped = policy
         for name in filter(None, self.tap.path.split(".")):
@@ -176,31 +176,31 @@ class Binding:
         hooks = (*tapped._forward_hooks.values(), *tapped._forward_pre_hooks.values())
         if not any(getattr(hook, "__self__", None) is self for hook in hooks):
             raise AttachOrderError(
-                f"the module at {self.tap.path!r} was replaced after attach_lara, so its hook is lost; lara.detach() and "
+                f"the module at {self.tap.path!r} was replaced after attach_lara, so its hook is lost; lara.detach(), then "
                 "attach again"
             )
 
     def _refuse_unbound(self) -> None:
-        """A policy out of a pickle must not train without LARA unnoticed.
+        """An unpickled policy must not train without LARA unnoticed.
 
         Raises:
             AttachOrderError: it is training.
         """
         if self.policy.training and torch.is_grad_enabled():
             raise AttachOrderError(
-                "this policy came out of a pickle, which cannot hold LARA's entry into its forward; "
+                "this policy was unpickled, and a pickle cannot hold LARA's entry into its forward; "
                 "call policy.lara.rebind() before training, or policy.lara.detach()"
             )
 
     # ------------------------------------------------------------------ copies
 
     def __getstate__(self) -> dict[str, Any]:
-        """For deepcopy and pickle: without what the last forward left behind."""
+        """For deepcopy and pickle: without a captured state."""
         return {**self.__dict__, "_captured": None, "_armed": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Out of a pickle the policy's `forward` is its class's again (a bound method is pickled by name); the tap then
-        refuses to train until :meth:`bind_forward`, where LARA would silently be missing."""
+        """An unpickled policy has its class's `forward` (a bound method is pickled by name): the hook then refuses to train
+        until :meth:`bind_forward`."""
         self.__dict__.update(state)
         self.unbound = self.attached
 
@@ -214,8 +214,8 @@ class Binding:
 def _entry(owner: tuple[str, ...], signature: inspect.Signature) -> Callable[..., Any]:
     """The function bound as the policy's `forward`.
 
-    It carries the original's signature: transformers' Trainer reads it (a **kwargs would stop the division by the
-    accumulation steps), and no `__wrapped__`: accelerate unwraps along it and would strip LARA. It finds the adapter
+    It has the original's signature, which transformers' Trainer reads (a **kwargs would stop the division by the
+    accumulation steps), and no `__wrapped__`, along which accelerate would unwrap it and strip LARA. It finds the adapter
     through `self`, so that a deep copy of the policy uses the copy's adapter.
     """
 
@@ -231,22 +231,20 @@ def _entry(owner: tuple[str, ...], signature: inspect.Signature) -> Callable[...
 
 
 def call_host(policy: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
-    """The policy's own forward: `own` if the instance had one, else its class's."""
+    """Call the policy's own forward: `own` if the instance had one, else its class's."""
     if own is not None:
         return own(*call.args, **call.kwargs)
     return type(policy).forward(policy, *call.args, **call.kwargs)
 
 
 def refuse_export() -> None:
-    """An exported graph must not hold LARA's entry.
+    """Refuse to be exported: the graph would contain LARA's entry.
 
     Raises:
         AttachOrderError: torch.export, torch.onnx or torch.jit is tracing the policy.
     """
-    if torch.compiler.is_dynamo_compiling() and not _TELLS_EXPORT_FROM_COMPILE:
-        # is_exporting() is then True in every torch.compile. A strict export is let through; in eval mode, as one
-        # exports, it holds nothing of LARA either.
-        return
+    if torch.compiler.is_dynamo_compiling() and not _EXPORT_IS_KNOWN:
+        return  # a strict export passes too; in eval mode, as one exports, it contains nothing of LARA
     exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     if (exporting is not None and exporting()) or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         raise AttachOrderError(

@@ -1,4 +1,4 @@
-"""`lara.check(batch, optimizer)`: prove on one batch that LARA reaches what it should, and nothing else."""
+"""`lara.check(batch, optimizer)`: show on one batch that the LARA gradients reach what they should, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["CheckReport", "check_optimizer", "run_check"]
 
 @dataclass
 class CheckReport:
-    """What one forward and backward of the LARA terms alone showed. `print(report)` is readable.
+    """The result of one forward and backward of the LARA terms alone; readable with `print(report)`.
 
     Attributes:
-        tap: dotted path that fired.
+        tap: dotted path of the hooked module.
         layer: absolute layer index.
         losses: align, lam, total.
         valid_fraction: share of the batch's pairs that count.
@@ -32,7 +32,7 @@ class CheckReport:
         lam_reached: whether the LAM got a gradient; None with a frozen LAM.
         parameters: trainable parameters that LARA adds.
         optimizer_covers: whether the optimizer holds all of them; None without one.
-        problems: what is wrong, in words; empty if all is well.
+        problems: what is wrong, one sentence each.
     """
 
     tap: str
@@ -50,7 +50,7 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """True if nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     def __str__(self) -> str:
@@ -70,10 +70,10 @@ class CheckReport:
 
 
 def run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None) -> CheckReport:
-    """Run one training forward and the backward of the LARA terms; leave no trace of it.
+    """Run one training forward and the backward of the LARA terms, and restore everything.
 
-    Gradients, buffers, the LAM's weights (its codebook may be refreshed in a forward), the mode, the random state and
-    the step are put back. Under torch.distributed call it on every rank.
+    That is gradients, buffers, the LAM's weights (a forward may refresh its codebook), the modes, the random state, the
+    step. Under torch.distributed call it on every rank.
 
     Args:
         adapter: an attached adapter.
@@ -84,7 +84,7 @@ def run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None)
     Raises:
         OptimizerCoverageError: the optimizer lacks trainable LARA parameters.
         LaraArgumentError: LARA is detached, idle (both weights 0) or disabled.
-        LaraError: whatever a training step would raise: TapNeverFired, FrameError, NonFiniteError, ...
+        LaraError: whatever a training step raises: TapNeverFired, FrameError, NonFiniteError, ...
     """
     policy = adapter.policy
     if not adapter.attached or adapter._idle or not adapter._enabled:
@@ -112,7 +112,9 @@ def _report(adapter: Any, policy: nn.Module, values: dict[str, float], covers: b
     lam = None if frozen else _has_gradient(adapter.lam)
     problems = []
     if values["valid_fraction"] == 0:
-        problems.append("no pair of this batch counts: every future frame is past its episode's end, or all is padding")
+        problems.append(
+            "no pair of this batch counts: the future frames are past the episodes' ends, or all is padding"
+        )
     if adapter._align_weight != 0:
         if not projector:
             problems.append("no gradient reached the projector")
@@ -174,7 +176,7 @@ def _no_trace(adapter: Any, policy: nn.Module) -> Iterator[None]:
     gradients = [p.grad for p in parameters]
     modes = [(module, module.training) for module in policy.modules()]
     saved = [(t, t.detach().clone()) for t in (*policy.buffers(), *adapter.lam.parameters())]
-    kept = {name: adapter.__dict__[name] for name in ("_losses", "_values", "_verified")}
+    attributes = {name: adapter.__dict__[name] for name in ("_losses", "_values", "_verified")}
     calls = adapter._monitor._calls
     for p in parameters:
         p.grad = None
@@ -189,5 +191,5 @@ def _no_trace(adapter: Any, policy: nn.Module) -> Iterator[None]:
                 tensor.data.copy_(before)
         for module, mode in modes:
             module.training = mode
-        adapter.__dict__.update(kept)
+        adapter.__dict__.update(attributes)
         adapter._monitor._calls = calls

@@ -24,7 +24,7 @@ DEFAULT_FRAMES = "lara_frames"  # batch key of the frames, where the policy tabl
 
 @dataclass
 class LaraConfig:
-    """What `attach_lara` was asked for and what it resolved to.
+    """The arguments of `attach_lara` and what they resolved to.
 
     Attributes:
         layer: absolute index into [embeddings, after block 1, ..., after block L].
@@ -45,8 +45,8 @@ class LaraConfig:
         latent_width: N * D of the latent action.
         policy_family: name of the row of the policy table.
         policy_class: class name of the policy.
-        origins: "policy", "lam" and "image_encoder" as far as they came from the Hub, each {"repo_id", "revision"} with the
-            commit that was resolved.
+        origins: "policy", "lam" and "image_encoder" where they came from the Hub, each {"repo_id", "revision"} with the
+            commit.
         lara_version: version that wrote the file.
         schema_version: of the file.
     """
@@ -86,11 +86,11 @@ class LaraConfig:
             source: where it comes from, for messages.
 
         Raises:
-            AdapterFormatError: no adapter of ours, written by a newer schema, or a field is missing or of the wrong type.
+            AdapterFormatError: not an adapter, of a newer schema, or a field is missing or of the wrong type.
         """
         version = content.get("schema_version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise AdapterFormatError(f"{source} has schema_version={short(version)}: no adapter of lara_adapter")
+            raise AdapterFormatError(f"{source} has schema_version={short(version)}: not an adapter of lara_adapter")
         if version > SCHEMA_VERSION:
             raise AdapterFormatError(
                 f"{source} has schema_version={version}, but this lara_adapter reads up to {SCHEMA_VERSION}; upgrade it"
@@ -106,16 +106,15 @@ class LaraConfig:
         if missing:
             raise AdapterFormatError(f"{source} lacks {missing}")
         for name, value in values.items():
-            wanted = _TYPES.get(name)
-            if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+            types = _TYPES.get(name)
+            if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
                 raise AdapterFormatError(
-                    f"{source}: {name}={short(value)}, but {' or '.join(t.__name__ for t in wanted)} is expected"
+                    f"{source}: {name}={short(value)}, but {' or '.join(t.__name__ for t in types)} is expected"
                 )
         return cls(**values)
 
     def arguments(self, source: str = "lara_config.json") -> dict[str, Any]:
-        """The arguments of `attach_lara`, but for the LAM, that the settings amount to; None for what was a callable or a
-        module.
+        """The arguments of `attach_lara`, except the LAM; None for what was a callable or a module.
 
         Args:
             source: where the settings come from, for messages.
@@ -125,7 +124,7 @@ class LaraConfig:
         """
         if self.projector not in (None, "mlp", "linear") or self.tap_kind not in ("output", "input"):
             raise AdapterFormatError(
-                f"{source}: projector={short(self.projector)}, tap_kind={short(self.tap_kind)} are not known here"
+                f"{source}: projector={short(self.projector)}, tap_kind={short(self.tap_kind)}: not known to this version"
             )
         if self.latent_width < 1 or self.depth < 1 or (self.hidden_width is not None and self.hidden_width < 1):
             raise AdapterFormatError(f"{source}: a width or depth below 1")
@@ -144,12 +143,12 @@ class LaraConfig:
         return {**{name: getattr(self, name) for name in _ARGUMENTS}, "blocks": blocks, **weights}
 
 
-# of the fields above: what attach_lara was given, and not what that resolved to
+# the fields that are arguments of attach_lara
 _ARGUMENTS = ("layer", "frames", "token", "projector", "alignment", "lam_grad_scale", "train_lam", "add_to_loss")
 
 
 def _allowed_types(annotation: Any) -> tuple[type, ...]:
-    """The types that a field's annotation allows in JSON; () for anything. An int will do for a float."""
+    """The types that a field's annotation allows in JSON; () for anything. An int is allowed for a float."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     types = tuple(get_origin(member) or member for member in members)
     if Any in types:

@@ -1,7 +1,6 @@
-"""Every error that lara_adapter raises on purpose.
+"""The errors of lara_adapter. A message names the argument, what was got, what is expected, and the fix.
 
-A message names the argument, what was got, what is expected and the mend. All of them derive from
-:class:`LaraError`, so `except LaraError` catches exactly what this library refuses.
+All derive from :class:`LaraError`, so that `except LaraError` catches exactly what this library refuses.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class FrameError(LaraError, ValueError):
 
 
 class DatasetError(LaraError, ValueError):
-    """A dataset or a video cannot be read: missing, damaged, of an unknown version, or not what its metadata say."""
+    """A dataset or a video cannot be read: missing, damaged, of an unknown version, or does not match its metadata."""
 
 
 class TokenError(LaraError, ValueError):
@@ -81,15 +80,15 @@ class AdapterFormatError(LaraError, ValueError):
 
 
 class HostNotInstalled(LaraError, ImportError):
-    """A policy's own library cannot be imported here; the message says how to install it and which version was tested."""
+    """A policy's own library cannot be imported; the message says how to install it and which version was tested."""
 
 
 class HubError(LaraError, OSError):
-    """The Hugging Face Hub cannot be reached, has not what was asked for, or does not accept what was sent."""
+    """The Hugging Face Hub cannot be reached, does not have what was asked for, or does not accept what was sent."""
 
 
 class PolicySourceError(LaraError, ValueError):
-    """What was named as a policy (a folder, a Hub id, "module:callable") cannot be opened or built."""
+    """A policy (a folder, a Hub id, "module:callable") cannot be opened or built."""
 
 
 class ServingError(LaraError, RuntimeError):

@@ -39,8 +39,8 @@ class FramePair(NamedTuple):
             name: the batch key, for the message.
 
         Raises:
-            FrameError: wrong type, shape, dtype, range, or NaN. Values are looked at only in float frames and not
-                inside torch.compile; uint8 frames cost no synchronisation with the device.
+            FrameError: wrong type, shape, dtype, range, or NaN. Values are checked only in float frames and outside
+                torch.compile; uint8 frames need no synchronisation with the device.
         """
         if not isinstance(frames, torch.Tensor):
             raise FrameError(f"{name} is a {type(frames).__name__}, but a tensor [B, 2, 3, H, W] is expected")
@@ -66,7 +66,7 @@ class FramePair(NamedTuple):
         return cls(frames[:, :, 0], frames[:, :, 1], valid.to(frames.device))
 
     def checked(self, name: str) -> FramePair:
-        """The same pair after the checks of :meth:`from_tensor`; for pairs that a user's callable returned."""
+        """The pair after the checks of :meth:`from_tensor`, for what a user's callable returned."""
         present, future, valid = self
         if not isinstance(present, torch.Tensor) or not isinstance(future, torch.Tensor):
             raise FrameError(f"{name} returned a FramePair of {type(present).__name__} and {type(future).__name__}")
@@ -92,7 +92,7 @@ def _check_range(frames: torch.Tensor, name: str) -> None:
     if low != low or high != high:
         raise FrameError(f"{name} holds NaN")
     if low < -_SLACK or high > 1 + _SLACK:
-        mend = "(frames + 1) / 2" if low >= -1 - _SLACK and high <= 1 + _SLACK else "frames / 255, or pass uint8"
+        fix = "(frames + 1) / 2" if low >= -1 - _SLACK and high <= 1 + _SLACK else "frames / 255, or pass uint8"
         raise FrameError(
-            f"{name} is {frames.dtype} in [{low:.4g}, {high:.4g}], but float frames must lie in [0, 1]: {mend}"
+            f"{name} is {frames.dtype} in [{low:.4g}, {high:.4g}], but float frames must lie in [0, 1]: {fix}"
         )

@@ -1,4 +1,4 @@
-"""What goes into a policy's forward and what comes out: the batch read, the frames hidden, the loss folded in."""
+"""A call of a policy's forward: read its batch, take out the frames, fold the LARA terms into its loss."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class HostCall:
     Attributes:
         args: positional arguments, the frames taken out.
         kwargs: keyword arguments, the frames taken out.
-        batch: what tokens and frames are looked up in: the first argument's entries if it is a mapping, then the
-            named arguments.
-        first: the first argument as it was passed (what a user's callable receives).
+        batch: where tokens and frames are looked up: the entries of the first argument if it is a mapping, and the named
+            arguments.
+        first: the first argument as it was passed (a user's callable receives it).
     """
 
     def __init__(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ class HostCall:
     def take_frames(self, key: str, accepts: bool) -> tuple[Any, Any]:
         """Take the frames and their flags out of the call, so that the policy cannot see the future.
 
-        The caller's batch is left as it is: a shallow copy without the two keys goes to the policy.
+        The caller's batch is not changed: the policy gets a shallow copy without the two keys.
 
         Args:
             key: batch key of the frames; the flags are under `<key>_valid`.
@@ -52,25 +52,24 @@ class HostCall:
         Returns:
             The two values, None for what is absent.
         """
-        hidden = (key, f"{key}_valid")
-        found = tuple(self.batch.get(name) for name in hidden)
-        if isinstance(self.first, Mapping) and any(name in self.first for name in hidden):
-            reduced = _without(self.first, hidden)
+        keys = (key, f"{key}_valid")
+        if isinstance(self.first, Mapping) and any(name in self.first for name in keys):
+            reduced = _without(self.first, keys)
             if self.args:
                 self.args = (reduced, *self.args[1:])
             elif self._first_name in self.kwargs:
                 self.kwargs[str(self._first_name)] = reduced
             self.first = reduced
-        for name in hidden:
+        for name in keys:
             if name in self.kwargs and (accepts or name not in self._names):
                 del self.kwargs[name]
-        return found[0], found[1]
+        return self.batch.get(keys[0]), self.batch.get(keys[1])
 
 
 def _without(batch: Mapping[str, Any], keys: tuple[str, ...]) -> Mapping[str, Any]:
     if type(batch) is dict:
         return {name: value for name, value in batch.items() if name not in keys}
-    reduced = copy.copy(batch)  # keeps BatchFeature, BatchEncoding, TensorDict what they are
+    reduced = copy.copy(batch)  # keeps the type: BatchFeature, BatchEncoding, TensorDict
     for name in keys:
         if name in reduced:
             del reduced[name]  # type: ignore[attr-defined]
@@ -114,9 +113,9 @@ def host_loss(output: Any) -> torch.Tensor:
     elif isinstance(output, tuple) and output:
         loss = output[0]
     if not isinstance(loss, torch.Tensor) or not loss.is_floating_point():
-        inside = f" with {sorted(map(str, output))[:10]}" if isinstance(output, Mapping) else ""
+        keys = f" with {sorted(map(str, output))[:10]}" if isinstance(output, Mapping) else ""
         raise HostOutputError(
-            f"the policy's forward returned {type(output).__name__}{inside} in training; LARA can fold its loss into a "
+            f"the policy's forward returned {type(output).__name__}{keys} in training; LARA can fold its loss into a "
             "mapping with 'loss', a tuple (loss, ...), or a tensor of losses. Otherwise pass add_to_loss=False and add "
             "lara.losses.total yourself"
         )
@@ -126,13 +125,13 @@ def host_loss(output: Any) -> torch.Tensor:
 def fold_loss(
     output: Any, total: torch.Tensor, per_sample: torch.Tensor | None, metrics: Callable[[], dict[str, float]]
 ) -> Any:
-    """Add the LARA terms to what the policy's forward returned, keeping its type.
+    """Add the LARA terms to the output of the policy's forward, keeping its type.
 
     Args:
         output: a mapping or object with "loss", a tuple (loss, dict | None | anything, ...), or a tensor of losses.
         total: scalar; added to a scalar loss, or to every element of an unreduced one, which keeps `.mean()` right.
         per_sample: [B] whose mean is `total`, used where the host returns one loss per sample; None: `total` is used.
-        metrics: gives plain floats for the dict of a (loss, dict) host; called only for those.
+        metrics: returns plain floats for the dict of a (loss, dict) host; called only for those.
 
     Raises:
         HostOutputError: see :func:`host_loss`.

@@ -1,7 +1,7 @@
-"""The alignment loss between the policy's projected hidden state and the latent action (LARA, Eq. 6), and ours.
+"""Alignment losses between the policy's projected hidden state and the latent action: LARA, Eq. 6, and ours.
 
 Every alignment maps `projected` [B, W] and `latent` [B, W] (float32) to one loss per sample [B]; smaller is better.
-Gradients flow into both arguments; :func:`scale_gradient` decides how much of it reaches the latent.
+Gradients flow into both arguments; :func:`scale_gradient` sets how much reaches the latent.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class CosineDistance:
 class Contrastive:
     """In-batch InfoNCE on cosine similarity, both directions averaged, times `scale`.
 
-    A constant latent cannot satisfy it, so it does not collapse the LAM. Each sample is told from all other valid
-    samples of the batch, of every rank when torch.distributed is initialised (with exact gradients across ranks).
-    Nothing is done about near-duplicates, frames of one episode a few steps apart: they are the hard negatives that
-    share the background and differ in the motion, and they only raise the floor of the loss. Draw batches shuffled
-    over episodes, as policies are trained anyway. Leaving out negatives by similarity would bring back the collapse.
+    A constant latent cannot satisfy it, so it does not collapse the LAM. The negatives are all other valid samples of the
+    batch, of every rank when torch.distributed is initialised (with exact gradients across ranks). Near-duplicates,
+    frames of one episode a few steps apart, are kept: they share the background and differ in the motion, and only
+    raise the floor of the loss. Leaving out negatives by similarity would bring back the collapse. Shuffle batches over
+    episodes.
 
     Attributes:
         temperature: divides the cosine; > 0.
@@ -68,7 +68,7 @@ class Contrastive:
         Args:
             projected: [B, W] float32.
             latent: [B, W] float32.
-            valid: [B] bool; invalid samples are no negatives, and their own loss is to be ignored.
+            valid: [B] bool; invalid samples are not negatives, and their own loss is meaningless.
         """
         rows = len(projected)
         if valid is None:
@@ -76,7 +76,7 @@ class Contrastive:
         p, z = F.normalize(projected, dim=-1), F.normalize(latent, dim=-1)
         all_p, all_z, all_valid, start = _gather(p, z, valid)
         own = torch.arange(rows, device=p.device) + start
-        # a sample always keeps its own positive, so that no row of logits is empty
+        # a sample keeps its own positive, or its row of logits would be empty
         allowed = all_valid[None, :] | (torch.arange(len(all_z), device=p.device)[None, :] == own[:, None])
         blocked = torch.zeros_like(allowed, dtype=p.dtype).masked_fill(~allowed, float("-inf"))
         forward = F.cross_entropy(p @ all_z.T / self.temperature + blocked, own, reduction="none")
@@ -87,7 +87,7 @@ class Contrastive:
 def _gather(
     p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Samples of all ranks, and where this rank's begin; ranks may hold different numbers of them."""
+    """Samples of all ranks, and the index of this rank's first one; ranks may have different numbers of samples."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return p, z, valid, 0
     from torch.distributed.nn.functional import all_gather
@@ -95,7 +95,7 @@ def _gather(
     counts = [torch.zeros((), dtype=torch.long, device=p.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor(len(p), device=p.device))
     most = int(torch.stack(counts).max())
-    # the flags travel as one more column; padding rows are invalid
+    # the flags are one more column; padding rows are invalid
     packed = F.pad(torch.cat([p, z, valid[:, None].to(p.dtype)], dim=1), (0, 0, 0, most - len(p)))
     # differentiable: its backward sums over ranks, so that after DDP's mean each parameter has the gradient of the
     # mean of all ranks' losses
@@ -110,11 +110,10 @@ _KINDS: dict[str, type[CosineDistance] | type[Contrastive]] = {"cosine": CosineD
 
 
 def resolve_alignment(alignment: str | Alignment | Mapping[str, Any]) -> tuple[Alignment, Any]:
-    """An alignment and how it is written in a configuration.
+    """An alignment and its form in a configuration.
 
     Args:
-        alignment: "cosine", "contrastive", a callable(projected, latent) -> [B], or what this function returned as
-            second value before.
+        alignment: "cosine", "contrastive", a callable(projected, latent) -> [B], or the JSON form of one.
 
     Returns:
         A callable(projected, latent, valid) -> [B], and its JSON form (None for a user's callable).
@@ -131,9 +130,7 @@ def resolve_alignment(alignment: str | Alignment | Mapping[str, Any]) -> tuple[A
                 raise TypeError("unknown name")
             alignment = kind(**rest)
         except TypeError as error:
-            raise AdapterFormatError(
-                f"{dict(rest)} describes no alignment ({error}); known: {sorted(_KINDS)}"
-            ) from None
+            raise AdapterFormatError(f"{dict(rest)} is not an alignment ({error}); known: {sorted(_KINDS)}") from None
     elif isinstance(alignment, str):
         if alignment not in _KINDS:
             raise LaraArgumentError(
@@ -150,7 +147,7 @@ def resolve_alignment(alignment: str | Alignment | Mapping[str, Any]) -> tuple[A
 
 
 class _UserAlignment:
-    """A user's callable with the signature of ours, its result checked."""
+    """A user's callable with our signature; its result is checked."""
 
     def __init__(self, function: Alignment) -> None:
         self.function = function
@@ -175,10 +172,10 @@ def scale_gradient(tensor: torch.Tensor, factor: float) -> torch.Tensor:
     """The same values, bit for bit, with the gradient multiplied by `factor`."""
     if factor == 1:
         return tensor
-    fixed = tensor.detach()
-    return fixed if factor == 0 else fixed + factor * (tensor - fixed)
+    values = tensor.detach()
+    return values if factor == 0 else values + factor * (tensor - values)
 
 
 def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` [B] over the rows where `valid` [B]; 0, with the graph kept, where none is."""
+    """Mean of `values` [B] over the rows where `valid` [B]; 0, with the graph kept, if there are none."""
     return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)

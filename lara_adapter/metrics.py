@@ -1,4 +1,4 @@
-"""The metrics of a training so far, and the warning when the latent action model collapses."""
+"""The history of metrics, and the warning when the latent action model collapses."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ __all__ = ["CollapseMonitor", "History"]
 
 logger = logging.getLogger(__name__)
 
-_MEND = (
+_FIX = (
     "The alignment may be solved by a nearly constant latent action, and then a high cosine means nothing. Fix: {}a "
-    "smaller lam_grad_scale (0.3, 0.1), or a smaller align_weight beside lam_weight"
+    "smaller lam_grad_scale (0.3, 0.1), or a smaller align_weight relative to lam_weight"
 )
 
 
 class CollapseMonitor:
-    """Looks at the metrics of every `every`-th training forward and warns once about each symptom.
+    """Checks the metrics of every `every`-th training forward and warns once about each symptom.
 
-    Symptoms, each against the first look, since a healthy LAM may start with a large constant part: the mean direction
-    |E[z/|z|]|^2 is above `direction_limit` and what it leaves to 1 has halved; or the perplexity of the codes has
-    halved. The number of codes in use is no sign: a quantiser that revives dead codes keeps it high.
+    Symptoms, compared to the first check, since a healthy LAM may start with a large constant part: the mean direction d =
+    |E[z/|z|]|^2 is above `direction_limit` and 1 - d has halved; or the perplexity of the codes has halved. The number of
+    codes in use is not a symptom: a quantiser that revives dead codes keeps it high.
 
     Attributes:
-        every: training forwards between two looks.
+        every: training forwards between two checks.
         direction_limit: see above.
-        contrastive: whether the alignment is the contrastive one already.
+        contrastive: whether the alignment is already the contrastive one.
     """
 
     def __init__(self, every: int = 50, direction_limit: float = 0.8, contrastive: bool = False) -> None:
@@ -43,7 +43,7 @@ class CollapseMonitor:
             return
         now = {name: float(values[name]) for name in ("mean_direction", "perplexity") if name in values}
         if not self._first:
-            # a batch or two say little of a mean direction: the first look waits for some
+            # the mean direction needs some batches before it means anything
             self._first = now if self._calls >= min(10, self.every) else {}
             return
         direction, perplexity = now.get("mean_direction"), now.get("perplexity")
@@ -61,14 +61,12 @@ class CollapseMonitor:
     def _warn(self, symptom: str, what: str) -> None:
         if symptom not in self._warned:
             self._warned.add(symptom)
-            mend = _MEND.format("" if self.contrastive else "alignment='contrastive', ")
-            logger.warning("LARA after %d training forwards: %s. %s", self._calls, what, mend)
+            fix = _FIX.format("" if self.contrastive else "alignment='contrastive', ")
+            logger.warning("LARA after %d training forwards: %s. %s", self._calls, what, fix)
 
 
 class History:
-    """Metrics by step, at most `limit` of them: when it is full, every second one goes.
-
-    It is filled by `lara.metrics()`, so by whatever logs them.
+    """Metrics by step, at most `limit` of them: when it is full, every second one is dropped. Filled by `lara.metrics()`.
 
     Attributes:
         limit: points kept.
@@ -81,7 +79,7 @@ class History:
         self._stride = 1
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep the metrics of a step, unless one too near to it is kept; a step back drops what came after it."""
+        """Add the metrics of a step, unless one close to it is there; a step back drops the later ones."""
         while self.points and self.points[-1][0] >= step:
             self.points.pop()
         if self.points and step - self.points[-1][0] < self._stride:
@@ -93,5 +91,5 @@ class History:
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
-        kept = [(step, values[name]) for step, values in self.points if name in values]
-        return [step for step, _ in kept], [value for _, value in kept]
+        points = [(step, values[name]) for step, values in self.points if name in values]
+        return [step for step, _ in points], [value for _, value in points]

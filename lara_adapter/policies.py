@@ -1,8 +1,8 @@
-"""What is known of each policy family, as data: the only module of the core that names a host.
+"""The table of known policy families: the only module of the core that names a host.
 
-A row says where the blocks of the action head are, how the state that leaves a block can be read, which
-positions of the sequence are action tokens, under which batch key the frames arrive, and where the adapter
-is registered. A policy without a row works too: its blocks are found by structure or named by the user.
+A row says where the blocks of the action head are, how a block's output is read, which positions of the sequence are
+action tokens, under which batch key the frames arrive, and where the adapter is registered. A policy without a row works
+too: its blocks are found by structure or named by the user.
 
 Third parties add rows with :func:`register_policy`, or through the entry-point group
 `lara_adapter.policies` (each entry a :class:`PolicySpec` or a list of them).
@@ -155,11 +155,11 @@ def _entry_point_rows() -> tuple[PolicySpec, ...]:
     rows: list[PolicySpec] = []
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
-            found = entry.load()
-        except Exception as error:  # one broken plug-in must not keep every policy from attaching
+            loaded = entry.load()
+        except Exception as error:  # a broken plug-in must not keep other policies from attaching
             logger.warning("policy entry point %s could not be loaded: %s", entry.value, error)
             continue
-        rows += [found] if isinstance(found, PolicySpec) else list(found)
+        rows += [loaded] if isinstance(loaded, PolicySpec) else list(loaded)
     return tuple(rows)
 
 

@@ -97,7 +97,7 @@ Weight = float | Schedule | Callable[[int], float]
 
 
 def check_weight(name: str, weight: Weight) -> None:
-    """Refuse what is no weight.
+    """Refuse what is not a weight.
 
     Raises:
         LaraArgumentError: neither a finite number >= 0 nor callable.
@@ -137,6 +137,6 @@ def weight_from_json(value: Any) -> Weight | None:
         rest = dict(value)
         kind = _KINDS.get(str(rest.pop("schedule", None)))
         if kind is None or set(rest) != {field.name for field in fields(kind)}:  # type: ignore[arg-type]
-            raise AdapterFormatError(f"{dict(value)} is no weight schedule; known: {sorted(_KINDS)}")
+            raise AdapterFormatError(f"{dict(value)} is not a weight schedule; known: {sorted(_KINDS)}")
         return kind(**rest)
     return value

@@ -1,4 +1,4 @@
-"""Find the DiT blocks of a policy and the one place where a hidden state is read.
+"""Find the DiT blocks of a policy, and the module at which a hidden state is read.
 
 `layer` counts as `hidden_states` does in transformers: [embeddings, after block 1, ..., after block L], so -3 is
 "after block L-2" (LARA, Sec. 3; the official release's `all_hidden_states[-3]`).
@@ -18,7 +18,7 @@ from .policies import PolicySpec
 
 __all__ = ["Tap", "absolute_layer", "block_candidates", "find_blocks", "first_tensor", "resolve_tap"]
 
-# Names under which action heads keep their blocks; used only to choose among several candidates.
+# names of action heads, to choose among several candidates
 _HEAD_WORDS = re.compile(r"action|dit|diffus|denois|expert|flow|noise", re.IGNORECASE)
 _ATTENTION_WORD = re.compile(r"att", re.IGNORECASE)
 
@@ -33,7 +33,7 @@ class Tap:
         layer: absolute index into [embeddings, after block 1, ..., after block L].
         depth: number of blocks L.
         blocks: dotted path of the blocks.
-        width: width of the hidden state, or None if the structure does not tell.
+        width: width of the hidden state; None: unknown.
     """
 
     path: str
@@ -99,8 +99,8 @@ def block_candidates(policy: nn.Module) -> list[tuple[str, nn.Module]]:
     """Dotted path and module of each outermost list of two or more blocks of one class that contain an attention."""
     candidates: list[tuple[str, nn.Module]] = []
     for path, module in policy.named_modules():
-        inside = any(path == known or path.startswith(known + ".") for known, _ in candidates)
-        if not inside and _is_block_list(module):
+        nested = any(path == known or path.startswith(known + ".") for known, _ in candidates)
+        if not nested and _is_block_list(module):
             candidates.append((path, module))
     return candidates
 
@@ -108,8 +108,8 @@ def block_candidates(policy: nn.Module) -> list[tuple[str, nn.Module]]:
 def find_blocks(policy: nn.Module) -> str:
     """Dotted path of the action head's blocks, by structure.
 
-    If there are several candidates (:func:`block_candidates`), those whose path or owner's class names an action head
-    (action, dit, diffusion, denoise, expert, flow, noise) are preferred; nothing is guessed among equals.
+    Of several candidates (:func:`block_candidates`), the one whose path or owner's class names an action head (action, dit,
+    diffusion, denoise, expert, flow, noise) is taken, if it is the only one.
 
     Raises:
         TapNotFound: no candidate, or several; the message lists them.
@@ -120,13 +120,13 @@ def find_blocks(policy: nn.Module) -> str:
             f"attach_lara: no list of attention blocks found in {type(policy).__name__}; "
             "pass blocks='dotted.path.to.the.blocks' of its diffusion transformer"
         )
-    chosen = candidates
-    if len(chosen) > 1:
+    heads = candidates
+    if len(heads) > 1:
         owners = {path: type(policy.get_submodule(path.rpartition(".")[0])).__name__ for path, _ in candidates}
-        chosen = [c for c in candidates if _HEAD_WORDS.search(f"{c[0]} {owners[c[0]]}")]
-    if len(chosen) == 1:
-        return chosen[0][0]
-    listed = "; ".join(f"{p} ({len(m)} x {type(m[0]).__name__})" for p, m in (chosen or candidates))  # type: ignore[arg-type,index]
+        heads = [c for c in candidates if _HEAD_WORDS.search(f"{c[0]} {owners[c[0]]}")]
+    if len(heads) == 1:
+        return heads[0][0]
+    listed = "; ".join(f"{p} ({len(m)} x {type(m[0]).__name__})" for p, m in (heads or candidates))  # type: ignore[arg-type,index]
     raise TapNotFound(
         f"attach_lara: {type(policy).__name__} has several lists of attention blocks: {listed}. "
         "Say which is the diffusion transformer: blocks='...'"
@@ -149,16 +149,15 @@ def _submodule(policy: nn.Module, path: str, argument: str) -> nn.Module:
         while rest and isinstance(getattr(known, rest[0], None), nn.Module):
             known = getattr(known, rest[0])
             done.append(rest.pop(0))
-        there = sorted(name for name, _ in known.named_children())[:20]
+        children = sorted(name for name, _ in known.named_children())[:20]
         raise TapNotFound(
             f"attach_lara: {argument}={path!r}, but {'.'.join(done) or type(policy).__name__} has no {rest[0]!r}; "
-            f"it has {there}"
+            f"it has {children}"
         ) from None
 
 
 def _width(block: nn.Module) -> int | None:
-    """Width of the state a block carries, from what the block says of itself (never from weight shapes: under
-    DeepSpeed's zero.Init they read 0)."""
+    """Width of a block's hidden state, from attributes: under DeepSpeed's zero.Init the shapes of weights are 0."""
     for name in ("dim", "hidden_size", "embed_dim", "d_model", "width"):
         value = getattr(block, name, None)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -180,7 +179,7 @@ def _width(block: nn.Module) -> int | None:
 
 
 def resolve_tap(policy: nn.Module, layer: int | str, blocks: str | nn.Module | None, spec: PolicySpec) -> Tap:
-    """Where to hook so that the state `layer` of the policy's DiT is read.
+    """Find the module to hook for the state `layer` of the policy's DiT.
 
     Args:
         policy: the policy, unwrapped.
@@ -189,23 +188,23 @@ def resolve_tap(policy: nn.Module, layer: int | str, blocks: str | nn.Module | N
         spec: the row of the policy table.
 
     Raises:
-        TapNotFound: the path does not exist, is no list of blocks, or `layer` is out of range.
+        TapNotFound: the path does not exist, is not a list of blocks, or `layer` is out of range.
         LaraArgumentError: `layer` is neither an integer nor "L"/"L-k".
     """
     if blocks is None:
         path = spec.blocks or find_blocks(policy)
     else:
         path = blocks if isinstance(blocks, str) else _path_of(policy, blocks)
-    found = _submodule(policy, path, "blocks")
-    if not isinstance(found, (nn.ModuleList, nn.Sequential)) or len(found) == 0:
-        inside = [f"{path}.{n}" if path else n for n, m in found.named_modules() if isinstance(m, nn.ModuleList) and n]
+    module = _submodule(policy, path, "blocks")
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) == 0:
+        lists = [f"{path}.{n}" if path else n for n, m in module.named_modules() if isinstance(m, nn.ModuleList) and n]
         raise TapNotFound(
-            f"attach_lara: blocks={path!r} is a {type(found).__name__}, but a ModuleList of blocks is expected"
-            + (f"; inside it: {inside[:5]}" if inside else "")
+            f"attach_lara: blocks={path!r} is a {type(module).__name__}, but a ModuleList of blocks is expected"
+            + (f"; inside it: {lists[:5]}" if lists else "")
         )
-    depth = len(found)
+    depth = len(module)
     index = absolute_layer(layer, depth, path or type(policy).__name__)
-    width = _width(found[max(index, 1) - 1])
+    width = _width(module[max(index, 1) - 1])
     if spec.tap == "output":
         block = f"{path}.{max(index, 1) - 1}".lstrip(".")
         return Tap(block, "output" if index else "input", index, depth, path, width)

@@ -21,7 +21,7 @@ Latent = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
 
 def frozen_latent(lam: Any, present: torch.Tensor, future: torch.Tensor) -> Latent:
-    """The latent action of a frozen LAM (LARA, Eq. 5): no graph, no loss, nothing to report."""
+    """The latent action of a frozen LAM (LARA, Eq. 5): no graph, no loss, no report."""
     with torch.no_grad():
         latent = lam.encode(present, future).continuous.detach()
     return latent, torch.zeros((), device=latent.device), {}
@@ -36,7 +36,7 @@ def trained_latent(
         lam: `forward(present, future[, valid=])` gives `.loss` and `.latent.continuous`.
         present: [B, 3, H, W] frames.
         future: [B, 3, H, W] frames.
-        real: [B] bool; other pairs count for nothing.
+        real: [B] bool; other pairs do not count.
         takes_valid: whether `lam.forward` takes the flags as `valid`.
 
     Returns:
@@ -45,7 +45,7 @@ def trained_latent(
     """
     if takes_valid:
         output = lam(present, future, valid=real)
-    else:  # a LAM that knows no flags gets copies of a real pair in place of the others
+    else:  # a LAM without flags gets copies of a real pair in place of the others
         first = real.to(torch.uint8).argmax()
         index = torch.where(real, torch.arange(len(real), device=real.device), first)
         output = lam(present[index], future[index])
@@ -61,7 +61,7 @@ def trained_latent(
 
 
 def project(projector: nn.Module, vectors: torch.Tensor, latent_width: int) -> torch.Tensor:
-    """Apply the projector in its own dtype and give float32.
+    """Apply the projector in its own dtype; the result is float32.
 
     Raises:
         LaraArgumentError: its output has another width than the latent action.
@@ -97,7 +97,7 @@ def align_rows(
 def latent_statistics(
     latent: torch.Tensor, real: torch.Tensor, direction: torch.Tensor, step: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What tells a collapsing LAM; call under no_grad.
+    """Statistics that show a collapsing LAM; call under no_grad.
 
     Args:
         latent: [B, V, W] float32.
@@ -134,7 +134,7 @@ def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_widt
         )
     if hidden_width is None:
         raise LaraArgumentError(
-            "attach_lara: the blocks do not tell the width of their hidden state; "
+            "attach_lara: the width of the blocks' hidden state is unknown; "
             f"pass projector=nn.Linear(width, {latent_width}) or another module"
         )
     if kind == "linear":
@@ -144,7 +144,7 @@ def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_widt
 
 
 def check_gradient(hidden: torch.Tensor, adapter: Any) -> None:
-    """The alignment must reach the policy, unless nothing of the policy trains.
+    """Check that the alignment reaches the policy, unless nothing of the policy trains.
 
     Raises:
         TapDetached: the hidden state carries no graph.
@@ -161,10 +161,10 @@ def check_gradient(hidden: torch.Tensor, adapter: Any) -> None:
 
 
 def stop_if_not_finite(hidden: torch.Tensor, terms: dict[str, torch.Tensor], step: torch.Tensor) -> None:
-    """One synchronisation with the device; the search for the culprit only if something is wrong.
+    """Check the terms, with one synchronisation with the device.
 
     Raises:
-        NonFiniteError: a LARA term is NaN or infinite; the message names where it began.
+        NonFiniteError: a LARA term is NaN or infinite; the message names the first one that is.
     """
     align, lam = terms["align"].detach(), terms["lam"].detach()
     if bool(torch.isfinite(torch.stack([align, lam])).all()):
@@ -176,8 +176,8 @@ def stop_if_not_finite(hidden: torch.Tensor, terms: dict[str, torch.Tensor], ste
         ("the LAM's loss", lam),
         ("the alignment loss", align),
     ]
-    culprit = next(name for name, value in suspects if not torch.isfinite(value.detach()).all())
+    first = next(name for name, value in suspects if not torch.isfinite(value.detach()).all())
     raise NonFiniteError(
-        f"LARA: {culprit} is not finite at step {int(step) - 1}; stopped before it reaches a weight "
+        f"LARA: {first} is not finite at step {int(step) - 1}; stopped before it reaches a weight "
         f"(align {float(align):.4g}, LAM {float(lam):.4g})"
     )

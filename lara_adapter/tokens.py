@@ -22,7 +22,7 @@ TokenRule = str | int | Callable[[torch.Tensor, Any], torch.Tensor]
 
 NAMED_RULES = ("last_valid", "mean_valid", "last")
 
-# Batch keys that tell the length of the action chunk and its padding, the first that is there wins.
+# batch keys with the length of the action chunk and its padding; the first one present is used
 MASK_KEY, PADDING_KEY, ACTION_KEYS = "action_mask", "action_is_pad", ("action", "actions")
 
 
@@ -33,7 +33,7 @@ class ActionSteps(NamedTuple):
 
 
 def check_rule(rule: TokenRule) -> None:
-    """Refuse what is no token rule.
+    """Refuse what is not a token rule.
 
     Raises:
         LaraArgumentError: neither one of "last_valid", "mean_valid", "last", nor an int, nor callable.
@@ -81,7 +81,7 @@ def select_token(
 
     Args:
         hidden: [R, S, D], the tapped state; R = r * B rows, in the order of `steps` already.
-        steps: the action steps of the R rows, or None if the batch does not tell.
+        steps: the action steps of the R rows; None: unknown.
         rule: see :func:`check_rule`. An integer counts the steps of the action chunk, negative from its end.
         where: "last" or "first": which T of the S positions are action tokens.
         batch: what a callable rule receives besides `hidden`.
@@ -90,7 +90,7 @@ def select_token(
         The vectors [R, D], and [R] bool, True where the row has at least one valid step (None: all have).
 
     Raises:
-        TokenError: the state has another shape than [R, S, D], S < T, or the rule needs T and nothing tells it.
+        TokenError: the state has another shape than [R, S, D], S < T, or the rule needs T and it is unknown.
     """
     if hidden.ndim != 3:
         raise TokenError(

@@ -226,7 +226,7 @@ def test_out_of_a_pickle_training_is_refused_until_rebound(policy, lara, batch):
     assert again.state_dict().keys() == policy.state_dict().keys()
     with torch.no_grad():
         again(batch)  # acting needs no LARA
-    with pytest.raises(AttachOrderError, match=r"came out of a pickle.*policy\.lara\.rebind\(\)"):
+    with pytest.raises(AttachOrderError, match=r"was unpickled.*policy\.lara\.rebind\(\)"):
         again(batch)
     again.lara.rebind()
     again.lara.step = 0

@@ -572,7 +572,7 @@ def test_a_data_parallel_replica_is_refused(policy, lam, batch):
 def test_frozen_after_attach_is_refused(policy, lam, batch):
     attach_lara(policy, lam)
     policy.requires_grad_(False)
-    with pytest.raises(AttachOrderError, match=r"froze .* Order: policy = get_peft_model"):
+    with pytest.raises(AttachOrderError, match=r"were frozen after attach_lara.* Order: policy = get_peft_model"):
         policy(batch)
 
 

@@ -20,8 +20,8 @@ def test_unknown_settings_of_our_schema_are_ignored_with_a_warning(caplog):
     ("change", "message"),
     [
         ({"schema_version": 2}, "reads up to 1; upgrade"),
-        ({"schema_version": None}, "no adapter of lara_adapter"),
-        ({"schema_version": True}, "no adapter of lara_adapter"),
+        ({"schema_version": None}, "not an adapter of lara_adapter"),
+        ({"schema_version": True}, "not an adapter of lara_adapter"),
         ({"layer": "3"}, "layer='3', but int is expected"),
         ({"layer": True}, "layer=True, but int is expected"),
         ({"alignment": "cosine"}, "alignment='cosine', but dict or NoneType"),

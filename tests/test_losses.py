@@ -114,7 +114,7 @@ def test_unknown_alignment(alignment):
 
 @pytest.mark.parametrize("settings", [{"name": "l2"}, {"name": "contrastive", "_target_": "os.system"}, {}])
 def test_foreign_settings(settings):
-    with pytest.raises(AdapterFormatError, match="describes no alignment"):
+    with pytest.raises(AdapterFormatError, match="is not an alignment"):
         resolve_alignment(settings)
 
 

@@ -35,7 +35,7 @@ def test_a_callable_cannot_be_stored():
     "value", [{"schedule": "exec"}, {"schedule": "warmup"}, {"schedule": "cutoff", "weight": 1, "x": 2}]
 )
 def test_foreign_json(value):
-    with pytest.raises(AdapterFormatError, match="no weight schedule"):
+    with pytest.raises(AdapterFormatError, match="is not a weight schedule"):
         weight_from_json(value)
 
 

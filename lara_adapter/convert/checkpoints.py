@@ -46,35 +46,35 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Convert a latent action model between our folder, the official LARA tokenizer's and TencentARC/Moto's.
 
-    Every tensor and every setting is accounted for; what cannot be expressed is refused. Nothing that a file names is
-    imported. The destination appears whole or not at all, with `conversion.json` beside the model.
+    Strict: every tensor and setting is mapped, reported as dropped, or refused. Nothing that a file names is imported. The
+    destination appears whole or not at all, with `conversion.json` beside the model.
 
     Args:
-        source: folder, weights file (settings beside it) or Hub id. A policy's checkpoint of the official joint training
-            is read too: its latent action model is found by its prefix, its settings in `latent_motion_tokenizer/`.
-        destination: folder; must not exist, be empty, or hold an earlier conversion and nothing else.
+        source: folder, weights file (settings beside it) or Hub id. May be a policy's checkpoint of the official joint
+            training: the latent action model is found by its prefix, its settings in `latent_motion_tokenizer/`.
+        destination: folder: new, empty, or an earlier conversion and nothing else.
         to: "lara" (ours), "official" (LARA's: config.json, model.safetensors) or "moto" (config.yaml and
             pytorch_model.bin, the only files Moto's loader reads); None: ours from theirs, LARA's from ours.
         subfolder: inside the source, for instance "latent_motion_tokenizer".
         revision: commit, tag or branch on the Hub.
-        settings: file of the tokenizer's settings, where it does not stand beside the weights.
-        frames: what the official model is given: "unit", frames in [0, 1] (LARA's first stage; the weights are then
-            bit-identical), or "imagenet", ImageNet-normalised ones (LARA's joint training, Moto), which ours reproduces
-            from [0, 1] with the decoder's normalisation in its linear maps. "auto": what `conversion.json` beside the
-            source says; else "imagenet" for Moto and for what comes out of a policy's checkpoint or stands in its
-            folder, else "unit". From ours, `image_mean` and `image_std` say it, and only "auto" is allowed.
-        image_encoder: Hub id or folder that the result names; None: what the settings name, or the published ViT-MAE
-            of that width where they name a folder of their author's.
+        settings: file of the tokenizer's settings, if it is not beside the weights.
+        frames: range of the official model's frames: "unit", [0, 1] (LARA's first stage; the weights are then
+            bit-identical), or "imagenet", ImageNet-normalised (LARA's joint training, Moto), which ours reproduces from
+            [0, 1] with the normalisation in the decoder's linear maps. "auto": from `conversion.json` beside the source;
+            else "imagenet" for Moto and for a model in a policy's checkpoint or folder, else "unit". From ours,
+            `image_mean` and `image_std` decide, and only "auto" is allowed.
+        image_encoder: Hub id or folder that the result names; None: the one in the settings, or the published ViT-MAE of
+            that width if they name a local folder of their author.
         allow_pickle: read `.bin` files, by torch.load(weights_only=True), torch >= 2.6.
         adapter: from a policy's checkpoint, write projector and LAM as an adapter for `load_lara`, not the LAM alone.
-        ignore_settings: unknown settings to pass over instead of refusing them, by dotted path; they are reported.
+        ignore_settings: unknown settings to ignore instead of refusing them, by dotted path; they are reported.
 
     Returns:
         What was read, mapped, dropped and why.
 
     Raises:
-        AdapterFormatError: the source is damaged, foreign, or has what the target cannot express; the message names file
-            and key. Nothing is written.
+        AdapterFormatError: the source is damaged, foreign, or has parts that the target cannot express; the message names
+            file and key. Nothing is written.
         LaraArgumentError: an argument is out of range, or the destination holds something else.
     """
     if to is not None and to not in _LAYOUTS:
@@ -92,9 +92,9 @@ def convert_checkpoint(
     )  # fmt: skip
     layout = _LAYOUTS[to or ("official" if read.layout == "lara_adapter" else "lara")]
     if layout == read.layout:
-        raise LaraArgumentError(f"convert: {source} has the layout {layout!r} already; choose another with to=")
+        raise LaraArgumentError(f"convert: {source} already has the layout {layout!r}; choose another with to=")
     if adapter and (layout != "lara_adapter" or read.policy is None):
-        raise LaraArgumentError("convert: adapter=True, but that needs a policy's checkpoint as source, and our layout")
+        raise LaraArgumentError("convert: adapter=True needs a policy's checkpoint as source and our layout as target")
     state, config, folded = read.state, read.config, False
     if layout == "lara_adapter":
         state = fold(state, config, read.frames)
@@ -138,16 +138,16 @@ def _check_destination(target: Path) -> None:
     """Refuse to replace anything but an earlier conversion.
 
     Raises:
-        LaraArgumentError: there is something else.
+        LaraArgumentError: the destination holds something else.
     """
     if target.is_file():
         raise LaraArgumentError(f"convert: the destination {target} is a file, but a folder is expected")
     if not target.is_dir():
         return
-    held = [p for p in target.rglob("*") if not p.is_dir() and p != target / RECORD]
-    own = recorded_files(target) if held else {}
-    # a model that was trained on in its folder is no longer what the conversion wrote
-    foreign = sorted(str(p) for p in (q.relative_to(target) for q in held) if own.get(str(p)) != sha256(target / p))
+    files = [p for p in target.rglob("*") if not p.is_dir() and p != target / RECORD]
+    own = recorded_files(target) if files else {}
+    # a model that was trained further in its folder is no longer the conversion's
+    foreign = sorted(str(p) for p in (q.relative_to(target) for q in files) if own.get(str(p)) != sha256(target / p))
     if foreign:
         raise LaraArgumentError(
             f"convert: the destination {target} holds {foreign[:5]}, which no earlier conversion wrote "

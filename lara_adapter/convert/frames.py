@@ -1,9 +1,9 @@
-"""The range of the frames: the official tokenizer works on frames as they are given, ours on [0, 1].
+"""The range of the frames: the official tokenizer normalises nothing, ours takes frames in [0, 1].
 
-LARA's first stage gives it frames in [0, 1]; its joint training and Moto give it ImageNet-normalised ones, to encoder and
-decoder alike, and the decoder predicts normalised pixels. Ours normalises for the encoder only (`image_mean`,
-`image_std`). The decoder's share goes into its first and last linear maps, W (x - m) / s + b = (W / s) x + (b - W m / s):
-latent and codes are the same and the predicted frame is the same picture, in [0, 1] instead of normalised.
+LARA's first stage uses frames in [0, 1]; its joint training and Moto use ImageNet-normalised ones in encoder and decoder,
+and the decoder predicts normalised pixels. Ours normalises for the encoder only (`image_mean`, `image_std`). For the
+decoder the normalisation goes into its first and last linear maps, W (x - m) / s + b = (W / s) x + (b - W m / s): latent
+and codes are the same, and so is the predicted frame, in [0, 1] instead of normalised.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _HEAD = "forward_dynamics.head"
 
 
 class FrameRange(NamedTuple):
-    """What the official model is given: (frame in [0, 1] - mean) / std, per channel."""
+    """The frames of the official model: (frame in [0, 1] - mean) / std, per channel."""
 
     mean: Triple
     std: Triple
 
     @property
     def is_unit(self) -> bool:
-        """Whether that is the frame itself."""
+        """Whether frames are in [0, 1]."""
         return self == UNIT
 
 
@@ -41,12 +41,12 @@ IMAGENET = FrameRange((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def fold(state: Mapping[str, Tensor], config: LatentActionConfig, frames: FrameRange) -> dict[str, Tensor]:
-    """Our state whose decoder takes and gives `frames`, as one that takes and gives [0, 1].
+    """Rescale a state whose decoder takes and predicts `frames` to one for [0, 1].
 
     Args:
         state: our name to tensor.
         config: its settings.
-        frames: what the decoder was trained on; for [0, 1] the state is returned as it is.
+        frames: what the decoder was trained on.
     """
     return dict(state) if frames.is_unit else _rescale(state, config, frames, into_weights=True)
 

@@ -1,8 +1,8 @@
 """The two layouts of the authors' settings, read strictly: LARA's tokenizer and Moto's.
 
-They say the same under other names: LARA has `m_former_config`, Moto `m_former`, and so on. Class names (`_target_`) are
-labels that are compared with a list and never imported. A key that is neither used nor known to be without effect is
-refused: it may change what the model computes.
+They differ in names: LARA has `m_former_config`, Moto `m_former`, and so on. Class names (`_target_`) are compared with a
+list and never imported. A key that is neither used nor known to have no effect is refused: it may change what the model
+computes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import AdapterFormatError, LaraArgumentError
 
-__all__ = ["OfficialSettings", "encoder_of", "in_moto", "parse", "to_moto"]
+__all__ = ["OfficialSettings", "choose_encoder", "parse", "to_moto", "with_moto_names"]
 
 _PARTS = ("image_encoder", "m_former", "vector_quantizer", "decoder", "hidden_state_decoder")
 _MODULES = {"official": "moto.latent_motion_tokenizer.model", "moto": "latent_motion_tokenizer.src.models"}
@@ -32,7 +32,7 @@ _OURS = "written by transformers beside the settings"
 _NO_EFFECT = {
     "architectures": _OURS, "model_type": _OURS, "torch_dtype": _OURS, "dtype": _OURS, "compute_dtype": _OURS,
     "transformers_version": _OURS, "_name_or_path": _OURS, "_attn_implementation_autoset": _OURS,
-    "recon_hidden_loss_w": "weighs a decoder of hidden states, and there is none",
+    "recon_hidden_loss_w": "weight of a decoder of hidden states, which is not set",
     "use_abs_recons_loss": "the official release never reads it; False in Moto's",
 }  # fmt: skip
 _TOP = {"codebook_dim", "commit_loss_w", "recon_loss_w", "perceptual_loss_w"}
@@ -51,10 +51,10 @@ _USED = {
     | {"image_size", "num_channels", "patch_size", "encoder_stride", "query_fusion_mode", "use_mask_token",
        "is_io_hidden_states"},
 }  # fmt: skip
-# ViTConfig fields that the M-Former, which sees no pixels, and nothing else of the official code reads
+# ViTConfig fields that the official code does not read: the M-Former has no pixels
 _NOT_READ = {"image_size", "patch_size", "num_channels", "encoder_stride", "pooler_output_size", "pooler_act"}
 
-# The ViT-MAE models of the Hub by width: for settings that name a folder of their author's.
+# the ViT-MAE models of the Hub by width, for settings that name a local folder of their author
 _PUBLISHED = {768: "facebook/vit-mae-base", 1024: "facebook/vit-mae-large", 1280: "facebook/vit-mae-huge"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -64,8 +64,8 @@ class OfficialSettings(NamedTuple):
 
     layout: "official" or "moto".
     values: in the official layout, for :func:`config_from_official`.
-    image_encoder: what is named as the weights of the image encoder, or None.
-    dropped: key to the reason why it is without effect.
+    image_encoder: Hub id or path of the image encoder, or None.
+    dropped: key to the reason why it has no effect.
     """
 
     layout: str
@@ -75,17 +75,17 @@ class OfficialSettings(NamedTuple):
 
 
 def parse(values: Mapping[str, Any], path: Path, ignore: Collection[str] = ()) -> OfficialSettings:
-    """Check the settings of an official tokenizer, every key, and bring them into one layout.
+    """Check every setting of an official tokenizer, and bring them into one layout.
 
     Args:
-        values: what the file holds.
+        values: content of the file.
         path: the file, for messages.
-        ignore: dotted paths of unknown keys to pass over all the same.
+        ignore: dotted paths of unknown keys to ignore.
 
     Raises:
-        LaraArgumentError: a key to pass over is not there, or is known.
-        AdapterFormatError: no such settings, a class that is not on the list, a key that is not known, or a part that
-            our model cannot have; file and key are named.
+        LaraArgumentError: a key to ignore is missing or known.
+        AdapterFormatError: not such settings, an unknown class or key, or a part that our model cannot have; file and key
+            are named.
     """
     nested = isinstance(values.get("config"), Mapping)
     top: Mapping[str, Any] = values["config"] if nested else values
@@ -95,7 +95,7 @@ def parse(values: Mapping[str, Any], path: Path, ignore: Collection[str] = ()) -
         layout, suffix = "moto", ""
     else:
         raise AdapterFormatError(
-            f"{path} holds no settings of a latent motion tokenizer: neither m_former_config (LARA's) nor m_former "
+            f"{path} does not hold settings of a latent motion tokenizer: neither m_former_config (LARA's) nor m_former "
             f"(Moto's) is among its keys {sorted(map(str, values))[:20]}"
         )
     _check_labels(values, layout, suffix, nested, path)
@@ -105,8 +105,8 @@ def parse(values: Mapping[str, Any], path: Path, ignore: Collection[str] = ()) -
     _check_keys(top, _TOP | {part + suffix for part in _PARTS}, "", path, dropped, ignore)
     if top.get(f"hidden_state_decoder{suffix}") is not None:
         raise AdapterFormatError(
-            f"{path}: hidden_state_decoder{suffix} is set, but our model has one decoder, of pixels; a second one, of the "
-            "encoder's hidden states, has no counterpart"
+            f"{path}: hidden_state_decoder{suffix} is set, but our model does not have a second decoder, of the encoder's "
+            "hidden states"
         )
     if layout == "moto" and top.get("use_abs_recons_loss", False) is not False:
         raise AdapterFormatError(
@@ -122,9 +122,9 @@ def parse(values: Mapping[str, Any], path: Path, ignore: Collection[str] = ()) -
             named = f"{part}{suffix}{'.' if inner else ''}{inner}"
             raise AdapterFormatError(f"{path}: {named}={section!r}, but a mapping is expected")
         _check_keys(section, used, f"{part}{suffix}{'.' if inner else ''}{inner}.", path, dropped, ignore)
-    strange = sorted(key for key in ignore if not dropped.get(key, "").endswith("as asked for"))
-    if strange:
-        raise LaraArgumentError(f"convert: ignore_settings={strange}, but {path} has no such unknown setting")
+    unused = sorted(key for key in ignore if not dropped.get(key, "").endswith("as requested"))
+    if unused:
+        raise LaraArgumentError(f"convert: ignore_settings={unused}, but {path} does not have such unknown settings")
     encoder = top[f"image_encoder{suffix}"]
     if encoder.get("from_tf", False) is not False:
         raise AdapterFormatError(f"{path}: image_encoder{suffix}.from_tf is set, but only PyTorch weights can be used")
@@ -150,16 +150,16 @@ def _check_keys(
         elif where.endswith("config.") and key in _NOT_READ | {"torch_dtype", "dtype"}:
             dropped[f"{where}{key}"] = "not read by the official code"
         elif f"{where}{key}" in ignore:
-            dropped[f"{where}{key}"] = f"{section[key]!r}, ignored as asked for"
+            dropped[f"{where}{key}"] = f"{section[key]!r}, ignored as requested"
         else:
             raise AdapterFormatError(
-                f"{path}: {where}{key}={section[key]!r} is a setting that is not known here; it may change what the model "
-                "computes, so nothing is converted; if you know that it does not, pass --ignore-settings (ignore_settings=)"
+                f"{path}: {where}{key}={section[key]!r} is an unknown setting, which may change what the model computes, "
+                "so nothing is converted; if it does not, pass --ignore-settings (ignore_settings=)"
             )
 
 
 def _labels(values: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of every `_target_`, wherever it stands."""
+    """Dotted path and value of every `_target_`, at any depth."""
     items: Any = ()
     if isinstance(values, Mapping):
         if "_target_" in values:
@@ -168,50 +168,50 @@ def _labels(values: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str,
     elif isinstance(values, list):
         items = enumerate(values)
     if depth > 20:
-        raise AdapterFormatError(f"settings nested deeper than 20 levels at {where}: no settings of a model")
+        raise AdapterFormatError(f"settings nested deeper than 20 levels at {where}: not settings of a model")
     for key, value in items:
         yield from _labels(value, f"{where}.{key}" if where else str(key), depth + 1)
 
 
 def _check_labels(values: Mapping[str, Any], layout: str, suffix: str, nested: bool, path: Path) -> None:
-    inside, module = "config." if nested else "", _MODULES[layout]
-    allowed = {"": f"{module}.{_TOKENIZER}", f"{inside}image_encoder{suffix}": _VIT_MAE}
+    prefix, module = "config." if nested else "", _MODULES[layout]
+    allowed = {"": f"{module}.{_TOKENIZER}", f"{prefix}image_encoder{suffix}": _VIT_MAE}
     if nested:
         allowed["config"] = "moto.latent_motion_tokenizer.configs.LatentMotionTokenizerConfig"
     for part, name in _CLASSES.items():
-        allowed[f"{inside}{part}{suffix}"] = f"{module}.{name}"
+        allowed[f"{prefix}{part}{suffix}"] = f"{module}.{name}"
         if part != "vector_quantizer":
-            allowed[f"{inside}{part}{suffix}.config"] = _VIT_CONFIG
+            allowed[f"{prefix}{part}{suffix}.config"] = _VIT_CONFIG
     for where, label in _labels(values):
         if label != allowed.get(where):
-            at, wanted = f"{where}._target_" if where else "_target_", allowed.get(where)
+            key, known = f"{where}._target_" if where else "_target_", allowed.get(where)
             raise AdapterFormatError(
-                f"{path}: {at}={label!r}, but {f'only {wanted!r}' if wanted else 'no class'} is known there; it is read as "
-                "a label and nothing was imported"
+                f"{path}: {key}={label!r}, but {f'only {known!r}' if known else 'no class'} is known there; nothing was "
+                "imported"
             )
 
 
-def encoder_of(settings: OfficialSettings, width: int, path: Path) -> tuple[str, str]:
-    """Which image encoder our settings are to name, and why.
+def choose_encoder(settings: OfficialSettings, width: int, path: Path) -> tuple[str, str]:
+    """The image encoder for our settings, and why.
 
     Raises:
-        AdapterFormatError: the settings name none that can be found from here, and none of this width is published.
+        AdapterFormatError: the settings name one that does not exist here, and none of this width is published.
     """
     named = settings.image_encoder
     if named is not None and _HUB_ID.fullmatch(named):
         return named, "named by the settings"
     if named is not None and Path(named).is_dir():
-        return named, "a folder here, named by the settings"
+        return named, "a local folder, named by the settings"
     if width not in _PUBLISHED:
         raise AdapterFormatError(
-            f"{path} names {named!r} as its image encoder, which is neither a Hub id nor a folder here, and no published "
-            f"ViT-MAE has width {width}; say which it is with --image-encoder (image_encoder=)"
+            f"{path} names {named!r} as its image encoder, which is neither a Hub id nor an existing folder, and no "
+            f"published ViT-MAE has width {width}; pass --image-encoder (image_encoder=)"
         )
     return _PUBLISHED[width], f"the published ViT-MAE of width {width}; the settings name {named!r}"
 
 
 def to_moto(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in LARA's layout, as :func:`config_to_official` gives them, in Moto's."""
+    """Settings in LARA's layout, from :func:`config_to_official`, in Moto's."""
 
     def relabelled(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -226,6 +226,6 @@ def to_moto(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"_target_": f"{_MODULES['moto']}.{_TOKENIZER}", **moto}
 
 
-def in_moto(message: str) -> str:
+def with_moto_names(message: str) -> str:
     """A message about keys of the official layout, with Moto's names for them."""
     return re.sub(rf"\b({'|'.join(_PARTS)})_config\b", r"\1", message)

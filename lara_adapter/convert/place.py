@@ -1,4 +1,4 @@
-"""Where a latent action model stands among the tensors of a checkpoint, found by its codebook."""
+"""Find a latent action model among the tensors of a checkpoint, by its codebook."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _HEAD = "pred_latent_motion_head"
 
 
 class Place(NamedTuple):
-    """Where a latent action model stands among the tensors of a checkpoint.
+    """The position of a latent action model in a checkpoint.
 
-    prefix: of its names; "" where it is the whole checkpoint.
+    prefix: of its names; "" if it is the whole checkpoint.
     names: its tensors, with the prefix.
     projector: weight and bias of the projector beside it; empty if there is none.
     depth: blocks of the diffusion transformer beside it; 0 if they are not where the projector reads a block's output.
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
     @property
     def in_policy(self) -> bool:
-        """Whether it is a part of a policy, by the name of the official joint training."""
+        """Whether it is part of a policy of the official joint training."""
         return self.prefix.endswith(f"{FOLDER}.")
 
 
@@ -45,14 +45,14 @@ def place_in(weights: Weights) -> Place:
         AdapterFormatError: there is none, or more than one.
     """
     names = weights.names
-    found = [name.removesuffix(_CODES) for name in names if name == _CODES or name.endswith(f".{_CODES}")]
-    if len(found) != 1:
-        what = f"{len(found)} latent action models, at {found}" if found else f"no {_CODES}"
+    prefixes = [name.removesuffix(_CODES) for name in names if name == _CODES or name.endswith(f".{_CODES}")]
+    if len(prefixes) != 1:
+        what = f"{len(prefixes)} latent action models, at {prefixes}" if prefixes else f"no {_CODES}"
         raise AdapterFormatError(
             f"{weights.path} holds {what}, but one latent action model is expected; its {len(names)} tensors begin "
             f"with {names[:3]}"
         )
-    prefix = found[0]
+    prefix = prefixes[0]
     own = [name for name in names if name.startswith(prefix)]
     beside = prefix.removesuffix(f"{FOLDER}.") if prefix.endswith(f"{FOLDER}.") else None
     projector: list[str] = []

@@ -1,4 +1,4 @@
-"""Projector and latent action model of the official joint training as a saved adapter."""
+"""Write projector and latent action model of the official joint training as a saved adapter."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def write_adapter(folder: Path, model: Model, config: LatentActionConfig, state:
     """Write projector and latent action model as a saved adapter, for :func:`lara_adapter.load_lara`.
 
     Args:
-        folder: is replaced.
+        folder: created or replaced.
         model: read from a policy's checkpoint.
-        config: settings that the latent action model is written with.
+        config: settings of the latent action model.
         state: its tensors.
 
     Raises:
-        AdapterFormatError: the checkpoint holds no projector that reads a block's output, or its settings do not fit it.
+        AdapterFormatError: the checkpoint has no projector that reads a block's output, or its settings do not fit it.
     """
     place, weights = model.place, model.weights
     if place is None or weights is None or model.policy is None:
@@ -42,8 +42,8 @@ def write_adapter(folder: Path, model: Model, config: LatentActionConfig, state:
     policy, policy_path = model.policy
     if len(place.projector) != 2 or not place.depth:
         raise AdapterFormatError(
-            f"{weights.path} holds no projector beside transformer_blocks whose output it reads ({place.blocks}, "
-            f"{place.projector}); only the latent action model can be taken out, without --adapter"
+            f"{weights.path} has no projector that reads the output of transformer_blocks ({place.blocks}, "
+            f"{place.projector}); only the latent action model can be converted, without --adapter"
         )
     head = policy.get("action_head_cfg", {})
     if not isinstance(head, dict):

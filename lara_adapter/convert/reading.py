@@ -1,4 +1,4 @@
-"""A latent action model read from any of the layouts, checked, and in our terms."""
+"""Read a latent action model from any of the layouts, check it, and give it our names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..lam import checkpoint
 from ..lam.config import FORMAT as OURS
 from ..lam.config import LatentActionConfig
 from .frames import IMAGENET, UNIT, FrameRange
-from .layouts import encoder_of, in_moto, parse
+from .layouts import choose_encoder, parse, with_moto_names
 from .place import FOLDER, Place, place_in
 from .report import RECORD, recorded_frames
 from .settings import config_from_official, config_to_official
@@ -28,7 +28,7 @@ __all__ = ["Model", "read_model"]
 _FROZEN = ("image_encoder.", "loss_fn_lpips.")
 # Moto's preprocessor divides by std + 1e-6.
 _MOTO_FRAMES = FrameRange(IMAGENET.mean, (0.229001, 0.224001, 0.225001))
-# Settings of training and random starts, which the official layout has no place for.
+# settings of training and initialisation, which the official layout does not have
 _TRAINING = (
     "vq_warmup_steps", "vq_init_from_data", "vq_revive_every", "vq_usage_decay", "image_encoder_revision",
     "idm_position_range", "fdm_position_range",
@@ -36,18 +36,18 @@ _TRAINING = (
 
 
 class Model(NamedTuple):
-    """A latent action model in our terms.
+    """A latent action model under our names.
 
-    layout: "lara_adapter", "official" or "moto": what it was read from.
+    layout: what it was read from: "lara_adapter", "official" or "moto".
     config: its settings; of an official one, with `image_mean` 0 and `image_std` 1.
-    state: its tensors under our names, as they were read.
-    frames: what the official model is given.
+    state: its tensors, values as in the file.
+    frames: range of the official model's frames.
     frames_reason: why that is assumed.
-    image_encoder: what is named, and why.
+    image_encoder: the one named, and why.
     files: what was read.
-    dropped: what it holds and an other layout does not, with the reason.
-    notes: what else differs.
-    place: where it stood among the tensors of an official checkpoint.
+    dropped: what other layouts do not have, with the reason.
+    notes: other differences.
+    place: its position in an official checkpoint.
     weights: that checkpoint.
     policy: settings of the policy whose checkpoint it is, and their file; None if it is not one.
     """
@@ -83,11 +83,11 @@ def read_model(
         frames: "auto", "unit" or "imagenet".
         image_encoder: to name instead.
         allow_pickle: whether a pickle may be opened.
-        ignore: unknown settings to pass over.
+        ignore: unknown settings to ignore.
 
     Raises:
         AdapterFormatError: damaged, foreign, or with parts that have no counterpart.
-        LaraArgumentError: `frames` is said of a model of ours, or `image_encoder` is no name.
+        LaraArgumentError: `frames` is given for a model of ours.
     """
     folder = path.parent if path.is_file() else path
     content = _settings_beside(folder, settings)
@@ -97,7 +97,7 @@ def read_model(
 
 
 def _settings_beside(folder: Path, given: str | os.PathLike[str] | None) -> tuple[dict[str, Any], Path]:
-    """The settings, and their file; empty where there are none beside the weights."""
+    """The settings and their file; empty if there are none beside the weights."""
     if given is not None:
         return read_settings(Path(given)), Path(given)
     for name in SETTINGS:
@@ -108,18 +108,18 @@ def _settings_beside(folder: Path, given: str | os.PathLike[str] | None) -> tupl
 
 @contextmanager
 def _naming(path: Path, layout: str = "") -> Iterator[None]:
-    """Name the file, and keys as they stand in it, in errors of what works in memory."""
+    """Name the file, and its own keys, in errors of functions that work in memory."""
     try:
         yield
     except AdapterFormatError as error:
-        message = in_moto(str(error)) if layout == "moto" else str(error)
+        message = with_moto_names(str(error)) if layout == "moto" else str(error)
         raise AdapterFormatError(message if str(path) in message else f"{path}: {message}") from error
 
 
 def _read_ours(path: Path, folder: Path, image_encoder: str | None, frames: str) -> Model:
     if frames != "auto":
         raise LaraArgumentError(
-            f"convert: frames={frames!r}, but of a model of ours image_mean and image_std in config.json say what they are"
+            f"convert: frames={frames!r}, but for a model of ours they are image_mean and image_std of config.json"
         )
     config = checkpoint.read_config(folder)
     file = path if path.is_file() else folder / checkpoint.WEIGHTS
@@ -127,13 +127,13 @@ def _read_ours(path: Path, folder: Path, image_encoder: str | None, frames: str)
     counters = {"quantizer.step", "quantizer.ready"} & set(weights.names)
     state = weights.read(set(weights.names) - counters) | weights.read_counters(counters)
     dropped = {
-        "quantizer.usage": "statistics of training; no place in the official layout",
-        "quantizer.step": "counts the steps of training; no place in the official layout",
-        "quantizer.ready": "says that the warm-up has ended; an official model has none",
+        "quantizer.usage": "statistics of training; not in the official layout",
+        "quantizer.step": "number of training steps; not in the official layout",
+        "quantizer.ready": "whether the warm-up has ended; not in the official layout",
     }
     for name in _TRAINING:
         if getattr(config, name) != getattr(LatentActionConfig(), name):
-            dropped[name] = f"{getattr(config, name)!r}: a setting of training that the official layout has not"
+            dropped[name] = f"{getattr(config, name)!r}: a setting of training; not in the official layout"
     if image_encoder is not None:
         config = replace(config, image_encoder=image_encoder, image_encoder_revision=None)
     with _naming(folder / checkpoint.CONFIG):
@@ -142,14 +142,14 @@ def _read_ours(path: Path, folder: Path, image_encoder: str | None, frames: str)
         state_to_official(state, config)
     notes = []
     if state["quantizer.offset"].any():
-        notes.append("the codebook is written as it is in use: quantizer.weight + quantizer.offset")
+        notes.append("the codebook is written as the quantizer uses it: quantizer.weight + quantizer.offset")
     return Model(
         layout="lara_adapter",
         config=config,
         state=state,
         frames=FrameRange(config.image_mean, config.image_std),
         frames_reason="image_mean and image_std of config.json",
-        image_encoder=f"{config.image_encoder} ({'as asked for' if image_encoder else 'config.json'})",
+        image_encoder=f"{config.image_encoder} ({'as requested' if image_encoder else 'config.json'})",
         files=[folder / checkpoint.CONFIG, file],
         dropped=dropped,
         notes=notes,
@@ -176,7 +176,7 @@ def _read_official(
             values, file = _settings_beside(folder / FOLDER, None)
     if not values:
         raise AdapterFormatError(
-            f"{file} is missing: the settings of the latent action model in {weights.path}; say where they are with "
+            f"{file} is missing: the settings of the latent action model in {weights.path}; pass their file with "
             "--settings (settings=)"
         )
     settings = parse(values, file, ignore)
@@ -184,69 +184,69 @@ def _read_official(
     tensors = {name.removeprefix(place.prefix): tensor for name, tensor in weights.read(own).items()}
     with _naming(file, settings.layout):
         config = config_from_official(settings.values)
-        encoder, why = image_encoder, "as asked for"
+        encoder, why = image_encoder, "as requested"
         if encoder is None:
-            encoder, why = encoder_of(settings, config.encoder_width, file)
+            encoder, why = choose_encoder(settings, config.encoder_width, file)
         config = replace(config, image_encoder=encoder)
     with _naming(weights.path):
         state = state_from_official(tensors, config)
-    chosen, reason = _frames_of(frames, settings.layout, place.in_policy, folder)
+    frame_range, reason = _choose_frames(frames, settings.layout, place.in_policy, folder)
     shards = weights.files(own)
     return Model(
         layout=settings.layout,
         config=config,
         state=state,
-        frames=chosen,
+        frames=frame_range,
         frames_reason=reason,
         image_encoder=f"{encoder} ({why})",
         files=[file, *([] if weights.path in shards else [weights.path]), *shards],
-        dropped={**settings.dropped, **_left_out(place)},
-        notes=_notes(settings.layout, chosen, place),
+        dropped={**settings.dropped, **_unmapped(place)},
+        notes=_notes(settings.layout, frame_range, place),
         place=place,
         weights=weights,
         policy=policy,
     )
 
 
-def _left_out(place: Place) -> dict[str, str]:
-    """What a checkpoint holds beside the tensors that are mapped, with the reason."""
-    left = {}
+def _unmapped(place: Place) -> dict[str, str]:
+    """The tensors of a checkpoint that are not mapped, with the reason."""
+    unmapped = {}
     for frozen in _FROZEN:
         count = sum(name.removeprefix(place.prefix).startswith(frozen) for name in place.names)
         if count:
-            left[f"{place.prefix}{frozen}*"] = f"{count} tensors of a frozen network that has weights of its own"
+            unmapped[f"{place.prefix}{frozen}*"] = f"{count} tensors of a frozen network with published weights"
     if place.others:
-        left["the rest of the policy"] = f"{place.others} tensors outside {place.prefix}*"
-    return left
+        unmapped["the rest of the policy"] = f"{place.others} tensors outside {place.prefix}*"
+    return unmapped
 
 
 def _notes(layout: str, frames: FrameRange, place: Place) -> list[str]:
     notes = []
     if layout == "moto":
-        notes.append("Moto takes no gradient from the perceptual loss, only its value; training ours on takes it")
+        notes.append("Moto uses the value of the perceptual loss but not its gradient; training ours further uses both")
     if not frames.is_unit:
         notes.append(
-            "ours measures reconstruction and perceptual loss on [0, 1], the official model on its normalised frames; "
+            "ours computes reconstruction and perceptual loss on [0, 1], the official model on its normalised frames; "
             "latent, codes, codebook terms and picture are the same"
         )
     if place.projector:
-        notes.append(f"{', '.join(place.projector)}: the projector, written by --adapter (adapter=True) and not else")
+        notes.append(f"{', '.join(place.projector)}: the projector, written only by --adapter (adapter=True)")
     return notes
 
 
-def _frames_of(asked: str, layout: str, in_policy: bool, folder: Path) -> tuple[FrameRange, str]:
-    """What the official model is given, and why that is assumed."""
+def _choose_frames(frames: str, layout: str, in_policy: bool, folder: Path) -> tuple[FrameRange, str]:
+    """The range of the official model's frames, and why that is assumed."""
     imagenet = _MOTO_FRAMES if layout == "moto" else IMAGENET
-    if asked != "auto":
-        return (UNIT if asked == "unit" else imagenet), "as asked for"
+    if frames != "auto":
+        return (UNIT if frames == "unit" else imagenet), "as requested"
     recorded = recorded_frames(folder)
     if recorded is not None:
         return recorded, f"{RECORD} beside it"
     if layout == "moto":
         return imagenet, "Moto trains on them"
     if in_policy:
-        return imagenet, "out of a policy's checkpoint: joint training"
+        return imagenet, "in a policy's checkpoint: joint training"
     beside = folder.parent / "config.json"
     if folder.name == FOLDER and beside.is_file() and "action_head_cfg" in read_settings(beside):
-        return imagenet, "inside a policy's folder: joint training"
-    return UNIT, "a tokenizer by itself: the release's first stage"
+        return imagenet, "in a policy's folder: joint training"
+    return UNIT, "a tokenizer alone: the release's first stage"

@@ -1,4 +1,4 @@
-"""What a conversion read, mapped and left out, for people and for the next program."""
+"""The report of a conversion: what was read, mapped and dropped; as text and as JSON."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class ConversionReport:
     """One conversion, as written to `conversion.json` beside its result.
 
     Attributes:
-        source: what was asked for.
-        revision: commit of a Hub snapshot, else what was asked for.
+        source: as passed.
+        revision: commit of a Hub snapshot, else as passed.
         destination: folder that was written.
         source_layout: "lara_adapter", "official" (the release's) or "moto".
         target_layout: likewise.
-        prefix: of the latent action model's tensors in the source; "" unless it was taken out of a policy's checkpoint.
+        prefix: of the latent action model's tensors in the source; "" unless it is in a policy's checkpoint.
         read: file to sha256, of everything that was read.
         tensors: official tensors that were mapped.
         parameters: numbers in them.
-        dtypes: of the tensors; kept as they are.
+        dtypes: of the tensors; not changed.
         image_encoder: Hub id or folder that the result names, and why.
         frames_mean: what the official model's frames are normalised with, per channel; 0 for frames in [0, 1].
         frames_std: likewise; 1 for frames in [0, 1].
-        frames_reason: why these were taken.
-        frames_folded: whether the decoder's first and last maps were rescaled for it; else weights are bit-identical.
-        patch_order: in which order the encoder's tokens of a frame are read.
-        dropped: what the source holds and the result does not, with the reason.
-        notes: what else differs.
-        written: file to sha256, of everything in the destination but the record itself.
+        frames_reason: why these are assumed.
+        frames_folded: whether the decoder's first and last maps were rescaled for them; else weights are bit-identical.
+        patch_order: order of the encoder's tokens of a frame.
+        dropped: what the result does not have, with the reason.
+        notes: other differences.
+        written: file to sha256, of everything in the destination except this report.
     """
 
     source: str
@@ -76,13 +76,13 @@ class ConversionReport:
     def __str__(self) -> str:
         unit = self.frames_mean == (0.0, 0.0, 0.0) and self.frames_std == (1.0, 1.0, 1.0)
         shown = "[0, 1]" if unit else f"normalised by mean {self.frames_mean}, std {self.frames_std}"
-        folded = "; the decoder's share is in its first and last linear maps" if self.frames_folded else ""
+        folded = "; folded into the decoder's first and last linear maps" if self.frames_folded else ""
         lines = [
             f"{self.source} ({self.source_layout}) -> {self.destination} ({self.target_layout})",
             f"read           {', '.join(self.read)}" + (f" (tensors {self.prefix}*)" if self.prefix else ""),
             f"mapped         {self.tensors} tensors, {self.parameters:,} numbers, {', '.join(self.dtypes)}",
             f"image encoder  {self.image_encoder}",
-            f"frames         the official model is given frames {shown} ({self.frames_reason}){folded}",
+            f"frames         of the official model: {shown} ({self.frames_reason}){folded}",
             f"patch order    {self.patch_order}",
             *(f"dropped        {what}: {why}" for what, why in self.dropped.items()),
             *(f"note           {note}" for note in self.notes),
@@ -92,7 +92,7 @@ class ConversionReport:
 
 
 def recorded_frames(folder: Path) -> FrameRange | None:
-    """The range of the frames that an earlier conversion to an official layout wrote beside its result, if there is one.
+    """The range of frames recorded by an earlier conversion to an official layout, if there was one.
 
     Raises:
         AdapterFormatError: the record is damaged.
@@ -120,7 +120,7 @@ def recorded_frames(folder: Path) -> FrameRange | None:
 
 
 def recorded_files(folder: Path) -> dict[str, str]:
-    """File to sha256 of what an earlier conversion wrote into a folder; empty if none did.
+    """File to sha256 of what an earlier conversion wrote into a folder; empty if there was none.
 
     Raises:
         AdapterFormatError: the record is damaged.

@@ -1,7 +1,4 @@
-"""The settings of our latent action model and of the official one, as plain values.
-
-An official configuration is read as numbers and flags: what it names under `_target_` is never looked at here.
-"""
+"""The settings of our latent action model and of the official one, as plain values; class names are ignored."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ class _Reader:
             raise AdapterFormatError(f"the official configuration{where}, but a mapping is expected")
         self.values, self.path = values, path
 
-    def inside(self, name: str) -> _Reader:
+    def section(self, name: str) -> _Reader:
         """The mapping under `name`."""
         return _Reader(self.values.get(name), f"{self.path}.{name}" if self.path else name)
 
@@ -52,12 +49,12 @@ class _Reader:
             raise AdapterFormatError(f"the official configuration has {self._at(name)}={value!r}, not true or false")
         return value
 
-    def require(self, name: str, wanted: Any, default: Any) -> None:
+    def require(self, name: str, expected: Any, default: Any) -> None:
         """Refuse a setting that our model cannot have."""
         value = self.values.get(name, default)
-        if value != wanted:
+        if value != expected:
             raise AdapterFormatError(
-                f"the official configuration has {self._at(name)}={value!r}, but only {wanted!r} can be converted"
+                f"the official configuration has {self._at(name)}={value!r}, but only {expected!r} can be converted"
             )
 
     def _at(self, name: str) -> str:
@@ -65,31 +62,29 @@ class _Reader:
 
 
 def config_from_official(values: Mapping[str, Any], **changes: Any) -> LatentActionConfig:
-    """Our settings of an official tokenizer configuration, `config.yaml` or `config.json` read as plain values.
+    """Our settings for an official tokenizer configuration, `config.yaml` or `config.json` as plain values.
 
-    The official tokenizer normalises nothing: it was pre-trained on frames in [0, 1] and trained along with the policy on
-    ImageNet-normalised ones. Hence `image_mean` 0 and `image_std` 1 here, the first of the two. For the second,
-    normalise what the model is given.
+    The official tokenizer normalises nothing: it was pre-trained on frames in [0, 1], and trained with the policy on
+    ImageNet-normalised ones. `image_mean` is 0 and `image_std` 1 here, as in the pre-training.
 
     Args:
-        values: the mapping, or one that holds it under "config". Names of classes in it are ignored.
-        **changes: fields of :class:`LatentActionConfig` to set otherwise, above all `image_encoder` (the official
-            file names a path of its author's; default: the paper's) and `image_encoder_revision`.
+        values: the mapping, or one that holds it under "config".
+        **changes: fields of :class:`LatentActionConfig` to change, above all `image_encoder` (the official file names a
+            local path of its author; default: the paper's) and `image_encoder_revision`.
 
     Raises:
-        AdapterFormatError: a number is missing, or a setting has no counterpart here; the message names it.
+        AdapterFormatError: a number is missing, or a setting has no counterpart; the message names it.
     """
     top = _Reader(values, "")
     if isinstance(values.get("config"), Mapping):
         top = _Reader(values["config"], "")
-    former, decoder = top.inside("m_former_config").inside("config"), top.inside("decoder_config").inside("config")
-    quantizer = top.inside("vector_quantizer_config")
+    former, decoder = top.section("m_former_config").section("config"), top.section("decoder_config").section("config")
+    quantizer = top.section("vector_quantizer_config")
     for name in ("commit_loss_w", "recon_loss_w"):
         top.require(name, 1.0, 1.0)
-    # use_abs_recons_loss is not asked for: LARA's release has it and never reads it
-    # a second decoder, of hidden states: neither in Moto's nor in LARA's settings
+    # use_abs_recons_loss is not checked: LARA's release never reads it
     top.require("hidden_state_decoder_config", None, None)
-    top.inside("m_former_config").require("add_pooling_layer", False, True)
+    top.section("m_former_config").require("add_pooling_layer", False, True)
     quantizer.require("remap", None, None)
     for part in (former, decoder):
         part.require("hidden_act", "gelu", "gelu")
@@ -137,18 +132,18 @@ def config_from_official(values: Mapping[str, Any], **changes: Any) -> LatentAct
     try:
         return LatentActionConfig(**{**fields, **changes})
     except LaraArgumentError as error:
-        raise AdapterFormatError(f"the official configuration does not make a model: {error}") from error
+        raise AdapterFormatError(f"the official configuration is not valid: {error}") from error
 
 
 def _grid(tokens: int) -> tuple[int, int]:
     """Patches per side and prefix tokens of an encoder that gives `tokens` per frame."""
-    # one more than a square is never a square: without a CLS token the count itself is one
+    # no prefix token first: a square plus one is never a square
     for prefix in range(9):
         side = math.isqrt(max(tokens - prefix, 0))
         if side and side * side == tokens - prefix:
             return side, prefix
     raise AdapterFormatError(
-        f"the official configuration has m_former_config.config.num_patches={tokens}, which is no square of patches "
+        f"the official configuration has m_former_config.config.num_patches={tokens}, which is not a square of patches "
         "with up to 8 tokens in front"
     )
 
@@ -161,11 +156,11 @@ def config_to_official(config: LatentActionConfig, image_encoder: str | None = N
         image_encoder: folder or Hub id of the ViT-MAE; None: `config.image_encoder`.
 
     Raises:
-        AdapterFormatError: the model has a part that the official one has not.
+        AdapterFormatError: the model has a part that the official one does not have.
     """
     check_expressible(config)
     if config.reconstruction_over_copy:
-        raise AdapterFormatError("the official loss has no place for reconstruction_over_copy")
+        raise AdapterFormatError("the official loss does not have reconstruction_over_copy")
     c, moto = config, "moto.latent_motion_tokenizer.model"
     shared = {
         "_target_": "transformers.ViTConfig",

@@ -1,7 +1,7 @@
-"""The files of an authors' checkpoint, found and read without running anything in them.
+"""Find and read the files of a checkpoint of the authors, without running anything in them.
 
-Settings are JSON or YAML (safe loader); weights are safetensors, whole or in shards, and pickles only where the caller
-says so, by `torch.load(weights_only=True)`.
+Settings are JSON or YAML (safe loader); weights are safetensors, whole or in shards, and pickles only if the caller allows
+them, by `torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EXPONENT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 def find(
     source: str | os.PathLike[str], subfolder: str | None, revision: str | None, allow_pickle: bool
 ) -> tuple[Path, Path]:
-    """The folder or file that `source` means, and the folder that was given or downloaded.
+    """The folder or file of `source`, and the local or downloaded folder that holds it.
 
     Args:
         source: folder, weights file, or Hub id.
@@ -42,7 +42,7 @@ def find(
         allow_pickle: download pickled weights as well.
 
     Raises:
-        AdapterFormatError: it is not there.
+        AdapterFormatError: it does not exist.
         LaraArgumentError: `subfolder` leads out of the source, or the source is a file.
     """
     if subfolder is not None and (not subfolder or Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
@@ -52,10 +52,10 @@ def find(
         if subfolder is not None:
             raise LaraArgumentError(f"convert: subfolder={subfolder!r}, but the source {path} is a file")
         return path, path.parent
-    inside = f"{subfolder}/" if subfolder else ""
-    patterns = [f"{inside}config.*", f"{inside}conversion.json", f"{inside}*.safetensors", f"{inside}{_SAFE[1]}"]
+    prefix = f"{subfolder}/" if subfolder else ""
+    patterns = [f"{prefix}config.*", f"{prefix}conversion.json", f"{prefix}*.safetensors", f"{prefix}{_SAFE[1]}"]
     if allow_pickle:
-        patterns += [f"{inside}*.bin", f"{inside}{_PICKLED[1]}"]
+        patterns += [f"{prefix}*.bin", f"{prefix}{_PICKLED[1]}"]
     # a policy's own settings, and those of the tokenizer inside a policy's folder
     root = locate_folder(
         source, revision, [*patterns, "config.json", "latent_motion_tokenizer/config.*"], "checkpoint with a config"
@@ -77,15 +77,15 @@ def find_weights(folder: Path) -> Path:
     for name in (*_SAFE, *_PICKLED):
         if (folder / name).is_file():
             return folder / name
-    held = sorted(p.name for p in folder.iterdir())[:20]
-    raise AdapterFormatError(f"{folder} holds none of {', '.join((*_SAFE, *_PICKLED))}; it holds {held}")
+    names = sorted(p.name for p in folder.iterdir())[:20]
+    raise AdapterFormatError(f"{folder} holds none of {', '.join((*_SAFE, *_PICKLED))}; it holds {names}")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read `config.yaml` or `config.json` as plain values; no class, function or variable it names is looked up.
+    """Read `config.yaml` or `config.json` as plain values.
 
     Raises:
-        AdapterFormatError: missing, too large, damaged, no mapping, or YAML without PyYAML.
+        AdapterFormatError: missing, too large, damaged, not a mapping, or YAML without PyYAML.
     """
     if path.suffix not in (".yaml", ".yml"):
         return read_json(path)
@@ -100,7 +100,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise AdapterFormatError(f"{path} is larger than {MAX_JSON_BYTES} bytes: no settings of a model")
+            raise AdapterFormatError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not settings of a model")
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise AdapterFormatError(f"{path} is not readable YAML ({type(error).__name__}: {error})") from error
@@ -110,14 +110,14 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 class Weights:
-    """The tensors of a checkpoint by name, in whatever files they lie; read when asked for.
+    """The tensors of a checkpoint by name, in one file or in shards; read on request.
 
     Args:
         path: a safetensors file, the index of shards, or a pickle.
         allow_pickle: whether a pickle may be opened.
 
     Raises:
-        AdapterFormatError: a file is missing, truncated, a pickle that may not be opened, or not what the index says.
+        AdapterFormatError: a file is missing, truncated, a pickle that may not be opened, or does not match the index.
     """
 
     def __init__(self, path: Path, allow_pickle: bool) -> None:
@@ -130,7 +130,7 @@ class Weights:
             return
         weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise AdapterFormatError(f"{path} has no weight_map, so it is no index of shards")
+            raise AdapterFormatError(f"{path} is not an index of shards: it has no weight_map")
         for name, shard in weight_map.items():
             # a name from the file must not lead out of its folder
             if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard or shard.startswith("."):
@@ -139,11 +139,11 @@ class Weights:
                 )
             self._where[name] = path.parent / shard
         for shard in sorted(set(self._where.values())):
-            said, held = {name for name, where in self._where.items() if where == shard}, set(self._names(shard))
-            if said != held:
+            listed, held = {name for name, file in self._where.items() if file == shard}, set(self._names(shard))
+            if listed != held:
                 raise AdapterFormatError(
-                    f"{shard} is not what {path.name} says: {len(said - held)} tensors missing {sorted(said - held)[:5]}, "
-                    f"{len(held - said)} unknown {sorted(held - said)[:5]}"
+                    f"{shard} does not match {path.name}: {len(listed - held)} tensors missing "
+                    f"{sorted(listed - held)[:5]}, {len(held - listed)} unknown {sorted(held - listed)[:5]}"
                 )
 
     @property
@@ -159,7 +159,7 @@ class Weights:
         """Tensors by name, on the CPU, in the dtype of the file.
 
         Raises:
-            AdapterFormatError: damaged, no floating point numbers, or NaN or infinite values; file and name are named.
+            AdapterFormatError: damaged, not floating point, or NaN or infinite values; the message names file and tensor.
         """
         result = self._fetch(names)
         for name, tensor in result.items():
@@ -204,18 +204,18 @@ class Weights:
 def _unpickle(path: Path, allowed: bool) -> dict[str, Tensor]:
     if not allowed:
         raise AdapterFormatError(
-            f"{path} is a pickle, which can run code when it is opened; if you trust where it comes from, pass "
-            "--allow-pickle (allow_pickle=True): it is then read by torch.load(weights_only=True)"
+            f"{path} is a pickle, which can run code when it is opened; if you trust its source, pass --allow-pickle "
+            "(allow_pickle=True): it is then read by torch.load(weights_only=True)"
         )
     release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if release < (2, 6):
-        # CVE-2025-32434: before 2.6 not even weights_only prevents that code runs
+        # CVE-2025-32434: before 2.6 even weights_only may run code
         raise AdapterFormatError(
             f"{path} is a pickle, and torch {torch.__version__} cannot read one safely; use torch >= 2.6"
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged or hostile pickle raises is anybody's choice
+    except Exception as error:  # a damaged or hostile pickle may raise anything
         raise AdapterFormatError(
             f"{path} is truncated or holds more than tensors ({type(error).__name__}: {error}); it was not loaded"
         ) from error

@@ -1,10 +1,9 @@
 """The weights of our latent action model and of the official one: LARA's tokenizer, Moto's `LatentMotionTokenizer`.
 
-Both hold the same numbers under other names. The official state has `m_former.*`, `vector_quantizer.embedding.weight`,
+Both hold the same numbers under different names. The official state has `m_former.*`, `vector_quantizer.embedding.weight`,
 `vq_down_resampler.*`, `vq_up_resampler.*` and `decoder.*` in the layout of transformers' ViT; its `image_encoder.*` and
-`loss_fn_lpips.*` are frozen networks with weights of their own and are not part of it. Here key and value share one
-matrix, and the last 1 x 1 convolution is a linear map. Nothing is dropped or made up in silence: every name and every
-shape is accounted for, in both directions.
+`loss_fn_lpips.*` are frozen networks and not part of it. In ours, key and value share one matrix, and the last 1 x 1
+convolution is a linear map. Every name and shape is checked, in both directions.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ __all__ = ["check_expressible", "official_shapes", "state_from_official", "state
 
 Shape = tuple[int, ...]
 
-# What our quantiser knows beside the codes: bookkeeping that the official layout has no place for.
+# state of our quantiser besides the codes, which the official layout does not have
 _BOOKKEEPING = ("quantizer.offset", "quantizer.usage", "quantizer.step", "quantizer.ready")
 _CODES = "quantizer.weight"
 
 
 class _Entry(NamedTuple):
-    """One tensor of ours, and the official ones that it is made of, stacked along the first dimension.
+    """One tensor of ours, and the official ones that it consists of, stacked along the first dimension.
 
     own: our name.
     official: official names.
@@ -48,8 +47,7 @@ class _Entry(NamedTuple):
         return (len(self.official) * shape[0], *shape[1:])
 
 
-def _pair(own: str, official: str, out: int, into: int) -> Iterator[_Entry]:
-    """A linear layer."""
+def _linear(own: str, official: str, out: int, into: int) -> Iterator[_Entry]:
     yield _Entry(f"{own}.weight", (f"{official}.weight",), (out, into))
     yield _Entry(f"{own}.bias", (f"{official}.bias",), (out,))
 
@@ -65,13 +63,13 @@ def _layers(own: str, official: str, count: int, width: int, mlp: int) -> Iterat
         ours, theirs = f"{own}.layers.{number}", f"{official}.encoder.layer.{number}"
         attention = f"{theirs}.attention.attention"
         yield from _norm(f"{ours}.attention_norm", f"{theirs}.layernorm_before", width)
-        yield from _pair(f"{ours}.query", f"{attention}.query", width, width)
+        yield from _linear(f"{ours}.query", f"{attention}.query", width, width)
         for name, shape in (("weight", (width, width)), ("bias", (width,))):
             yield _Entry(f"{ours}.key_value.{name}", (f"{attention}.key.{name}", f"{attention}.value.{name}"), shape)
-        yield from _pair(f"{ours}.attention_output", f"{theirs}.attention.output.dense", width, width)
+        yield from _linear(f"{ours}.attention_output", f"{theirs}.attention.output.dense", width, width)
         yield from _norm(f"{ours}.mlp_norm", f"{theirs}.layernorm_after", width)
-        yield from _pair(f"{ours}.mlp.0", f"{theirs}.intermediate.dense", mlp, width)
-        yield from _pair(f"{ours}.mlp.2", f"{theirs}.output.dense", width, mlp)
+        yield from _linear(f"{ours}.mlp.0", f"{theirs}.intermediate.dense", mlp, width)
+        yield from _linear(f"{ours}.mlp.2", f"{theirs}.output.dense", width, mlp)
     yield from _norm(f"{own}.norm", f"{official}.layernorm", width)
 
 
@@ -82,23 +80,23 @@ def _entries(config: LatentActionConfig) -> Iterator[_Entry]:
     embeddings = f"{official}.embeddings"
     yield _Entry(f"{own}.queries", (f"{embeddings}.latent_motion_token",), (1, c.queries, width))
     yield _Entry(f"{own}.separator", (f"{embeddings}.sep_token",), (1, 1, width))
-    yield from _pair(f"{own}.projection", f"{embeddings}.projection", width, c.encoder_width)
+    yield from _linear(f"{own}.projection", f"{embeddings}.projection", width, c.encoder_width)
     length = c.queries + 1 + 2 * c.encoder_tokens
     yield _Entry(f"{own}.positions", (f"{embeddings}.position_embeddings",), (1, length, width))
     yield _Entry(f"{own}.token_types", (f"{embeddings}.token_type_embeddings",), (2, width))
     yield from _layers(own, official, c.idm_layers, width, c.idm_mlp)
-    yield from _pair(f"{own}.down.0", "vq_down_resampler.0", c.fdm_width, width)
-    yield from _pair(f"{own}.down.2", "vq_down_resampler.2", c.latent_dim, c.fdm_width)
+    yield from _linear(f"{own}.down.0", "vq_down_resampler.0", c.fdm_width, width)
+    yield from _linear(f"{own}.down.2", "vq_down_resampler.2", c.latent_dim, c.fdm_width)
 
     yield _Entry(_CODES, ("vector_quantizer.embedding.weight",), (c.codebook_size, c.latent_dim))
 
     own, official = "forward_dynamics", "decoder.transformer"
     width, patch = c.fdm_width, c.fdm_patch_size
     embeddings = f"{official}.embeddings"
-    yield from _pair(f"{own}.up.0", "vq_up_resampler.0", c.latent_dim, c.latent_dim)
-    yield from _pair(f"{own}.up.2", "vq_up_resampler.2", width, c.latent_dim)
+    yield from _linear(f"{own}.up.0", "vq_up_resampler.0", c.latent_dim, c.latent_dim)
+    yield from _linear(f"{own}.up.2", "vq_up_resampler.2", width, c.latent_dim)
     if c.fusion == "add":
-        yield from _pair(f"{own}.fuse", f"{embeddings}.query_pooling_layer", width, c.queries * width)
+        yield from _linear(f"{own}.fuse", f"{embeddings}.query_pooling_layer", width, c.queries * width)
     patches = f"{embeddings}.patch_embeddings.projection"
     yield _Entry(f"{own}.patch_embedding.weight", (f"{patches}.weight",), (width, 3, patch, patch))
     yield _Entry(f"{own}.patch_embedding.bias", (f"{patches}.bias",), (width,))
@@ -112,24 +110,24 @@ def _entries(config: LatentActionConfig) -> Iterator[_Entry]:
 
 
 def check_expressible(config: LatentActionConfig) -> None:
-    """Refuse a model with a part that the official one has not."""
+    """Refuse a model with a part that the official one does not have."""
     extras = [name for name in ("difference_input", "normalize_latent", "residual") if getattr(config, name)]
     if config.image_encoder is None:
-        extras.append("image_encoder=None (the own encoder)")
+        extras.append("image_encoder=None (its own encoder)")
     if config.encoder_size != config.image_size:
-        # theirs gives the same frames to encoder and decoder
+        # in theirs encoder and decoder take the same frames
         extras.append(f"encoder_image_size={config.encoder_size} beside image_size={config.image_size}")
     if extras:
         raise AdapterFormatError(
-            f"the official layout has no place for {', '.join(extras)}; only a model without can be converted"
+            f"the official layout does not have {', '.join(extras)}; only a model without can be converted"
         )
 
 
-def _check_names(state: Mapping[str, Tensor], wanted: set[str], layout: str) -> None:
-    missing, unknown = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+def _check_names(state: Mapping[str, Tensor], expected: set[str], layout: str) -> None:
+    missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - expected)
     if missing or unknown:
         raise AdapterFormatError(
-            f"this is no {layout} state of this configuration: {len(missing)} tensors missing {missing[:5]}, "
+            f"not {layout} state of this configuration: {len(missing)} tensors missing {missing[:5]}, "
             f"{len(unknown)} unknown {unknown[:5]}"
         )
 
@@ -140,33 +138,33 @@ def _check_shape(name: str, tensor: Tensor, shape: Shape) -> None:
 
 
 def official_shapes(config: LatentActionConfig) -> dict[str, Shape]:
-    """Name and shape of every tensor of the official state that `config` amounts to.
+    """Name and shape of every tensor of the official state for `config`.
 
     Raises:
-        AdapterFormatError: `config` has a part that the official model has not.
+        AdapterFormatError: `config` has a part that the official model does not have.
     """
     check_expressible(config)
     return {name: entry.shape for entry in _entries(config) for name in entry.official}
 
 
 def state_from_official(state: Mapping[str, Tensor], config: LatentActionConfig) -> dict[str, Tensor]:
-    """Our state of an official one; for `model.load_state_dict(..., strict=True)`.
+    """Our state from an official one; for `model.load_state_dict(..., strict=True)`.
 
-    The quantiser's bookkeeping starts afresh: even usage, step 0, no warm-up.
+    The quantiser's statistics are reset: even usage, step 0, no warm-up.
 
     Args:
-        state: official name to tensor, without the frozen `image_encoder.*` and `loss_fn_lpips.*`; as linear maps of
-            the weights, gradients may be converted as well.
+        state: official name to tensor, without the frozen `image_encoder.*` and `loss_fn_lpips.*`. May hold gradients: the
+            conversion is linear.
         config: from :func:`config_from_official`.
 
     Returns:
         Our name to tensor: every entry of the state_dict of a :class:`LatentActionModel` with this configuration and a
-        frozen image encoder; dtype and device as given, nothing shared with `state`.
+        frozen image encoder; dtype and device are kept, no memory is shared with `state`.
 
     Raises:
         AdapterFormatError: a tensor is missing, unknown or of another shape; the message names it.
     """
-    _check_names(state, set(official_shapes(config)), "official")
+    _check_names(state, set(official_shapes(config)), "the official")
     result: dict[str, Tensor] = {}
     for entry in _entries(config):
         for name in entry.official:
@@ -181,26 +179,26 @@ def state_from_official(state: Mapping[str, Tensor], config: LatentActionConfig)
 
 
 def state_to_official(state: Mapping[str, Tensor], config: LatentActionConfig) -> dict[str, Tensor]:
-    """The official state of one of ours; the inverse of :func:`state_from_official`, bit for bit.
+    """The official state from one of ours; the exact inverse of :func:`state_from_official`.
 
-    The codes in use are written (`weight + offset`); the usage statistics have no place there.
+    The codes are written as they are used (`weight + offset`), the usage statistics are not.
 
     Args:
         state: `model.state_dict()` of a model with a frozen image encoder and our quantiser.
         config: `model.config`.
 
     Returns:
-        Official name to tensor; dtype and device as given, nothing shared with `state`.
+        Official name to tensor; dtype and device are kept, no memory is shared with `state`.
 
     Raises:
-        AdapterFormatError: the model has a part that the official one has not, its quantiser is still in the warm-up,
+        AdapterFormatError: the model has a part that the official one does not have, its quantiser is still in the warm-up,
             or a tensor is missing, unknown or of another shape; the message names it.
     """
     check_expressible(config)
     entries = list(_entries(config))
-    _check_names(state, {entry.own for entry in entries} | set(_BOOKKEEPING), "latent action model's")
+    _check_names(state, {entry.own for entry in entries} | set(_BOOKKEEPING), "the latent action model's")
     if not state["quantizer.ready"] > 0:
-        raise AdapterFormatError("quantizer.ready is 0: the warm-up has not ended, so there are no codes to convert")
+        raise AdapterFormatError("quantizer.ready is 0: the warm-up has not ended, so there are no codes yet")
     result: dict[str, Tensor] = {}
     for entry in entries:
         tensor = state[entry.own]

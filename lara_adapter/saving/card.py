@@ -1,6 +1,6 @@
-"""The model card of an adapter: what is known, and never a path of this machine.
+"""The model card of an adapter; it never names a local path.
 
-Of a card that exists, our block between two markers is replaced and missing metadata filled in; all else stays as it is.
+In an existing card our block between two markers is replaced and missing metadata is added; the rest is kept.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..errors import NonFiniteError
 from ..metrics import History
 from .layout import CURVE_FILE
 
-__all__ = ["Facts", "draw_curve", "existing", "public_name", "render"]
+__all__ = ["Facts", "draw_curve", "public_name", "read_card", "render"]
 
 logger = logging.getLogger(__name__)
 
-_BEGIN = "<!-- lara-adapter: begin; what stands up to the end mark is written anew with each save -->"
+_BEGIN = "<!-- lara-adapter: begin; the text up to the end mark is rewritten by each save -->"
 _END = "<!-- lara-adapter: end -->"
 _BLOCK = re.compile(r"<!-- lara-adapter: begin[^>]*-->.*?<!-- lara-adapter: end -->", re.DOTALL)
 _FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -39,19 +39,17 @@ _CITATION = """@inproceedings{lara2026,
 
 
 def public_name(value: Any, what: str) -> str | None:
-    """A Hub id or a plain name as it is; None, with a warning, for what is or may be a path of this machine."""
+    """`value` if it is a Hub id or a plain name; None, with a warning, if it is or looks like a local path."""
     text = str(value)
     if (_REPO.fullmatch(text) or _NAME.fullmatch(text)) and not Path(text).exists():
         return text
-    logger.warning(
-        "model card: %s is left out: it is or looks like a local path, and a Hub id or a name is expected", what
-    )
+    logger.warning("model card: %s is left out: it looks like a local path, but a Hub id or a name is expected", what)
     return None
 
 
 @dataclass
 class Facts:
-    """What is known of an adapter, for its card.
+    """The content of a card.
 
     Attributes:
         config: the settings.
@@ -60,10 +58,10 @@ class Facts:
         base_model: Hub id of the policy.
         datasets: Hub ids or names.
         license: as the Hub writes it.
-        given: which of the metadata the caller named, so that they replace what stands in a card.
-        lora: whether LoRA of the policy is in the folder.
-        policy: whether trained weights of it are.
-        curve: whether the picture of the training is.
+        overridden: metadata that the caller passed, which replace those of an existing card.
+        lora: whether the folder holds LoRA of the policy.
+        policy: whether it holds trained weights of it.
+        curve: whether it holds the picture of the training.
     """
 
     config: LaraConfig
@@ -72,28 +70,28 @@ class Facts:
     base_model: str | None = None
     datasets: list[str] = field(default_factory=list)
     license: str | None = None
-    given: set[str] = field(default_factory=set)
+    overridden: set[str] = field(default_factory=set)
     lora: bool = False
     policy: bool = False
     curve: bool = False
 
     @classmethod
-    def of(
+    def from_adapter(
         cls, adapter: Any, *, base_model: str | None, dataset: str | Sequence[str] | None, license: str | None
     ) -> Facts:
-        """What an adapter and its user tell."""
+        """The facts of an adapter, with the user's metadata."""
         try:
             metrics = adapter.metrics()
         except NonFiniteError:  # a diverged run may be saved too
             metrics = {}
         facts = cls(adapter.config, metrics, adapter.step)
-        asked: Iterable[str] = (dataset,) if isinstance(dataset, str) else dataset or ()
-        facts.datasets = [name for value in asked if (name := public_name(value, "dataset"))]
+        datasets: Iterable[str] = (dataset,) if isinstance(dataset, str) else dataset or ()
+        facts.datasets = [name for value in datasets if (name := public_name(value, "dataset"))]
         facts.base_model = public_name(base_model, "base_model") if base_model is not None else None
         facts.license = public_name(license, "license") if license is not None else None
         for name, value in (("base_model", facts.base_model), ("datasets", facts.datasets), ("license", facts.license)):
             if value:
-                facts.given.add(name)
+                facts.overridden.add(name)
         facts.base_model = facts.base_model or adapter.config.origins.get("policy", {}).get("repo_id")
         return facts
 
@@ -101,8 +99,8 @@ class Facts:
 # ---------------------------------------------------------------------- the card
 
 
-def existing(path: Path) -> str | None:
-    """The text of a card that is there already; None without one, or for what is no text."""
+def read_card(path: Path) -> str | None:
+    """The text of an existing card; None if there is none, or it is not text."""
     try:
         if not path.is_file() or path.stat().st_size > _MAX_BYTES:
             return None
@@ -115,9 +113,9 @@ def render(facts: Facts, old: str | None = None, repo_id: str | None = None) -> 
     """The text of a card.
 
     Args:
-        facts: what is known.
-        old: the card that is there; None without one.
-        repo_id: where the adapter will be; None: not known.
+        facts: the content.
+        old: text of the existing card; None without one.
+        repo_id: where the adapter will be; None: unknown.
     """
     block = f"{_BEGIN}\n{_body(facts, repo_id)}\n{_END}"
     if not old or not old.strip():
@@ -140,20 +138,20 @@ def _merged_front(facts: Facts, front: re.Match[str] | None) -> str:
     try:
         theirs = yaml.safe_load(front[1]) or {}
         if not isinstance(theirs, dict):
-            raise ValueError("no mapping")
+            raise ValueError("not a mapping")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        logger.warning("the metadata of the existing model card are left alone: they cannot be read (%s)", error)
+        logger.warning("the metadata of the existing model card are kept as they are: they cannot be read (%s)", error)
         return front[0]
     merged = dict(theirs)
     for name, value in ours.items():
-        there = theirs.get(name)
-        if name in ("tags", "datasets") and isinstance(there, (list, str)):
-            there = [there] if isinstance(there, str) else there
-            merged[name] = [*there, *(item for item in value if item not in there)]
-        elif name == "model-index" and isinstance(there, list):
+        existing = theirs.get(name)
+        if name in ("tags", "datasets") and isinstance(existing, (list, str)):
+            existing = [existing] if isinstance(existing, str) else existing
+            merged[name] = [*existing, *(item for item in value if item not in existing)]
+        elif name == "model-index" and isinstance(existing, list):
             own = {entry["name"] for entry in value}
-            merged[name] = [e for e in there if not (isinstance(e, dict) and e.get("name") in own)] + value
-        elif there is None or name in facts.given:
+            merged[name] = [e for e in existing if not (isinstance(e, dict) and e.get("name") in own)] + value
+        elif existing is None or name in facts.overridden:
             merged[name] = value
     return front[0] if merged == theirs else f"---\n{_dump(merged)}---\n"
 
@@ -169,7 +167,7 @@ def _metadata(facts: Facts) -> dict[str, Any]:
     """The front matter, as the Hub reads it."""
     hub_id = facts.base_model if facts.base_model and _REPO.fullmatch(facts.base_model) else None
     listed = [name for name in facts.datasets if _REPO.fullmatch(name)]
-    found: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "library_name": "lara-adapter",
         "pipeline_tag": "robotics",
         "license": facts.license,
@@ -179,7 +177,7 @@ def _metadata(facts: Facts) -> dict[str, Any]:
         "tags": ["lara", "latent-action", "vision-language-action", "arxiv:2606.07100"],
     }
     if listed and facts.metrics:
-        chosen = [
+        metrics = [
             {"type": name, "name": f"{name} (training)", "value": round(facts.metrics[name], 6)}
             for name in ("cosine", "align_loss", "reconstruction_over_copy", "perplexity")
             if name in facts.metrics
@@ -187,10 +185,10 @@ def _metadata(facts: Facts) -> dict[str, Any]:
         result = {
             "task": {"type": "robotics"},
             "dataset": {"type": listed[0], "name": listed[0]},
-            "metrics": chosen,
+            "metrics": metrics,
         }
-        found["model-index"] = [{"name": f"LARA adapter for {facts.config.policy_class}", "results": [result]}]
-    return {name: value for name, value in found.items() if value}
+        metadata["model-index"] = [{"name": f"LARA adapter for {facts.config.policy_class}", "results": [result]}]
+    return {name: value for name, value in metadata.items() if value}
 
 
 def _body(facts: Facts, repo_id: str | None) -> str:
@@ -218,17 +216,17 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
     base = origin("policy")
     if facts.base_model and (base is None or c.origins["policy"]["repo_id"] != facts.base_model):
         base = _link(facts.base_model)
-    inside = [name for name, there in (("its LoRA", facts.lora), ("its trained weights", facts.policy)) if there]
+    saved = [name for name, held in (("its LoRA", facts.lora), ("its trained weights", facts.policy)) if held]
     rows = [
         ("base model", base),
         ("policy", f"`{c.policy_class}`, family `{c.policy_family}`"),
-        ("of the policy, in here", " and ".join(inside) or "nothing: its own checkpoint has it"),
-        ("aligned state", f"layer {c.layer} of {c.depth}, token {_said(c.token)}"),
-        ("projector, alignment", f"{_said(c.projector)}, {_said(c.alignment)}"),
-        ("weights w1, w2", f"{_said(c.align_weight)}, {_said(c.lam_weight)}"),
+        ("saved of the policy", " and ".join(saved) or "nothing, see its own checkpoint"),
+        ("aligned state", f"layer {c.layer} of {c.depth}, token {_text(c.token)}"),
+        ("projector, alignment", f"{_text(c.projector)}, {_text(c.alignment)}"),
+        ("weights w1, w2", f"{_text(c.align_weight)}, {_text(c.lam_weight)}"),
         ("gradient to the LAM", f"x {c.lam_grad_scale:g}" if c.train_lam else "none, the LAM is frozen"),
         ("latent action model", f"in `lam/`, latent of {c.latent_width} numbers"),
-        ("which started from", origin("lam")),
+        ("LAM started from", origin("lam")),
         ("its image encoder", origin("image_encoder")),
         ("data", ", ".join(_link(name) if "/" in name else name for name in facts.datasets)),
         ("training forwards", f"{facts.steps:,}"),
@@ -237,9 +235,9 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
-        return "of the user's own"
+        return "custom"
     if isinstance(value, dict):
         return " ".join([str(next(iter(value.values()))), *(f"{k}={v}" for k, v in list(value.items())[1:])])
     return str(value)
@@ -266,7 +264,7 @@ def _usage(facts: Facts, repo_id: str) -> str:
         f'{wrap}lara = load_lara(policy, "{repo_id}")\n```\n\n'
     )
     if not (facts.lora or facts.policy):
-        return f"{text}To act, load the policy alone: none of these files is needed."
+        return f"{text}To act, load the policy alone; none of these files is needed."
     merge = ", merge=True" if facts.lora else ""
     return (
         f"{text}To act; nothing of LARA is loaded:\n\n```python\nfrom lara_adapter import load_lara\n\n"
@@ -278,7 +276,7 @@ def _usage(facts: Facts, repo_id: str) -> str:
 
 
 def draw_curve(history: History, path: Path) -> bool:
-    """Draw the course of the training, if matplotlib is here and there is something to draw.
+    """Draw the metrics of the training, if matplotlib is installed and there are any.
 
     Args:
         history: of `lara.metrics()`.

@@ -1,7 +1,7 @@
-"""The policy's LoRA in peft's own format: writing it, and reading one that a stranger wrote.
+"""The policy's LoRA in peft's own format: writing it, and reading an untrusted one.
 
-peft acts on what its configuration says: it imports modules by name, matches regular expressions, allocates by rank. So a
-configuration that was downloaded is read by us, and peft is given the few settings that are numbers and flags.
+peft acts on its configuration: it imports modules by name, matches regular expressions, allocates by rank. So a downloaded
+configuration is read here, and peft gets the few settings that are numbers and flags.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ __all__ = ["applied", "gather_parts", "restore", "settings"]
 logger = logging.getLogger(__name__)
 
 _LORA_A = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?A(?:\.weight)?")
-# handed to peft as they are, after a check of their type
+# passed to peft after a check of their type
 _KEPT: dict[str, tuple[type, ...]] = {
     "r": (int,), "lora_alpha": (int, float), "lora_dropout": (int, float), "fan_in_fan_out": (bool,), "bias": (str,),
     "use_rslora": (bool,), "use_dora": (bool,), "lora_bias": (bool,), "modules_to_save": (list, type(None)),
     "rank_pattern": (dict, type(None)), "alpha_pattern": (dict, type(None)), "target_parameters": (list, type(None)),
 }  # fmt: skip
-# without meaning once the weights are there
+# without effect once the weights are loaded
 _DROPPED = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
             "inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
             "init_lora_weights", "runtime_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
             "lora_ga_config", "ensure_weight_tying"}  # fmt: skip
-_PLAIN_START = (True, False, None, "gaussian", "eva", "orthogonal", "mipe")  # the base stays what it is
-_CHANGED_START = ("olora", "pissa")  # peft changes the base in the same way again
+_PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mipe")  # the base weights do not change
+_BASE_CHANGING_INIT = ("olora", "pissa")  # peft changes the base weights in the same way again
 _NAME = re.compile(r"[\w.-]{1,512}")
-_PATTERN = re.compile(r"\^?[\w\\.-]{1,512}\$?")  # no quantifier: a pattern could take for ever
+_PATTERN = re.compile(r"\^?[\w\\.-]{1,512}\$?")  # no quantifiers, which could take exponential time
 
 
 def gather_parts(wrapped: Any) -> Iterator[Part]:
@@ -73,13 +73,13 @@ def gather_parts(wrapped: Any) -> Iterator[Part]:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """The arguments of peft's LoraConfig that a saved adapter amounts to.
+    """The arguments of peft's LoraConfig for a saved adapter.
 
     Args:
         folder: of LARA's adapter.
 
     Raises:
-        AdapterFormatError: it is no LoRA, names code, or asks for what is not supported.
+        AdapterFormatError: it is not LoRA, names code, or uses an unsupported setting.
     """
     path = safe_path(folder, LORA_CONFIG)
     content = read_json(path)
@@ -96,66 +96,66 @@ def settings(folder: Path) -> dict[str, Any]:
         raise AdapterFormatError(f"{path} names code to import (auto_mapping or megatron_core), which is never done")
     if base is not None and not isinstance(base, str):
         raise AdapterFormatError(f"{path}: base_model_name_or_path is {short(base)}, but a text is expected")
-    chosen = {name: content[name] for name in _KEPT if name in content}
-    for name, value in chosen.items():
+    arguments = {name: content[name] for name in _KEPT if name in content}
+    for name, value in arguments.items():
         if not isinstance(value, _KEPT[name]) or (isinstance(value, bool) and bool not in _KEPT[name]):
             raise AdapterFormatError(f"{path}: {name} is {short(value)}")
-    _check_values(path, chosen, max((n for shape in shapes.values() for n in shape), default=0))
-    start = content.get("init_lora_weights", True)
-    if not any(start is plain or start == plain for plain in _PLAIN_START):
-        if start not in _CHANGED_START:
+    _check_values(path, arguments, max((n for shape in shapes.values() for n in shape), default=0))
+    init = content.get("init_lora_weights", True)
+    if not any(init is plain or init == plain for plain in _PLAIN_INIT):
+        if init not in _BASE_CHANGING_INIT:
             raise AdapterFormatError(
-                f"{path}: init_lora_weights={short(start)} cannot be restored exactly; convert it to plain LoRA in peft"
+                f"{path}: init_lora_weights={short(init)} cannot be restored exactly; convert it to plain LoRA in peft"
             )
-        chosen["init_lora_weights"] = start
-    strange = sorted(
+        arguments["init_lora_weights"] = init
+    unsupported = sorted(
         name
         for name in content.keys() - _KEPT.keys() - _DROPPED
         if content[name] and not _is_default(name, content[name])
     )
-    if strange:
-        raise AdapterFormatError(f"{path} asks for {strange}, which lara_adapter does not restore")
-    # the modules by their full names, from the weights: what the configuration says may be a pattern
-    targets = sorted({found[1] for name in shapes if (found := _LORA_A.fullmatch(name))})
-    if chosen.get("target_parameters"):
-        given = content.get("target_modules")
-        targets = given if isinstance(given, list) else []
-    if not (targets or chosen.get("target_parameters")) or not all(
+    if unsupported:
+        raise AdapterFormatError(f"{path} asks for {unsupported}, which lara_adapter does not restore")
+    # full names of modules, from the weights: the configuration may have a pattern
+    targets = sorted({match[1] for name in shapes if (match := _LORA_A.fullmatch(name))})
+    if arguments.get("target_parameters"):
+        modules = content.get("target_modules")
+        targets = modules if isinstance(modules, list) else []
+    if not (targets or arguments.get("target_parameters")) or not all(
         isinstance(target, str) and _NAME.fullmatch(target) for target in targets
     ):
         raise AdapterFormatError(f"{_weights(folder)} holds no LoRA of named modules: {short(sorted(shapes)[:5])}")
-    return {**chosen, "target_modules": targets}
+    return {**arguments, "target_modules": targets}
 
 
 def _weights(folder: Path) -> Path:
     path = safe_path(folder, LORA_WEIGHTS)
     if not path.is_file():
-        found = sorted(p.name for p in (folder / LORA_FOLDER).iterdir())
-        raise AdapterFormatError(f"{path} is missing: the folder holds {found[:20]}; only safetensors is read")
+        names = sorted(p.name for p in (folder / LORA_FOLDER).iterdir())
+        raise AdapterFormatError(f"{path} is missing: the folder holds {names[:20]}; only safetensors is read")
     return path
 
 
-def _check_values(path: Path, chosen: dict[str, Any], largest: int) -> None:
-    """Ranks must be in the weights (peft allocates by them), names and patterns plain."""
-    ranks = [chosen.get("r", 8), *(chosen.get("rank_pattern") or {}).values()]
+def _check_values(path: Path, arguments: dict[str, Any], largest: int) -> None:
+    """Ranks must be sizes of the weights, since peft allocates by them; names and patterns must be plain."""
+    ranks = [arguments.get("r", 8), *(arguments.get("rank_pattern") or {}).values()]
     for rank in ranks:
         if type(rank) is not int or not 1 <= rank <= max(largest, 1):
-            raise AdapterFormatError(f"{path}: a rank of {short(rank)}, but no tensor beside it has such a size")
-    for alpha in (chosen.get("lora_alpha", 8), *(chosen.get("alpha_pattern") or {}).values()):
+            raise AdapterFormatError(f"{path}: a rank of {short(rank)}, but no tensor has that size")
+    for alpha in (arguments.get("lora_alpha", 8), *(arguments.get("alpha_pattern") or {}).values()):
         if type(alpha) not in (int, float):
             raise AdapterFormatError(f"{path}: lora_alpha {short(alpha)}")
-    for name in [*(chosen.get("rank_pattern") or {}), *(chosen.get("alpha_pattern") or {})]:
+    for name in [*(arguments.get("rank_pattern") or {}), *(arguments.get("alpha_pattern") or {})]:
         if not _PATTERN.fullmatch(name):
-            raise AdapterFormatError(f"{path}: {short(name)} is no plain name of a module; save ranks by full names")
-    for name in [*(chosen.get("modules_to_save") or []), *(chosen.get("target_parameters") or [])]:
+            raise AdapterFormatError(f"{path}: {short(name)} is not a plain module name; save ranks by full names")
+    for name in [*(arguments.get("modules_to_save") or []), *(arguments.get("target_parameters") or [])]:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise AdapterFormatError(f"{path}: {short(name)} is no name of a module")
-    if chosen.get("bias", "none") not in ("none", "all", "lora_only"):
-        raise AdapterFormatError(f"{path}: bias is {short(chosen['bias'])}")
+            raise AdapterFormatError(f"{path}: {short(name)} is not a module name")
+    if arguments.get("bias", "none") not in ("none", "all", "lora_only"):
+        raise AdapterFormatError(f"{path}: bias is {short(arguments['bias'])}")
 
 
 def _is_default(name: str, value: Any) -> bool:
-    """Whether a setting that we do not hand on has the value that the installed peft gives it anyway."""
+    """Whether a setting that is not passed on has the default of the installed peft."""
     from peft import LoraConfig
 
     field = next((item for item in dataclasses.fields(LoraConfig) if item.name == name), None)
@@ -184,7 +184,7 @@ def restore(wrapped: Any, folder: Path) -> None:
     for key, tensor in tensors.items():
         if tensor.shape != own[key].shape:
             raise AdapterFormatError(
-                f"{path}: {key} has shape {list(tensor.shape)}, but this policy wants {list(own[key].shape)}"
+                f"{path}: {key} has shape {list(tensor.shape)}, but this policy expects {list(own[key].shape)}"
             )
         check_values(path, key, own[key], tensor)
     set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
@@ -192,12 +192,12 @@ def restore(wrapped: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def applied(policy: nn.Module, folder: Path, *, merge: bool) -> Iterator[None]:
-    """Put saved LoRA onto a base policy, for acting; on leaving, merge it.
+    """A context that loads saved LoRA into a base policy, to act; on exit it is merged.
 
     Args:
         policy: the base policy, or a PeftModel of it whose LoRA receives the weights.
         folder: of LARA's adapter.
-        merge: add the LoRA to the weights (as they are on leaving), so that nothing of peft remains.
+        merge: on exit, merge the LoRA into the weights, so that nothing of peft remains.
 
     Raises:
         AdapterFormatError: see :func:`settings` and :func:`restore`; the policy is then as before.
@@ -209,7 +209,7 @@ def applied(policy: nn.Module, folder: Path, *, merge: bool) -> Iterator[None]:
         raise HostNotInstalled(
             f"{folder} holds LoRA of the policy, which needs peft (pip install 'lara-adapter[train]'): {error}"
         ) from error
-    chosen = settings(folder)
+    arguments = settings(folder)
     if isinstance(policy, PeftModel):
         restore(policy, folder)
         yield
@@ -217,28 +217,27 @@ def applied(policy: nn.Module, folder: Path, *, merge: bool) -> Iterator[None]:
             policy.merge_and_unload(safe_merge=True)
         return
     modules = dict(policy.named_modules())
-    absent = [name for name in chosen["target_modules"] if name not in modules]
-    if absent and not chosen.get("target_parameters"):
+    absent = [name for name in arguments["target_modules"] if name not in modules]
+    if absent and not arguments.get("target_parameters"):
         raise AdapterFormatError(
             f"{folder / LORA_FOLDER} was saved from another policy: this {type(policy).__name__} has no {absent[:3]} "
-            f"({len(absent)} of {len(chosen['target_modules'])} modules)"
+            f"({len(absent)} of {len(arguments['target_modules'])} modules)"
         )
     flags = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
     before = policy.__dict__.get("peft_config")
     wrapped = None
     try:
-        # the random start is overwritten: the caller's random numbers are not to notice
-        with torch.random.fork_rng(devices=[]):
-            wrapped = PeftModel(policy, _config(LoraConfig, chosen))
+        with torch.random.fork_rng(devices=[]):  # the initialisation, which is overwritten, draws random numbers
+            wrapped = PeftModel(policy, _config(LoraConfig, arguments))
         restore(wrapped, folder)
         yield
         if merge:
             wrapped.merge_and_unload(safe_merge=True)
-            _forget(policy, flags, before)
+            _restore_flags(policy, flags, before)
     except BaseException as error:
         if wrapped is not None:
             wrapped.unload()
-        _forget(policy, flags, before)
+        _restore_flags(policy, flags, before)
         if isinstance(error, (ValueError, KeyError, TypeError, RuntimeError, AttributeError)) and not isinstance(
             error, AdapterFormatError
         ):
@@ -246,14 +245,14 @@ def applied(policy: nn.Module, folder: Path, *, merge: bool) -> Iterator[None]:
         raise
 
 
-def _config(kind: Any, chosen: dict[str, Any]) -> Any:
-    """A LoraConfig; settings that an older peft does not know are left out where they say no."""
+def _config(kind: Any, arguments: dict[str, Any]) -> Any:
+    """A LoraConfig, without settings that are off and that an older peft does not know."""
     known = {item.name for item in dataclasses.fields(kind)}
-    return kind(inference_mode=True, **{name: value for name, value in chosen.items() if value or name in known})
+    return kind(inference_mode=True, **{name: value for name, value in arguments.items() if value or name in known})
 
 
-def _forget(policy: nn.Module, flags: dict[str, bool], before: Any) -> None:
-    """Take back what peft did to a policy beside its layers."""
+def _restore_flags(policy: nn.Module, flags: dict[str, bool], before: Any) -> None:
+    """Undo what peft did to a policy besides its layers."""
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(flags.get(name, parameter.requires_grad))
     if before is None:

@@ -1,4 +1,4 @@
-"""What was trained of a policy itself: `save_policy="trainable"`, as safetensors shards with an index."""
+"""The trained weights of a policy itself (`save_policy="trainable"`), as safetensors shards with an index."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .layout import POLICY_FOLDER, POLICY_INDEX, Part
 __all__ = ["check_choice", "gather_parts", "read_index", "restore", "trained_tensors"]
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-# what wraps a module without being part of it: its tensors have the names that the bare policy gives them
+# wrappers in names; the tensors are saved under the names of the bare policy
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|base_layer)\.")
 _PEFT_MODULES = re.compile(r"(?:^|\.)(?:modules_to_save|original_module|token_adapter)\.")
 
@@ -35,20 +35,13 @@ def check_choice(save_policy: str | None) -> None:
         raise LaraArgumentError(f"save_pretrained: save_policy={save_policy!r}, but None or 'trainable' is expected")
 
 
-def _bare(name: str) -> str:
-    return _WRAPPERS.sub("", name)
-
-
 def _own(policy: nn.Module) -> dict[str, torch.Tensor]:
-    """The policy's state by the names that the bare policy has, without LARA's part and without peft's.
-
-    Buffers that are not persistent are made by the policy itself and are not state.
-    """
+    """The policy's state by the names of the bare policy, without LARA's and peft's parts."""
     lara = [f"{path}." for path, m in policy.named_modules() if type(m).__name__ == "LaraAdapter"]
     tuners = {
         f".{name}." for m in policy.modules() for name in getattr(m, "adapter_layer_names", ())
     }  # of peft's layers
-    found: dict[str, torch.Tensor] = {}
+    own: dict[str, torch.Tensor] = {}
     # keep_vars: the parameters themselves, with their flags; FSDP2's are DTensors and ZeRO-3's are empty here
     for name, tensor in policy.state_dict(keep_vars=True).items():
         if not isinstance(tensor, torch.Tensor):
@@ -57,23 +50,22 @@ def _own(policy: nn.Module) -> dict[str, torch.Tensor]:
             continue
         if any(part in f".{name}." for part in tuners):
             continue
-        found[_bare(name)] = tensor
-    return found
+        own[_WRAPPERS.sub("", name)] = tensor
+    return own
 
 
 def trained_tensors(policy: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """What `save_policy="trainable"` stores.
+    """The tensors that `save_policy="trainable"` stores.
 
-    Parameters that require a gradient, and every persistent buffer: which of them training has changed cannot be told
-    without the base (running statistics do change), and they are small.
+    Parameters that require a gradient, and every persistent buffer: training may have changed it, and buffers are small.
 
     Returns:
-        Name to tensor; and for tensors with several names (tied weights), each further name to the one that is stored.
+        Name to tensor; and for tied weights, each further name to the stored one.
 
     Raises:
         LaraArgumentError: the policy is sharded by FSDP1, whose flat parameters have no names.
     """
-    chosen: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, tensor in _own(policy).items():
@@ -85,8 +77,8 @@ def trained_tensors(policy: nn.Module) -> tuple[dict[str, torch.Tensor], dict[st
             ties[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-            chosen[name] = tensor
-    return chosen, ties
+            tensors[name] = tensor
+    return tensors, ties
 
 
 def gather_parts(policy: nn.Module, max_shard_size: int | str = "4GB") -> Iterator[Part]:
@@ -121,10 +113,10 @@ def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The shards of a saved policy, checked against their headers.
 
     Returns:
-        Name of a shard's file to the tensors in it; and further names to stored ones.
+        Name of a shard's file to the names of its tensors; and further names of tied weights to stored ones.
 
     Raises:
-        AdapterFormatError: an index or a shard is missing, names another file, or they do not agree.
+        AdapterFormatError: the index or a shard is missing, the index names another file, or they do not agree.
     """
     path = safe_path(folder, POLICY_INDEX)
     content = read_json(path)
@@ -137,7 +129,7 @@ def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     for name, file in weight_map.items():
         if not _SHARD.fullmatch(file):
             raise AdapterFormatError(
-                f"{path}: {short(name)} is said to be in {short(file)}, which is no shard beside it"
+                f"{path}: {short(name)} is listed in {short(file)}, which is not the name of a shard"
             )
         shards.setdefault(file, []).append(name)
     for name, stored in ties.items():
@@ -148,7 +140,7 @@ def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
         if not shard.is_file():
             raise AdapterFormatError(f"{shard} is missing, but {path.name} names it")
         if check_tensor_file(shard).keys() != set(names):
-            raise AdapterFormatError(f"{shard} does not hold the tensors that {path.name} says")
+            raise AdapterFormatError(f"{shard} does not hold the tensors that {path.name} lists")
     return shards, ties
 
 
@@ -158,7 +150,7 @@ def restore(folder: Path, policy: nn.Module, *, dry: bool = False) -> int:
 
     Args:
         folder: of the adapter.
-        policy: the base; without or with LARA and LoRA.
+        policy: the base, with or without LARA and LoRA.
         dry: only check.
 
     Returns:
@@ -175,28 +167,27 @@ def restore(folder: Path, policy: nn.Module, *, dry: bool = False) -> int:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in shards:
         shapes |= check_tensor_file(folder / POLICY_FOLDER / file)
-    wanted = {**shapes, **{name: shapes[stored] for name, stored in ties.items()}}
-    missing = sorted(wanted.keys() - own.keys())
+    shapes |= {name: shapes[stored] for name, stored in ties.items()}
+    missing = sorted(shapes.keys() - own.keys())
     if missing:
         raise AdapterFormatError(
             f"{folder / POLICY_FOLDER} was saved from another policy: this {type(policy).__name__} has no {missing[:5]} "
-            f"({len(missing)} of {len(wanted)} tensors)"
+            f"({len(missing)} of {len(shapes)} tensors)"
         )
-    for name, shape in wanted.items():
+    for name, shape in shapes.items():
         if tuple(own[name].shape) != shape:
             raise AdapterFormatError(
                 f"{folder / POLICY_FOLDER} was saved from another policy: {name} has shape {list(shape)}, but this "
                 f"{type(policy).__name__} has {list(own[name].shape)}"
             )
-    for only_check in (
-        (True,) if dry else (True, False)
-    ):  # twice: a shard need not stay in memory until the last one is known to be good
+    # all shards are checked before the first is loaded, and read twice so that they need not stay in memory
+    for only_check in (True,) if dry else (True, False):
         for file in shards:
             path = folder / POLICY_FOLDER / file
             for name, tensor in read_tensors(path).items():
                 for target in (name, *aliases.get(name, ())):
                     _fill(path, target, own[target], tensor, only_check)
-    return len(wanted)
+    return len(shapes)
 
 
 def _fill(path: Path, name: str, target: torch.Tensor, tensor: torch.Tensor, dry: bool) -> None:

@@ -1,4 +1,4 @@
-"""Reading a saved adapter: every file checked before it is used, nothing of it executed."""
+"""Reading a saved adapter: every file is checked before it is used, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -33,14 +33,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass
 class SavedAdapter:
-    """A saved adapter, read and checked as far as can be without a policy.
+    """A saved adapter, read and checked as far as possible without a policy.
 
     Attributes:
         source: folder it was read from.
         config: its settings.
-        arguments: the arguments of `attach_lara` they amount to, the folder of the LAM among them; None for what was a
-            callable or a module.
-        tensors: projector and counters; empty if it was read in order to act.
+        arguments: of `attach_lara`, with the folder of the LAM; None for what was a callable or a module.
+        tensors: projector and counters; empty if it was read to act.
         has_lora: whether LoRA of the policy is in it.
         has_policy: whether trained weights of the policy are in it.
     """
@@ -53,7 +52,7 @@ class SavedAdapter:
     has_policy: bool = False
 
     def restore(self, adapter: Any) -> None:
-        """Load the saved tensors into a freshly attached adapter, and into its policy what was saved of that.
+        """Load the saved tensors into a freshly attached adapter and its policy.
 
         Raises:
             AdapterFormatError: the policy or the LAM has other widths or depth than the saved ones.
@@ -96,11 +95,11 @@ class SavedAdapter:
             getattr(adapter, f"_{name}").copy_(tensor)
 
     def act(self, policy: nn.Module, *, merge: bool) -> nn.Module:
-        """Turn a base policy into the post-trained one, with nothing of LARA.
+        """Turn a base policy into the post-trained one, without LARA.
 
         Args:
             policy: the base policy.
-            merge: add the LoRA to the weights.
+            merge: merge the LoRA into the weights.
 
         Returns:
             `policy`, in eval mode.
@@ -111,14 +110,14 @@ class SavedAdapter:
         """
         if not (self.has_lora or self.has_policy):
             raise AdapterFormatError(
-                f"{self.source} holds nothing of the policy (no {LORA_FOLDER}/, no {POLICY_FOLDER}/): acting needs none of "
-                "these files, load the policy alone. What was trained of a policy without LoRA is stored with "
-                "lara.save_pretrained(..., save_policy='trainable'), or by the policy's own library"
+                f"{self.source} has no weights of the policy (no {LORA_FOLDER}/, no {POLICY_FOLDER}/): to act, load the "
+                "policy alone. Without LoRA, its weights are saved by lara.save_pretrained(..., save_policy='trainable') "
+                "or by the policy's own library"
             )
         bare = unwrapped(policy)
         if type(bare).__name__ != self.config.policy_class:
             logger.warning(
-                "%s was saved from a %s, and is put onto a %s",
+                "%s was saved from a %s, but is loaded into a %s",
                 self.source,
                 self.config.policy_class,
                 type(bare).__name__,
@@ -126,7 +125,7 @@ class SavedAdapter:
         warn_of_others(self.config.origins, origins_of(bare, nn.Identity()))
         if self.has_policy:
             policy_weights.restore(self.source, bare, dry=True)  # before anything changes
-        # the weights before the merge: they are what the LoRA was trained beside
+        # the weights before the merge: the LoRA was trained on top of them
         with lora.applied(policy, self.source, merge=merge) if self.has_lora else contextlib.nullcontext():
             if self.has_policy:
                 policy_weights.restore(self.source, bare)
@@ -141,11 +140,11 @@ def read_adapter(
     Args:
         repo_or_dir: folder or Hub id.
         revision: branch, tag or commit on the Hub.
-        acting: read, and download, only what a policy needs to act.
+        acting: read and download only what a policy needs to act.
 
     Raises:
-        AdapterFormatError: missing, truncated, changed, foreign or newer files, or files that lead out of the folder; the
-            message names the file.
+        AdapterFormatError: missing, truncated, changed, foreign or newer files, or links out of the folder; the message
+            names the file.
         HubError: the repository cannot be reached, found or read.
     """
     folder = locate_folder(repo_or_dir, revision, ACTING if acting else TRAINING)
@@ -159,9 +158,7 @@ def read_adapter(
     listed = {name: [file for file in table if file.startswith(f"{name}/")] for name in folders}
     for name in folders:
         if not listed[name] and (folder / name).exists():
-            raise AdapterFormatError(
-                f"{folder / name} is not in the list of files in {CONFIG_FILE}: it was added later"
-            )
+            raise AdapterFormatError(f"{folder / name} is not among the files of {CONFIG_FILE}: it was added later")
     _verify(folder, table, ([] if acting else [WEIGHTS_FILE]) + [file for name in folders for file in listed[name]])
     if listed.get(LAM_FOLDER):
         arguments["lam"] = folder / LAM_FOLDER
@@ -170,7 +167,7 @@ def read_adapter(
 
 
 def _table(folder: Path, files: Any) -> dict[str, str]:
-    """The table of file to sha256, its names and values checked."""
+    """The table of file to sha256, with its names and values checked."""
     source = folder / CONFIG_FILE
     if not isinstance(files, dict):
         raise AdapterFormatError(f"{source}: files is {short(files)}, but a table of file to sha256 is expected")
@@ -181,9 +178,9 @@ def _table(folder: Path, files: Any) -> dict[str, str]:
     return files
 
 
-def _verify(folder: Path, table: dict[str, str], wanted: list[str]) -> None:
-    """Check that each wanted file is there, is what its header says, and is the one that was saved."""
-    for name in wanted:
+def _verify(folder: Path, table: dict[str, str], names: list[str]) -> None:
+    """Check that each file exists, is what its header says, and is the one that was saved."""
+    for name in names:
         path = safe_path(folder, name)
         if not path.is_file():
             raise missing(path)
@@ -191,18 +188,16 @@ def _verify(folder: Path, table: dict[str, str], wanted: list[str]) -> None:
             check_tensor_file(path)
         if table.get(name) != sha256(path):
             raise AdapterFormatError(
-                f"{path} is not the file that {CONFIG_FILE} was written with (sha256 differs): the folder was changed or "
-                "copied in part"
+                f"{path} is not the file that was saved with {CONFIG_FILE} (sha256 differs): the folder was changed or not "
+                "copied completely"
             )
 
 
 def restore_adapter(adapter: Any, folder: str | os.PathLike[str]) -> None:
-    """Load a saved adapter's tensors, its LAM's among them, into one that is attached already.
-
-    For a training program that resumes: settings come from the running program, weights and counters from the folder.
+    """Load the tensors of a saved adapter, including its LAM's, into an attached one, to resume a training program.
 
     Args:
-        adapter: attached like the one that was saved.
+        adapter: attached like the saved one; keeps its settings.
         folder: what :func:`lara_adapter.saving.write.save_adapter` wrote.
 
     Raises:
@@ -215,5 +210,5 @@ def restore_adapter(adapter: Any, folder: str | os.PathLike[str]) -> None:
         load_into(adapter.lam, read_tensors(lam), lam)
     elif adapter.config.train_lam:
         raise AdapterFormatError(
-            f"{saved.source} holds no latent action model, but the LAM was trained; nothing to go on from"
+            f"{saved.source} does not have a latent action model, but the LAM was trained: the run cannot be resumed"
         )

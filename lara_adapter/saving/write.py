@@ -77,7 +77,7 @@ def _write(
 ) -> card.Facts:  # fmt: skip
     """See :func:`save_adapter`; returns what the model card was made from."""
     policy_weights.check_choice(save_policy)
-    facts = card.Facts.of(adapter, **{"base_model": None, "dataset": None, "license": None, **metadata})
+    facts = card.Facts.from_adapter(adapter, **{"base_model": None, "dataset": None, "license": None, **metadata})
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     parts = _gather_parts(adapter, save_policy, max_shard_size)
     if not _is_sharded(adapter):
@@ -146,7 +146,7 @@ def finish(fresh: Path, folder: str | os.PathLike[str], facts: card.Facts, histo
     files = {p.relative_to(fresh).as_posix(): sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
     write_json(fresh / CONFIG_FILE, {**facts.config.to_dict(), "files": files})
     facts.curve = card.draw_curve(history, fresh / CURVE_FILE)
-    (fresh / CARD_FILE).write_text(card.render(facts, card.existing(Path(folder) / CARD_FILE)), encoding="utf-8")
+    (fresh / CARD_FILE).write_text(card.render(facts, card.read_card(Path(folder) / CARD_FILE)), encoding="utf-8")
 
 
 def _is_sharded(adapter: LaraAdapter) -> bool:

@@ -43,25 +43,28 @@ def is_repo_id(text: str) -> bool:
 
 
 def download(repo_id: str, revision: str | None, patterns: Sequence[str], what: str, repo_type: str = "model") -> Path:
-    """The snapshot of a repository in the client's cache, with the files of `patterns` and no others.
+    """Download files of a repository into the client's cache.
 
-    A file that is in the cache is not asked for again; with a commit as `revision` the Hub need not be reachable.
+    Cached files are not downloaded again; with a commit as `revision` the Hub need not be reachable.
 
     Args:
         repo_id: "user/name".
         revision: commit, tag or branch; None: its main branch.
-        patterns: the files to download; of the first one there must be a file.
+        patterns: the files to download; the first one must match a file.
         what: what the repository should hold, for messages: "LARA adapter".
-        repo_type: "model", or "dataset", whose files are too many to be summed again at each load.
+        repo_type: "model", or "dataset", which has too many files to check all sums at each load.
+
+    Returns:
+        The snapshot's folder.
 
     Raises:
-        HubError: it cannot be reached, found or read, or a file is not what the Hub says it is.
-        AdapterFormatError: `repo_id` is no id, or the repository holds something else.
+        HubError: it cannot be reached, found or read, or a file does not have the Hub's checksum.
+        AdapterFormatError: `repo_id` is not an id, or the repository holds something else.
     """
     from huggingface_hub import snapshot_download
 
     if not is_repo_id(repo_id):
-        raise AdapterFormatError(f"{repo_id!r} is no folder here and no Hub id; expected: a folder, or 'user/name'")
+        raise AdapterFormatError(f"{repo_id!r} is neither an existing folder nor a Hub id 'user/name'")
     with explained(repo_id, revision, "load"):
         for left in reversed(range(_TRIES)):
             try:
@@ -69,14 +72,14 @@ def download(repo_id: str, revision: str | None, patterns: Sequence[str], what: 
                     snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), repo_type=repo_type)
                 )
                 break
-            # clients differ in which breaks of a transfer they resume by themselves; the next call goes on where it broke
+            # clients differ in which interrupted transfers they resume themselves; the next call continues
             except Exception as error:
                 chain = chain_of(error)
                 if not left or status_of(chain) is not None or not any(is_broken(e) for e in chain):
                     raise
     if not any(path.is_file() for path in folder.glob(patterns[0])):
         raise AdapterFormatError(
-            f"{repo_id!r} at {folder.name} holds no {what}: {patterns[0]} is missing. "
+            f"{repo_id!r} at {folder.name} has no {what}: {patterns[0]} is missing. "
             f"{_contents(repo_id, folder.name, repo_type)}"
         )
     if repo_type == "model":
@@ -85,34 +88,31 @@ def download(repo_id: str, revision: str | None, patterns: Sequence[str], what: 
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a path within a repository is one of those asked for, as the client sees it."""
+    """Whether a path in a repository matches, as the client sees it."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _check(folder: Path, repo_id: str, patterns: Sequence[str]) -> None:
-    """Compare large files with the checksum that the Hub gave: the client compares their size alone.
+    """Compare large files with the Hub's checksum: the client compares only sizes.
 
-    Files of other patterns are not ours to read: a policy of many gigabytes may lie in the same snapshot.
+    Other files are not read: the same snapshot may hold a policy of many gigabytes.
     """
     for path in sorted(folder.rglob("*")):
         if not _matches(path.relative_to(folder).as_posix(), patterns):
             continue
         blob = path.resolve()
         if path.is_symlink() and _LFS_BLOB.fullmatch(blob.name) and blob.is_file() and sha256(blob) != blob.name:
-            said = "The damaged copy was removed from the cache; load it again"
+            fix = "The damaged copy was removed from the cache; load it again"
             try:
                 blob.unlink()
                 path.unlink()
             except OSError as error:
-                said = f"Remove {blob} and load it again; that was not permitted here ({type(error).__name__})"
-            raise HubError(
-                f"{repo_id!r}: {path.relative_to(folder)} is damaged: its sha256 is not the one that the Hub gave for it. "
-                f"{said}"
-            )
+                fix = f"Remove {blob}, which was not permitted ({type(error).__name__}), and load it again"
+            raise HubError(f"{repo_id!r}: {path.relative_to(folder)} is damaged: its sha256 is not the Hub's. {fix}")
 
 
 def _contents(repo_id: str, commit: str, repo_type: str) -> str:
-    """One sentence on what a repository holds instead of what was looked for; nothing of it is interpreted."""
+    """One sentence on what a repository holds instead of what was expected; none of it is interpreted."""
     from huggingface_hub import HfApi, hf_hub_download
 
     config: Any = {}
@@ -122,33 +122,35 @@ def _contents(repo_id: str, commit: str, repo_type: str) -> str:
             path = Path(hf_hub_download(repo_id, "config.json", revision=commit, repo_type=repo_type))
             config = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < 2**24 else {}
     except Exception as error:
-        return f"(What it holds instead cannot be told: {type(error).__name__}.)"
+        return f"(Its content cannot be listed: {type(error).__name__}.)"
     config = config if isinstance(config, dict) else {}
     kind = config.get("model_type") or config.get("type")
     if ADAPTER_FILE in files:
-        return "It holds a LARA adapter: load_lara(policy, ...) reads that"
+        return "It holds a LARA adapter: use load_lara(policy, ...)"
     if str(config.get("format", "")).startswith("lara_adapter."):
-        return "It holds a latent action model: LatentActionModel.from_pretrained(...) reads that"
+        return "It holds a latent action model: use LatentActionModel.from_pretrained(...)"
     if "adapter_config.json" in files:
         return "It holds a peft adapter, without LARA's part"
     if isinstance(kind, str):
-        return f"It holds a model of type {kind[:80]!r}: the policy itself, perhaps; LARA's part is a repository of its own"
+        return (
+            f"It holds a model of type {kind[:80]!r}, perhaps the policy itself; the adapter is a separate repository"
+        )
     return f"It holds {sorted(files)[:12]}"
 
 
 def find_conversion(repo_id: str) -> str | None:
-    """The commit with the safetensors that the Hub's own converter has proposed for a repository of pickles, if any.
+    """The commit of the pull request in which the Hub's converter proposed safetensors for a repository of pickles, if any.
 
-    Older models have them there alone, in a pull request that nobody has merged.
+    Older models often have safetensors only there.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
     with explained(repo_id, None, "load"):
-        for found in api.get_repo_discussions(repo_id):
-            told = (found.is_pull_request, found.author, found.status, found.title)
-            if told == (True, "SFconvertbot", "open", "Adding `safetensors` variant of this model"):
-                return api.model_info(repo_id, revision=f"refs/pr/{found.num}").sha
+        for entry in api.get_repo_discussions(repo_id):
+            key = (entry.is_pull_request, entry.author, entry.status, entry.title)
+            if key == (True, "SFconvertbot", "open", "Adding `safetensors` variant of this model"):
+                return api.model_info(repo_id, revision=f"refs/pr/{entry.num}").sha
     return None
 
 
@@ -156,10 +158,10 @@ def find_conversion(repo_id: str) -> str | None:
 
 
 def check_target(repo_id: str, revision: str | None) -> None:
-    """Refuse what can never be pushed to, before anything is saved.
+    """Check the target of a push before anything is saved.
 
     Raises:
-        LaraArgumentError: `repo_id` is no id, or `revision` is a commit.
+        LaraArgumentError: `repo_id` is not an id, or `revision` is a commit.
     """
     if not is_repo_id(repo_id):
         raise LaraArgumentError(
@@ -173,25 +175,25 @@ def push_folder(
     folder: Path, repo_id: str, ours: Sequence[str], *, private: bool | None, revision: str | None, message: str,
     token: str | None, card: Callable[[str | None], str],
 ) -> str:  # fmt: skip
-    """Make a repository hold a folder, in one commit; files in it that are not ours stay.
+    """Upload a folder to a repository in one commit; other files in it stay.
 
-    Files that were uploaded before a failure are not sent again by the next call, and nobody sees them before the commit.
+    Files that were uploaded before a failure are not sent again by the next call, and not visible before the commit.
 
     Args:
         folder: holds the files.
         repo_id: "user/name"; created if it does not exist.
-        ours: patterns of the files that belong to us: what `folder` no longer has of them is deleted.
-        private: visibility of a repository that is created; None: what its owner's default is.
+        ours: patterns of our files: those that `folder` does not have are deleted.
+        private: visibility of a new repository; None: the default of its owner.
         revision: branch; created from main if it does not exist. None: the main branch.
         message: of the commit.
         token: access token; None: the one that the client finds.
-        card: from the text of the README.md there (None without one) to the new one.
+        card: from the text of the repository's README.md (None without one) to the new one.
 
     Returns:
         URL of the commit; it ends in the commit's hash.
 
     Raises:
-        LaraArgumentError: `repo_id` is no id, or `revision` is a commit.
+        LaraArgumentError: `repo_id` is not an id, or `revision` is a commit.
         HubError: it cannot be reached, or does not accept the upload.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
@@ -203,15 +205,15 @@ def push_folder(
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         info = api.model_info(repo_id, revision=revision or "main")
-        there = [entry.rfilename for entry in info.siblings or ()]
+        existing = [entry.rfilename for entry in info.siblings or ()]
         old = None
-        if CARD_FILE in there:
+        if CARD_FILE in existing:
             old = Path(hf_hub_download(repo_id, CARD_FILE, revision=info.sha, token=token)).read_text(encoding="utf-8")
         (folder / CARD_FILE).write_text(card(old), encoding="utf-8")
         new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        gone = [name for name in there if name not in new and _matches(name, ours)]
-        # not upload_folder, which in 1.x and 2.x may divide a folder among several commits. parent_commit: what others
-        # have changed since we looked is not undone
+        gone = [name for name in existing if name not in new and _matches(name, ours)]
+        # not upload_folder, which in 1.x and 2.x may make several commits. parent_commit: does not undo what others have
+        # changed meanwhile
         commit = api.create_commit(
             repo_id,
             [*(CommitOperationDelete(name) for name in gone), *(CommitOperationAdd(k, v) for k, v in new.items())],
@@ -226,14 +228,14 @@ def locate_folder(
     source: str | os.PathLike[str], revision: str | None, patterns: list[str], what: str = "LARA adapter",
     repo_type: str = "model",
 ) -> Path:  # fmt: skip
-    """A local folder as it is, or the snapshot of a Hub repository.
+    """A local folder, or the downloaded snapshot of a Hub repository.
 
     Args:
         source: local folder, or Hub id "user/name".
         revision: commit, tag or branch on the Hub; None: its main branch.
-        patterns: the files to download, and no others; of the first one there must be a file.
+        patterns: the files to download; the first one must match a file.
         what: what they are, for messages.
-        repo_type: what kind of Hub repository: "model" or "dataset".
+        repo_type: "model" or "dataset".
 
     Raises:
         AdapterFormatError: neither a folder nor a Hub id, or the repository holds something else.

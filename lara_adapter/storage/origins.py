@@ -1,7 +1,6 @@
-"""Which repositories an adapter is made from: each with the commit that it was resolved to.
+"""The repositories that an adapter is made from, each with its commit.
 
-A branch moves and a commit does not, so that only the latter says what was used. A local path is never recorded: it
-means nothing elsewhere, and tells about the machine.
+Commits and not branches, which move. A local path is never recorded: it means nothing elsewhere, and describes the machine.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def checked(value: Any) -> Origin | None:
-    """`value` if it is an origin, as read from a file of a stranger's; else None."""
+    """`value`, read from an untrusted file, if it is an origin; else None."""
     if isinstance(value, Mapping) and value.keys() == {"repo_id", "revision"}:
         repo_id, revision = value["repo_id"], value["revision"]
         texts = isinstance(repo_id, str) and isinstance(revision, str)
@@ -50,13 +49,13 @@ def snapshot_origin(path: str | Path, *, root: bool = False) -> Origin | None:
 
 
 def origins_of(policy: nn.Module, lam: nn.Module) -> dict[str, Origin]:
-    """What is known: "policy", "lam" and "image_encoder", each {"repo_id", "revision"} with the commit.
+    """The known origins of "policy", "lam" and "image_encoder", each {"repo_id", "revision"} with the commit.
 
-    The policy's is what its configuration tells (`_name_or_path`, `pretrained_path`, `_commit_hash`); where it tells no
-    commit, and the cache has several, it is left out: a guess would be worse than nothing.
+    The policy's is in its configuration (`_name_or_path`, `pretrained_path`, `_commit_hash`). Without a commit there, and
+    with several in the cache, it is left out rather than guessed.
     """
     config = getattr(lam, "config", None)
-    found = {
+    origins = {
         "policy": _policy_origin(getattr(policy, "config", None)),
         "lam": checked(getattr(lam, "origin", None)),
         "image_encoder": checked(
@@ -66,7 +65,7 @@ def origins_of(policy: nn.Module, lam: nn.Module) -> dict[str, Origin]:
             }
         ),
     }
-    return {name: origin for name, origin in found.items() if origin is not None}
+    return {name: origin for name, origin in origins.items() if origin is not None}
 
 
 def _policy_origin(config: Any) -> Origin | None:
@@ -84,7 +83,7 @@ def _policy_origin(config: Any) -> Origin | None:
 
 
 def _in_cache(repo_id: str) -> Origin | None:
-    """The one commit of a repository that is in the client's cache, which is what was loaded; None if there are several.
+    """The only commit of a repository in the client's cache, which must be the loaded one; None if there are several.
 
     Newer versions of transformers, and LeRobot, do not keep the commit in the configuration.
     """
@@ -97,11 +96,11 @@ def _in_cache(repo_id: str) -> Origin | None:
 
 
 def warn_of_others(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say if an adapter is attached to another policy, or another version of it, than it was saved from."""
-    was, is_ = checked(saved.get("policy")), checked(now.get("policy"))
-    if was and is_ and was != is_:
+    """Warn if an adapter is attached to another policy, or another version of it, than it was saved from."""
+    old, new = checked(saved.get("policy")), checked(now.get("policy"))
+    if old and new and old != new:
         logger.warning(
-            "this adapter was saved from %s at %s, and is attached to %s at %s; load the policy with revision=%r to go on "
-            "from exactly that",
-            was["repo_id"], was["revision"], is_["repo_id"], is_["revision"], was["revision"],
+            "this adapter was saved from %s at %s, but is attached to %s at %s; load the policy with revision=%r to use "
+            "exactly that",
+            old["repo_id"], old["revision"], new["repo_id"], new["revision"], old["revision"],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tensors that are spread over ranks: DTensor (FSDP2) and DeepSpeed's ZeRO-3."""
+"""Tensors spread over ranks: DTensor (FSDP2) and DeepSpeed's ZeRO-3."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ __all__ = ["gathered", "whole"]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor on the CPU, contiguous, without graph; a DTensor of FSDP2 is gathered, which is a collective."""
+    """A tensor on the CPU, contiguous, without graph. A DTensor of FSDP2 is gathered, which is a collective."""
     gather = getattr(tensor, "full_tensor", None)
     return (tensor if gather is None else gather()).detach().to("cpu").contiguous()
 
 
 @contextlib.contextmanager
 def gathered(module: nn.Module | Iterable[torch.Tensor]) -> Iterator[bool]:
-    """Within this context a module that DeepSpeed's ZeRO-3 has partitioned holds its whole parameters on every rank.
+    """A context in which parameters that ZeRO-3 has partitioned are whole on every rank; outside they are empty.
 
     Args:
         module: a module, or some parameters.
 
-    Outside it each rank sees empty tensors, which would be saved as such. Without ZeRO-3 it does nothing.
-
     Yields:
-        Whether the module is partitioned; then the context is a collective: every rank must enter it.
+        Whether they are partitioned; then the context is a collective: every rank must enter it.
     """
     parameters = module.parameters() if isinstance(module, nn.Module) else module
     partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]

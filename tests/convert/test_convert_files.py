@@ -16,7 +16,7 @@ from test_convert import Backbone, published, small
 from lara_adapter import AdapterFormatError, LaraArgumentError, LatentActionConfig, LatentActionModel
 from lara_adapter.convert import config_to_official, convert_checkpoint, state_to_official
 from lara_adapter.convert.frames import IMAGENET
-from lara_adapter.convert.layouts import encoder_of, parse, to_moto
+from lara_adapter.convert.layouts import choose_encoder, parse, to_moto
 from lara_adapter.convert.source import read_settings
 from lara_adapter.saving.write import read_adapter
 from lara_adapter.storage.files import read_json, read_tensors
@@ -186,13 +186,13 @@ def test_normalised_frames_survive_the_way_back(tmp_path):
 def test_which_frames_are_assumed(tmp_path):
     lam = model()
     alone = write_official(tmp_path / "alone", lam)
-    assert convert_checkpoint(alone, tmp_path / "1").frames_reason.startswith("a tokenizer by itself")
+    assert convert_checkpoint(alone, tmp_path / "1").frames_reason.startswith("a tokenizer alone")
     inside = write_official(tmp_path / "policy" / "latent_motion_tokenizer", lam)
     assert convert_checkpoint(inside, tmp_path / "2").frames_std == (1.0, 1.0, 1.0)  # no policy around it
     (tmp_path / "policy" / "config.json").write_text(json.dumps({"action_head_cfg": {}}))
     assert convert_checkpoint(inside, tmp_path / "3").frames_std == IMAGENET.std
     asked = convert_checkpoint(inside, tmp_path / "4", frames="unit")
-    assert asked.frames_reason == "as asked for"
+    assert asked.frames_reason == "as requested"
     report = convert_checkpoint(write_official(tmp_path / "moto", lam, moto=True), tmp_path / "5", allow_pickle=True)
     assert report.frames_std == pytest.approx([0.229, 0.224, 0.225], abs=2e-6)
     assert report.frames_std != IMAGENET.std  # their preprocessor adds 1e-6
@@ -239,7 +239,7 @@ def test_the_published_settings_of_both(tmp_path):
     found = parse(settings, tmp_path)
     assert found.layout == "official"
     assert set(found.dropped) == {"use_abs_recons_loss", "recon_hidden_loss_w"}
-    assert encoder_of(found, 1024, tmp_path)[0] == "facebook/vit-mae-large"
+    assert choose_encoder(found, 1024, tmp_path)[0] == "facebook/vit-mae-large"
     moto = to_moto(config_to_official(LatentActionConfig.paper()))
     assert sorted(moto) == [
         "_target_", "codebook_dim", "commit_loss_w", "decoder", "image_encoder", "m_former", "perceptual_loss_w",
@@ -248,7 +248,7 @@ def test_the_published_settings_of_both(tmp_path):
     found = parse(moto, tmp_path)
     assert (found.layout, found.image_encoder) == ("moto", "facebook/vit-mae-large")
     with pytest.raises(AdapterFormatError, match="--image-encoder"):
-        encoder_of(found._replace(image_encoder="/somebody/elses/folder"), 20, tmp_path)
+        choose_encoder(found._replace(image_encoder="/somebody/elses/folder"), 20, tmp_path)
 
 
 def put(values, path, value):
@@ -301,7 +301,7 @@ def test_an_unknown_setting_can_be_passed_over_by_name(tmp_path):
     with pytest.raises(AdapterFormatError, match=rf"{name}.*--ignore-settings"):
         convert_checkpoint(source, tmp_path / "out")
     report = convert_checkpoint(source, tmp_path / "out", ignore_settings=[name])
-    assert report.dropped == {name: "'mine', ignored as asked for"}
+    assert report.dropped == {name: "'mine', ignored as requested"}
     for wrong in ("nothing", "m_former_config.config.hidden_size"):
         with pytest.raises(LaraArgumentError, match=wrong):
             convert_checkpoint(source, tmp_path / "out", ignore_settings=[name, wrong])
@@ -623,7 +623,7 @@ def test_a_projector_that_is_not_there_or_does_not_fit(policy, tmp_path, kind):
     else:
         lost = head if kind == "no projector" else "action_head.model"
         write_shards(folder, {k: v for k, v in whole.items() if not k.startswith(lost)})
-    message = {"layer": "latent_motion_hidden_layer=-9", "width": r"\[10, 6\]"}.get(kind, "holds no projector")
+    message = {"layer": "latent_motion_hidden_layer=-9", "width": r"\[10, 6\]"}.get(kind, "has no projector")
     with pytest.raises(AdapterFormatError, match=message):
         convert_checkpoint(folder, tmp_path / "out", adapter=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["policy"]

@@ -10,7 +10,10 @@ from .toys import BypassPolicy, DitPolicy, OwnLam, bypass_step
 
 
 class FixedDit(DitPolicy):
-    """DitPolicy with fixed noise; its states are not recorded (compile would take them for outputs)."""
+    """DitPolicy with fixed noise and three blocks; its states are not recorded (compile would take them for outputs)."""
+
+    def __init__(self, depth: int = 3, **arguments) -> None:
+        super().__init__(depth, **arguments)
 
     def loss_of(self, batch):
         action = batch["action"]
@@ -25,7 +28,10 @@ class FixedDit(DitPolicy):
 
 
 class FixedBypass(BypassPolicy):
-    """BypassPolicy as a batch-taking host with fixed noise and a dict loss."""
+    """BypassPolicy with fixed noise, three layers, a batch as its argument and a dict loss."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__(depth)
 
     def forward(self, batch):
         x = self.action_in(0.5 * batch["action"])
@@ -54,4 +60,5 @@ def build(kind: str = "output", lam: str = "own", **arguments):
     return policy, lara
 
 
-TINY = {"vq_warmup_steps": 2}
+TINY = {"encoder_width": 16, "idm_width": 16, "idm_mlp": 16, "fdm_width": 16, "fdm_mlp": 16, "fdm_layers": 1,
+        "vq_warmup_steps": 2}  # fmt: skip

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
+from helpers.models import TINY
 from helpers.toys import DitPolicy, make_batch
 from torch import nn
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 
 TARGETS = ["mlp.0", "mlp.2"]
-SMALL = {"encoder_width": 16, "idm_width": 16, "idm_mlp": 16, "fdm_width": 16, "fdm_mlp": 16, "fdm_layers": 1,
-         "vq_warmup_steps": 2, "vq_revive_every": 4}  # fmt: skip
+SMALL = {**TINY, "vq_revive_every": 4}
 
 
 class Host(DitPolicy):

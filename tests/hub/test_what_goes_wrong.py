@@ -62,7 +62,7 @@ def test_a_token_that_is_none(hub, client, acting_as):
     fails(client, "load", "does not accept the access token", "hf auth login", name="b", repo="alice/token")
     fails(client, "push", "does not accept the access token", name="a", repo="alice/token")
     acting_as(None)
-    fails(client, "push", "or wants one", "hf auth login", name="a", repo="alice/token-2")
+    fails(client, "push", "or needs one", "hf auth login", name="a", repo="alice/token-2")
 
 
 def test_a_gated_repository(hub, client, acting_as):
@@ -94,7 +94,7 @@ def test_a_repository_of_something_else(hub, client):
         ("alice/is-policy", "a model of type 'Gr00tN1d6'"),
         ("alice/is-peft", "a peft adapter"),
         ("alice/is-data", "data/train.csv"),
-        ("alice/is-odd", "cannot be told"),
+        ("alice/is-odd", "cannot be listed"),
     ):
         fails(
             client,
@@ -114,7 +114,7 @@ def test_a_repository_of_something_else(hub, client):
 def test_ids_that_are_none(hub, client, repo):
     fails(client, "push", "repo_id=", "'user/name' is expected", name="a", repo=repo, error="LaraArgumentError")
     fails(client, "push_lam", "'user/name' is expected", name="lam", repo=repo, error="LaraArgumentError")
-    fails(client, "load", "no Hub id", name="b", repo=repo, error="AdapterFormatError")
+    fails(client, "load", "nor a Hub id", name="b", repo=repo, error="AdapterFormatError")
     assert hub.seen == []
 
 
@@ -210,7 +210,7 @@ def test_an_upload_that_is_told_to_wait_waits(hub, client):
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(429, "limits the rate"), (500, "fails at the moment"), (503, "fails at the moment")]
+    ("status", "words"), [(429, "limits the rate"), (500, "the Hub fails"), (503, "the Hub fails")]
 )
 @pytest.mark.parametrize("where", ["GET /api/models/", "HEAD /resolve/"])
 def test_a_hub_that_is_down_for_downloads(hub, client, status, words, where):
@@ -230,9 +230,9 @@ def test_a_hub_that_is_down_for_downloads(hub, client, status, words, where):
     ("where", "status", "words"),
     [
         ("/api/repos/create", 429, "limits the rate"),
-        ("/preupload/", 500, "fails at the moment"),
-        ("/objects/batch", 503, "fails at the moment"),
-        ("/commit/", 500, "fails at the moment"),
+        ("/preupload/", 500, "the Hub fails"),
+        ("/objects/batch", 503, "the Hub fails"),
+        ("/commit/", 500, "the Hub fails"),
         ("/commit/", 403, "no permission"),
     ],
 )
@@ -258,7 +258,7 @@ def test_an_upload_that_breaks_once_is_retried(hub, client):
 def test_a_broken_upload_leaves_nothing_visible_and_is_resumed(hub, client):
     client("make", name="fresh", steps=5)
     fault = hub.fail("PUT", BLOBS, after=1000, skip=1, times=99)
-    fails(client, "push", "whole or not at all", "push again", name="fresh", repo="alice/broken")
+    fails(client, "push", "completely or not at all", "push again", name="fresh", repo="alice/broken")
     assert history(hub, "alice/broken") == ["initial commit"]
     assert list(hub.store.repos["alice/broken"].files()) == [".gitattributes"]
     fails(client, "load", "no LARA adapter", name="b", repo="alice/broken", error="AdapterFormatError")
@@ -275,7 +275,7 @@ def test_a_broken_upload_leaves_nothing_visible_and_is_resumed(hub, client):
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, client):
     client("make", name="fresh", steps=8)
     hub.fail("POST", "/commit/", lose=True)
-    fails(client, "push", "whole or not at all", "push again", name="fresh", repo="alice/lost")
+    fails(client, "push", "completely or not at all", "push again", name="fresh", repo="alice/lost")
     assert history(hub, "alice/lost") == ["Upload LARA adapter", "initial commit"]
     url = client("push", name="fresh", repo="alice/lost")
     assert history(hub, "alice/lost") == ["Upload LARA adapter", "initial commit"]
@@ -297,5 +297,5 @@ def test_no_server_at_all(tmp_path):
 
     with Client("http://127.0.0.1:9", tmp_path) as client:
         client("make", name="a")
-        fails(client, "load", "cannot be made or broke off", "http://127.0.0.1:9", name="b", repo="alice/x")
-        fails(client, "push", "cannot be made or broke off", "push again", name="a", repo="alice/x")
+        fails(client, "load", "or the connection broke", "http://127.0.0.1:9", name="b", repo="alice/x")
+        fails(client, "push", "or the connection broke", "push again", name="a", repo="alice/x")

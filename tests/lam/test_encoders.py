@@ -150,7 +150,7 @@ def test_pickled_weights_and_missing_backbones_are_refused(tmp_path):
     torch.save(model.state_dict(), tmp_path / "mae" / "pytorch_model.bin")
     with pytest.raises(LaraArgumentError, match="cannot be loaded"):
         describe_image_encoder(str(tmp_path / "mae"))
-    with pytest.raises(HubError, match=r"image_encoder='nobody/nothing'.*may not be asked"):
+    with pytest.raises(HubError, match=r"image_encoder='nobody/nothing'.*the Hub is not asked"):
         LatentActionModel(LatentActionConfig(image_encoder="nobody/nothing", perceptual_weight=0.0))
 
 

@@ -112,7 +112,7 @@ def test_a_folder_of_pickles_is_refused(saved):
         ("/nowhere/lam", AdapterFormatError, "does not exist"),
         ("./nowhere", AdapterFormatError, "does not exist"),
         ("no where", AdapterFormatError, "no Hub id"),
-        ("nobody/nothing", HubError, "may not be asked"),
+        ("nobody/nothing", HubError, "the Hub is not asked"),
     ],
 )
 def test_what_is_not_there(where, error, message):

@@ -137,7 +137,7 @@ def test_a_card_that_is_no_text_is_replaced(lara, tmp_path):
 
 
 def test_the_repository_is_filled_in_where_it_is_known(lara):
-    facts = card.Facts.of(lara, base_model=None, dataset=None, license=None)
+    facts = card.Facts.from_adapter(lara, base_model=None, dataset=None, license=None)
     assert 'load_lara(policy, "alice/adapter")' in card.render(facts, None, "alice/adapter")
     facts.lora = True
     assert 'PeftModel.from_pretrained(policy, "alice/adapter", subfolder="policy_lora"' in card.render(

@@ -158,7 +158,7 @@ def test_a_base_of_another_class_is_told(trained, caplog):
         pass
 
     load_lara(Other(), folder, inference=True)
-    assert "saved from a Host, and is put onto a Other" in caplog.text
+    assert "saved from a Host, but is loaded into a Other" in caplog.text
 
 
 def test_a_folder_without_anything_of_the_policy(tmp_path):

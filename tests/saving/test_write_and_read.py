@@ -98,7 +98,7 @@ def test_what_cannot_be_stored_is_asked_for(tmp_path):
     lara.detach()
     with pytest.raises(AdapterFormatError, match=r"callables or modules for \['alignment', 'token'\]"):
         load_lara(policy, tmp_path / "a")
-    with pytest.raises(AdapterFormatError, match="holds no latent action model"):
+    with pytest.raises(AdapterFormatError, match="does not have a latent action model"):
         load_lara(policy, tmp_path / "a", token="last", alignment="cosine")
     again = load_lara(policy, tmp_path / "a", token="last", alignment="cosine", lam=OwnLam())
     assert torch.equal(again.projector[0].weight, lara.projector[0].weight)
@@ -142,7 +142,7 @@ def test_damaged_folders(saved):
     broken("truncated", lambda f: (f / "lam" / "model.safetensors").write_bytes(b"\x00" * 20))
     broken("lam", lambda f: (f / "lam" / "config.json").unlink())
     broken("no weight schedule", lambda f: _edit(f, align_weight={"schedule": "exec"}))
-    broken("describes no alignment", lambda f: _edit(f, alignment={"name": "l2"}))
+    broken("is not an alignment", lambda f: _edit(f, alignment={"name": "l2"}))
     broken("blocks='elsewhere'", lambda f: _edit(f, blocks="elsewhere"), TapNotFound)
     broken("depth 9, but here it is 5", lambda f: _edit(f, depth=9))
     broken("layer=7, but transformer_blocks has 5 blocks", lambda f: _edit(f, layer=7), TapNotFound)
@@ -208,7 +208,7 @@ def test_a_folder_that_does_not_exist(where):
 
 
 def test_the_hub_out_of_reach():
-    with pytest.raises(HubError, match="may not be asked"):
+    with pytest.raises(HubError, match="the Hub is not asked"):
         load_lara(DitPolicy(), "user/adapter")
 
 

@@ -189,7 +189,7 @@ def test_an_index_that_leads_out(folder, name):
     weight_map = json.loads(index.read_text())["weight_map"]
     edit(index, weight_map={**weight_map, "action_in.weight": name})
     sign(folder)
-    refused(folder, "no shard beside it|text to text", inference=True)
+    refused(folder, "not the name of a shard|text to text", inference=True)
 
 
 @pytest.mark.parametrize(
@@ -286,15 +286,15 @@ def test_saving_over_a_folder_with_links_writes_nothing_outside(original, tmp_pa
     ("changes", "message"),
     [
         ({"schema_version": 2}, "schema_version=2.*upgrade"),
-        ({"schema_version": True}, "no adapter of lara_adapter"),
-        ({"schema_version": "1"}, "no adapter of lara_adapter"),
+        ({"schema_version": True}, "not an adapter of lara_adapter"),
+        ({"schema_version": "1"}, "not an adapter of lara_adapter"),
         ({"layer": True}, "layer=True"),
         ({"latent_width": -1}, "below 1"),
         ({"depth": 0}, "below 1"),
         ({"projector": "os.system"}, "projector='os.system'"),
         ({"tap_kind": "exec"}, "tap_kind='exec'"),
         ({"token": "x" * 1000}, "out of range"),
-        ({"alignment": {"name": "contrastive", "temperature": "hot"}}, "out of range|no alignment"),
+        ({"alignment": {"name": "contrastive", "temperature": "hot"}}, "out of range|not an alignment"),
         ({"align_weight": -1.0}, "out of range"),
         ({"align_weight": {"schedule": "warmup", "weight": "x", "steps": 1}}, "out of range"),
         ({"align_weight": {"schedule": "warmup", "weight": 1, "steps": -5}}, "out of range"),
@@ -383,7 +383,7 @@ def test_a_changed_file_is_noticed(folder):
 
 def test_a_folder_that_was_added_is_not_used(folder):
     (folder / "policy_lora").mkdir()
-    refused(folder, "policy_lora is not in the list of files")
+    refused(folder, "policy_lora is not among the files of lara_config.json")
 
 
 # ---------------------------------------------------------------------- LoRA
@@ -408,13 +408,13 @@ def lora_folder(tmp_path):
         ({"r": True}, "r is True"),
         ({"r": -1}, "a rank of -1"),
         ({"rank_pattern": {"mlp": 10**9}}, "a rank of 1000000000"),
-        ({"rank_pattern": {"(a+)+$": 2}}, "no plain name"),
+        ({"rank_pattern": {"(a+)+$": 2}}, "not a plain module name"),
         ({"alpha_pattern": {"mlp": "x"}}, "lora_alpha 'x'"),
         ({"lora_alpha": "8"}, "lora_alpha is '8'"),
         ({"layer_replication": [[0, 10**6]]}, "asks for"),
         ({"init_lora_weights": "loftq"}, "cannot be restored exactly"),
         ({"some_future_switch": True}, "asks for.*some_future_switch"),
-        ({"modules_to_save": ["(a+)+"]}, "no name of a module"),
+        ({"modules_to_save": ["(a+)+"]}, "not a module name"),
         ({"bias": "evil"}, "bias is 'evil'"),
     ],
 )

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from helpers.models import FixedDit
+from helpers.models import TINY, FixedDit
 from helpers.toys import make_batch
 
 from lara_adapter import AttachOrderError, LatentActionConfig, LatentActionModel, attach_lara
@@ -63,7 +63,7 @@ def collate_flat(rows):
 def build(host=Host, weight=0.3, lam_weight=0.2, **arguments):
     torch.manual_seed(0)
     policy = host().train()
-    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=3))
+    lam = LatentActionModel(LatentActionConfig.tiny(**{**TINY, "vq_warmup_steps": 3}))
     return policy, attach_lara(policy, lam, align_weight=weight, lam_weight=lam_weight, **arguments)
 
 
