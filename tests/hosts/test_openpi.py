@@ -165,11 +165,10 @@ def test_after_norm_is_of_one_call_and_leaves_the_policy_table_alone(name, tmp_p
     attach(policy_of(name), OwnLam())
     assert table == policies._TABLE
     lara.save_pretrained(tmp_path)
-    again = load_lara(policy_of(name), tmp_path, frames=observation_frames, spec=lara.binding.spec)
+    again = load_lara(policy_of(name), tmp_path, frames=observation_frames)
     assert again.config.tap == "action_out_proj"
     assert "was saved with the state at" not in caplog.text
-    load_lara(policy_of(name), tmp_path, frames=observation_frames)
-    assert "was saved with the state at action_out_proj, but here it is read at paligemma" in caplog.text
+    assert table == policies._TABLE
 
 
 @both
@@ -376,7 +375,6 @@ def test_a_saved_adapter_is_attached_again(tmp_path):
     assert again.config.tap == "action_out_proj"
     assert again.step == 1
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in lara.state_dict().items())
-    attach(policy_of("pi05"), OwnLam())  # the row of the table before the norm again, for the other tests
 
 
 def test_openpi_checks_its_patched_transformers_before_lara_is_attached(monkeypatch):
