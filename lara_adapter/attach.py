@@ -1,4 +1,4 @@
-"""Attach LARA to a policy and take it off again: the one place that touches a policy."""
+"""`attach_lara` and `load_lara`: what is refused, and what is put together."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def attach_lara(
     add_to_loss: bool = True,
     spec: PolicySpec | None = None,
 ) -> LaraAdapter:
-    """Attach LARA to a policy: from now on its training forward returns L_ACT + w1 L_LARA + w2 L_LAM (LARA, Eq. 7).
+    """Attach LARA to a policy, whose training forward then returns L_ACT + w1 L_LARA + w2 L_LAM (LARA, Eq. 7).
 
     Call it after `get_peft_model`, and before the optimizer, DDP, FSDP, DeepSpeed, `accelerate.prepare`, Trainer and
     torch.compile. In eval mode and under no_grad the policy runs as if nothing were attached.
 
     Args:
         policy: any module with a diffusion-transformer action head whose forward takes a batch and returns a loss: a
-            mapping or object with "loss", a tuple (loss, ...), or a tensor of losses. A PeftModel is welcome.
+            mapping or object with "loss", a tuple (loss, ...), or a tensor of losses. May be a PeftModel.
         lam: a LatentActionModel, a folder or Hub id of one, or a module with `encode(frame_t, frame_future)` and
             `forward(frame_t, frame_future)` returning the same fields, and `latent_width`.
         layer: which hidden state, as an index into [embeddings, after block 1, ..., after block L]: -1 the last
@@ -81,8 +81,8 @@ def attach_lara(
         lam_weight: w2 >= 0, likewise. Both constant 0: LARA is idle and training is bit-identical to never attaching.
         lam_grad_scale: factor >= 0 on the alignment gradient that reaches the LAM (1: the paper; 0: stop-gradient).
         train_lam: False: frozen LAM (LARA, Eq. 5); its loss is not computed.
-        add_to_loss: False: the policy's loss is left alone and `lara.losses.total` is yours to add.
-        spec: row of the policy table for this call; None: the one that :func:`register_policy` or we know for the policy.
+        add_to_loss: False: the policy's loss is unchanged, and you add `lara.losses.total` yourself.
+        spec: row of the policy table for this call; None: the one registered for the policy's class.
 
     Returns:
         The adapter, registered in the policy's tree as `lara`.
@@ -91,7 +91,7 @@ def attach_lara(
         TapNotFound: the blocks or the layer cannot be found, or several lists of blocks fit.
         AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
         LaraArgumentError: an argument has a value outside the above.
-        AdapterFormatError: `lam` is a folder or repository that holds no latent action model.
+        AdapterFormatError: `lam` is a folder or repository without a latent action model.
     """
     peft = policy
     policy, spec, tap = locate(policy, layer, blocks, spec)
@@ -149,14 +149,14 @@ def attach_lara(
         lam_weight=lam_weight,
     )
     adapter.to(_device_of(policy.get_submodule(tap.path), policy))
-    adapter.binding.put_on(adapter)
+    adapter.binding.install(adapter)
     return adapter
 
 
 def locate(
     policy: nn.Module, layer: int | str, blocks: str | nn.Module | None, spec: PolicySpec | None = None
 ) -> tuple[nn.Module, PolicySpec, Tap]:
-    """Where LARA goes in a policy; changes nothing.
+    """Find where LARA goes in a policy, without changing it.
 
     Args:
         policy: as for :func:`attach_lara`; may be on the meta device.
@@ -170,13 +170,13 @@ def locate(
     Raises:
         TapNotFound: the blocks or the layer cannot be found, or several lists of blocks fit.
         AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
-        LaraArgumentError: the policy is no module, or `layer` no layer.
+        LaraArgumentError: the policy is not a module, or `layer` not a layer.
     """
     policy = _unwrap_peft(policy)
     _refuse_wrapped(policy)
     spec = spec or find_spec(policy)
     if blocks is not None and blocks != spec.blocks:
-        # the user's blocks: what the table says of how to read its own blocks does not apply
+        # the user's own blocks: how the table reads its blocks does not apply
         spec = PolicySpec(GENERIC.name, frames=spec.frames, owner=spec.owner)
     return policy, spec, resolve_tap(policy, layer, blocks, spec)
 
@@ -206,21 +206,20 @@ def load_lara(
 ) -> LaraAdapter | nn.Module:
     """Attach a saved adapter; or, with `inference=True`, turn a base policy into the post-trained one.
 
-    To go on training: everything is as it was when saved, so that with the optimizer's state (yours) the run goes on
-    bit-identically. What was saved of the policy (LoRA, `save_policy="trainable"`) is loaded into it.
+    To go on training: with the optimizer's state, which you restore, the run continues bit-identically. What was saved of
+    the policy (LoRA, `save_policy="trainable"`) is loaded into it.
 
-    To act: LoRA and trained weights go onto `policy`, and nothing else of LARA is read, loaded or downloaded. What comes
-    back is `policy` itself, the same object in eval mode: its class, its methods for acting and every reference to it stay
-    good, which a PeftModel around it would not give.
+    To act: LoRA and trained weights are loaded into `policy`, and nothing else of LARA is read or downloaded. `policy`
+    itself is returned, in eval mode, so that its class, methods and references to it stay valid.
 
     Args:
         policy: a policy like the one it was saved from, not yet attached. With LoRA in the folder: to train, the PeftModel;
             to act, the base policy (or a PeftModel that has the same LoRA).
         repo_or_dir: folder written by `lara.save_pretrained`, or a Hub repository id.
         revision: branch, tag or commit of the repository; None: its main branch.
-        inference: to act, see above.
-        merge: with `inference`: add the LoRA to the weights, which leaves a policy without any trace of peft; of a
-            PeftModel the policy inside comes back. False: LoRA stays in layers of its own beside frozen weights.
+        inference: load the policy to act, see above.
+        merge: with `inference`: merge the LoRA into the weights, so that nothing of peft remains; for a PeftModel the
+            policy inside is returned. False: LoRA stays in separate layers beside frozen weights.
         **overrides: arguments of :func:`attach_lara` that replace the saved ones (needed for what was a callable).
 
     Returns:
@@ -228,20 +227,22 @@ def load_lara(
 
     Raises:
         AdapterFormatError: truncated, foreign or newer files, or tensors that do not fit this policy or LAM; with
-            `inference` also a folder without anything of the policy.
+            `inference` also a folder without weights of the policy.
         AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
         HubError: the repository cannot be reached, found or read.
         HostNotInstalled: there is LoRA to apply, and peft is missing.
         LaraArgumentError: `merge` without `inference`, or `inference` with overrides.
-        TapNotFound: this policy has not the saved blocks or layer.
+        TapNotFound: this policy does not have the saved blocks or layer.
     """
     if inference:
         if overrides:
-            raise LaraArgumentError(f"load_lara: {sorted(overrides)} are settings of a training, but inference=True")
+            raise LaraArgumentError(f"load_lara: {sorted(overrides)} are settings of training, but inference=True")
         _refuse_wrapped(_unwrap_peft(policy))
         return read_adapter(repo_or_dir, revision, acting=True).act(policy, merge=merge)
     if merge:
-        raise LaraArgumentError("load_lara: merge=True is for inference=True; LoRA that trains on stays as it is")
+        raise LaraArgumentError(
+            "load_lara: merge=True needs inference=True; LoRA that is trained further is not merged"
+        )
     saved = read_adapter(repo_or_dir, revision)
     arguments = {**saved.arguments, **overrides}
     missing = sorted(name for name, value in arguments.items() if value is None and name != "blocks")
@@ -252,7 +253,7 @@ def load_lara(
         )
     if "lam" not in arguments:
         raise AdapterFormatError(
-            f"{saved.source} holds no latent action model; pass it: load_lara(policy, ..., lam=...)"
+            f"{saved.source} does not have a latent action model; pass it: load_lara(policy, ..., lam=...)"
         )
     if not overrides.keys() & {"layer", "blocks", "spec"}:
         arguments["spec"] = _saved_spec(policy, saved.config)
@@ -274,7 +275,7 @@ def load_lara(
     return adapter
 
 
-# ---------------------------------------------------------------------- what attach_lara is given
+# ---------------------------------------------------------------------- checks of the arguments
 
 
 def _saved_spec(policy: nn.Module, config: LaraConfig) -> PolicySpec:
@@ -288,7 +289,7 @@ def _saved_spec(policy: nn.Module, config: LaraConfig) -> PolicySpec:
 
 
 def _unwrap_peft(policy: nn.Module) -> nn.Module:
-    """The model inside a PeftModel: its forward runs within the wrapper's, and it outlives merge_and_unload."""
+    """The model inside a PeftModel: the wrapper calls its forward, and it outlives merge_and_unload."""
     if not isinstance(policy, nn.Module):
         raise LaraArgumentError(f"attach_lara: policy is a {type(policy).__name__}, but an nn.Module is expected")
     return unwrapped(policy)
@@ -303,10 +304,10 @@ def _refuse_wrapped(policy: nn.Module) -> None:
     for path, module in policy.named_modules():
         names = {cls.__name__ for cls in type(module).__mro__}
         where = path or "the policy itself"
-        for wrapper, mend in _WRAPPERS.items():
-            # a compiled part is fine as long as it has not run: a hook put on a block later still fires
+        for wrapper, fix in _WRAPPERS.items():
+            # a compiled part is fine as long as it has not run: a hook added to a block later still fires
             if wrapper in names and (wrapper != "OptimizedModule" or not path):
-                raise AttachOrderError(f"attach_lara: {where} is wrapped in {wrapper}; {mend}")
+                raise AttachOrderError(f"attach_lara: {where} is wrapped in {wrapper}; {fix}")
         if "FSDPModule" in names:
             raise AttachOrderError(
                 f"attach_lara: {where} is sharded by fully_shard; attach_lara first, then fully_shard"
@@ -336,8 +337,8 @@ def _latent_width(lam: nn.Module) -> int:
     width = getattr(lam, "latent_width", None)
     if not isinstance(width, int) or width < 1:
         raise LaraArgumentError(
-            f"attach_lara: lam.latent_width is {width!r}; a LAM of your own needs it: the number of values in one latent "
-            "action (tokens x width)"
+            f"attach_lara: lam.latent_width is {width!r}, but the number of values of a latent action (tokens x width) is "
+            "expected"
         )
     return width
 
