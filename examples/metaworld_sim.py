@@ -96,6 +96,11 @@ class Distractors:
         return covered
 
 
+def frame_seed(split: int, index: int, step: int = 0) -> int:
+    """Number the frame of step `step` of start `index` in a set of starts; the seed of its distractors and noise."""
+    return 10_000_000 * split + 1000 * index + step
+
+
 def add_distractors(frames: NDArray[np.uint8], seeds: Iterable[int]) -> NDArray[np.uint8]:
     """Return copies of frames [N, 3, H, W], each with the distractors of its own seed."""
     size = frames.shape[-1]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from lara_adapter.integrations.simulators.metaworld import describe
-from metaworld_sim import GLMissing, Scene, add_distractors, find_gl
+from metaworld_sim import GLMissing, Scene, add_distractors, find_gl, frame_seed
 
 from lara_adapter.storage.files import read_json, replace_folder, write_json
 
@@ -61,7 +61,7 @@ class World:
         """Add this world's distractors, if any, to frames [N, 3, H, W] of one episode from a step on."""
         if not self.distractors:
             return frames
-        return add_distractors(frames, 10_000_000 * split + 1000 * index + step + np.arange(len(frames)))
+        return add_distractors(frames, frame_seed(split, index, step) + np.arange(len(frames)))
 
 
 def require(*modules: str) -> None:

@@ -26,7 +26,7 @@ Table = dict[str, Tensor]
 
 def distractor_seeds(split: str, seed: int, rows: int) -> NDArray[np.int64]:
     """Return the seeds of the distractors in the frames of a split, row by row."""
-    return np.arange(rows) + 10_000_000 * split_seed(split, seed)
+    return np.arange(rows) + metaworld_sim.frame_seed(split_seed(split, seed), 0)
 
 
 def split_seed(split: str, seed: int) -> int:

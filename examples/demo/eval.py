@@ -15,7 +15,7 @@ from torch import Tensor
 from examples import metaworld_sim
 from examples.demo.data import Table, gather, split_seed
 from examples.demo.stages import Progress
-from examples.metaworld_sim import FRAME_SKIP
+from examples.metaworld_sim import FRAME_SKIP, frame_seed
 from examples.mini_vla import MiniVLA, MiniVLAConfig
 
 FILM_SIZE = 192  # pixels
@@ -119,11 +119,11 @@ class Run:
         frame = self.scene.render(self.env)
         if not self.distractors:
             return frame
-        return metaworld_sim.add_distractors(frame[None], [10_000_000 * self.split + 1000 * self.start + step])[0]
+        return metaworld_sim.add_distractors(frame[None], [frame_seed(self.split, self.start, step)])[0]
 
     def noise(self, step: int, policy: Policy) -> Tensor:
         """Return the sampling noise [T, A] of this start at this step, the same for every arm."""
-        random = torch.Generator().manual_seed(10_000_000 * self.split + 1000 * self.start + step)
+        random = torch.Generator().manual_seed(frame_seed(self.split, self.start, step))
         return torch.randn(policy.config.horizon, policy.config.action_dim, generator=random)
 
     def act(self, actions: NDArray[np.float32], step: int, max_steps: int) -> None:
