@@ -49,6 +49,7 @@ from benchmarks.success.rows import ROWS, append_row, read_rows
 from examples.demo.data import collect
 from examples.demo.eval import closed_loop
 from examples.demo.probe import examine_lam
+from examples.demo.settings import Experiment
 from examples.demo.stages import Job, Progress, run_jobs
 from examples.demo.train import continue_lam, pretrain_lam, train_policy
 from examples.metaworld_sim import find_gl
@@ -58,73 +59,61 @@ from lara_adapter.storage.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is run. Rows of the same settings are never run twice."""
+class Settings(Experiment):
+    """Settings of the benchmark. Rows of the same settings are never measured twice."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    """Each is the whole experiment anew."""
     regimes: tuple[Literal["distractors", "clean"], ...] = ("distractors", "clean")
+    """Whether every frame gets random squares and light."""
     stages: tuple[Literal["main", "gradient", "ablations", "cosine_depth"], ...] = ("main",)
     """Groups of arms."""
     arms: tuple[str, ...] = ()
-    """Single arms, in the place of groups."""
-    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open")
-    demos: int = 10
-    """Demonstrations per task."""
-    heldout: int = 15
-    play: int = 40
-    play_steps: int = 112
-    lam_steps: int = 600
-    policy_steps: int = 600
-    batch: int = 32
-    lr: float = 5e-4
-    episodes: int = 50
-    """Closed-loop episodes per task and arm."""
-    max_steps: int = 150
-    execute: int = 8
+    """Single arms, instead of groups."""
     width: int = MiniVLAConfig.width
-    """Of the policy."""
+    """Width of the policy."""
     depth: int = MiniVLAConfig.depth
-    """Of the policy: blocks of its diffusion transformer."""
-    workers: int = 2
-    """Processes at a time, one thread each."""
+    """Blocks of the policy's diffusion transformer."""
     cache: Path = Path("outputs/success")
+    """Folder of finished jobs."""
     rows: Path = ROWS
+    """File that the rows are added to."""
 
     def same(self) -> dict[str, Any]:
-        """Those settings that a row depends on, beside its regime, seed and arm."""
+        """The settings that a row depends on, beside its regime, seed and arm."""
         left_out = ("seeds", "regimes", "stages", "arms", "workers", "cache", "rows", "width", "depth")
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out} | self.size()
 
     def size(self) -> dict[str, int]:
-        """What changes of the policy's sizes; nothing for most rows, which so keep the names of their results."""
+        """The sizes of the policy that are not the default: usually none, so that jobs keep their names."""
         default = MiniVLAConfig()
         return {key: getattr(self, key) for key in ("width", "depth") if getattr(self, key) != getattr(default, key)}
 
-    def wanted(self) -> tuple[str, ...]:
+    def arm_names(self) -> tuple[str, ...]:
         """Names of the arms to run."""
         return self.arms or tuple(name for stage in self.stages for name in STAGES[stage])
 
 
-def world_of(arm: Arm) -> dict[str, Any]:
-    """What an arm changes of the jobs' defaults; nothing for most, so that they keep the names of their results."""
+def data_changes(arm: Arm) -> dict[str, Any]:
+    """What an arm changes of its data: usually nothing, so that jobs keep their names."""
     changed = {"gap": arm.gap, "video": arm.video}
     return {key: value for key, value in changed.items() if value != getattr(Arm(None), key)}
 
 
 def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> None:
-    """A LAM that never learnt. A job."""
+    """A job: a LAM that is not trained."""
     torch.manual_seed(seed)
     LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4)).save_pretrained(folder / "lam")
     progress(1)
 
 
 def _key(world: dict[str, Any]) -> str:
-    """Name what a LAM was pretrained with, beside the defaults."""
+    """Name of the data that a LAM is pretrained with, beside the defaults."""
     return " ".join(f"{key}{value}" for key, value in world.items())
 
 
 def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> list[dict[str, Any]]:
-    """Everything of one seed in one regime; a row for each arm."""
+    """Run one seed in one regime; returns a row for each arm."""
     cache, s = settings.cache, settings
     world = {"distractors": regime == "distractors", "seed": seed}
     training = {**world, "batch": s.batch, "lr": s.lr}
@@ -141,7 +130,7 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
     )
     random = Job("lam-random", random_lam, {"steps": s.lam_steps, "seed": seed}, 1)
     pretraining = {"data": data, "steps": s.lam_steps, **training}
-    worlds = {arm: {} if arm == CONTROL else world_of(ARMS[arm]) for arm in arms}
+    worlds = {arm: {} if arm == CONTROL else data_changes(ARMS[arm]) for arm in arms}
     gaps = {arm: {key: value for key, value in changed.items() if key == "gap"} for arm, changed in worlds.items()}
     of_video = {
         key: Job("-".join(["lam-before", *key.split()]), pretrain_lam, {**pretraining, **world}, s.lam_steps)
@@ -212,7 +201,9 @@ def main() -> int:
     settings = tyro.cli(Settings, description=__doc__)
     unknown = set(settings.arms) - {*ARMS, CONTROL}
     if unknown:
-        sys.stderr.write(f"--arms: no arm {', '.join(sorted(unknown))}; there is {', '.join([*ARMS, CONTROL])}\n")
+        sys.stderr.write(
+            f"--arms: unknown {', '.join(sorted(unknown))}; expected some of {', '.join([*ARMS, CONTROL])}\n"
+        )
         return 2
     find_gl()
     settings = dataclasses.replace(settings, cache=settings.cache.resolve())
@@ -224,7 +215,7 @@ def main() -> int:
                 for row in read_rows(settings.rows)
                 if row["seed"] == seed and row["regime"] == regime and row["settings"] == same
             }
-            missing = [arm for arm in settings.wanted() if arm not in there]
+            missing = [arm for arm in settings.arm_names() if arm not in there]
             if not missing:
                 continue
             for row in run_seed(settings, regime, seed, missing):

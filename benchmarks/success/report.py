@@ -281,6 +281,8 @@ SECTIONS = {"benchmarks/README.md": {"success": success_section, "ablations": ab
 
 def problems() -> Iterator[str]:
     """Rows that are not comparable, and a summary that does not follow from them."""
+    from PIL import Image
+
     rows = read_rows(ROWS)
     keys = {json.dumps([row["regime"], row["seed"], row["arm"], row["settings"]], sort_keys=True) for row in rows}
     if len(keys) < len(rows):
@@ -291,7 +293,15 @@ def problems() -> Iterator[str]:
             yield f"{ROWS.name}: seed {row['seed']}, {row['arm']}: not the episodes of its settings"
     summaries = json.loads(json.dumps({name: summary for name, (_, summary) in recorded().items()}))
     if read_json(ROWS.with_name("summary.json")) != summaries:
-        yield "summary.json is not that of the rows: python -m benchmarks.success.report"
+        yield "summary.json does not follow from the rows: python -m benchmarks.success.report"
+    sources = {"success.png": pictures.digest(summaries)}
+    for group, summary in recorded().values():
+        if ablation_table(summary):
+            sources["ablations.png"] = pictures.digest([points_of(group), references(group)])
+    for name, source in sources.items():
+        with Image.open(ROWS.with_name(name)) as picture:
+            if picture.info.get("Source") != source:
+                yield f"{name} does not follow from the rows: python -m benchmarks.success.report"
 
 
 def write(rows: Path, out: Path) -> None:

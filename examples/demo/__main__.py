@@ -21,13 +21,14 @@ from examples.demo.cli import check_settings, exit_status, read_presets
 from examples.demo.data import collect
 from examples.demo.eval import closed_loop
 from examples.demo.probe import examine_lam
+from examples.demo.settings import Experiment
 from examples.demo.stages import Job, run_jobs
 from examples.demo.train import continue_lam, pretrain_lam, reload_adapter, train_policy
 from examples.metaworld_sim import find_gl
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Experiment):
     """Settings of the demo. The defaults are those of the preset "demo"."""
 
     preset: Literal["demo", "smoke", "full"] = "demo"
@@ -36,40 +37,14 @@ class Settings:
     """Where results are written. Finished stages are kept in cache/, under names that depend on their settings."""
     seed: int = 0
     """Seed of starts, weights, data order, noise and distractors."""
-    tasks: tuple[str, ...] = ("button-press-topdown", "drawer-open")
-    """Meta-World tasks with a scripted expert."""
     distractors: bool = True
     """Put random squares and light into every frame, for the LAM, the policies and the evaluation."""
-    demos: int = 10
-    """Demonstrations per task to train on."""
-    heldout: int = 15
-    """Held-out demonstrations per task, for the measurements."""
-    play: int = 40
-    """Episodes of play video per task; their actions are thrown away."""
-    play_steps: int = 112
-    """Steps of each play episode."""
-    lam_steps: int = 600
-    """Training steps of the latent action model."""
-    policy_steps: int = 600
-    """Training steps of each policy and of the control."""
-    batch: int = 32
-    """Rows per batch."""
-    lr: float = 5e-4
-    """Peak learning rate of all models; it falls along a cosine."""
     align_weight: float = 0.1
     """w1 of LARA, Eq. 7. The paper's 0.01 has no effect in so few steps."""
     lam_weight: float = 0.1
     """w2. Under Adam only the ratio of w1 and w2 matters to the LAM; it is 1 in the paper too."""
     contrastive_lam_grad_scale: float = 1.0
     """Factor on the contrastive gradient that reaches the LAM."""
-    episodes: int = 50
-    """Closed-loop episodes per task and policy."""
-    max_steps: int = 150
-    """Steps after which an episode counts as failed."""
-    execute: int = 8
-    """Actions executed of each chunk of 16."""
-    workers: int = 2
-    """Parallel processes, one thread each."""
 
     def __post_init__(self) -> None:
         check_settings(self)
