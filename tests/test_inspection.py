@@ -242,7 +242,7 @@ def test_unknown_width_is_a_finding_unless_the_projector_is_given():
 
     policy = nn.Module()
     policy.blocks = nn.ModuleList(Mute() for _ in range(3))
-    assert "do not tell the width" in describe_policy(policy).error
+    assert "the width of the blocks' hidden state is unknown" in describe_policy(policy).error
     assert describe_policy(policy, projector=nn.Linear(4, 256)).projector_parameters == 4 * 256 + 256
 
 
