@@ -1,4 +1,4 @@
-"""Open a policy by name, to look at it or to serve it: a checkpoint of a known host, or a function of yours.
+"""Open a policy by name, to inspect or serve it: a checkpoint of a known host, or a function of yours.
 
 Tested with NVIDIA Isaac GR00T N1.6 (transformers 4.51.3) and LeRobot 0.6.1 (transformers 5.5.4).
 """
@@ -24,7 +24,7 @@ from lara_adapter.storage.files import read_json
 from .hosts import INSTALL, first_line, import_host
 from .skeleton import skeleton
 
-__all__ = ["Found", "attempt", "call_named", "identify", "open_policy"]
+__all__ = ["Source", "attempt", "call_named", "identify", "open_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def open_policy(source: str | os.PathLike[str], *, weights: bool = False) -> nn.
             - "package.module:callable" or "path/to/file.py:callable": what the callable returns, called without
               arguments. The current folder can be imported from, and the file's own folder. It runs that code.
         weights: load the weights of a checkpoint. False: only `config.json` is read or downloaded, and the policy's
-            parameters are on the meta device: for looking at, not for running. Hosts that fetch their backbone while
+            parameters are on the meta device: for inspection, not for running. Hosts that fetch their backbone while
             they are built still do so. A callable decides itself.
 
     Returns:
@@ -61,18 +61,18 @@ def open_policy(source: str | os.PathLike[str], *, weights: bool = False) -> nn.
         HostNotInstalled: the checkpoint's library cannot be imported.
     """
     text = os.fspath(source)
-    found = identify(text)
-    if found.host == "callable":
+    identified = identify(text)
+    if identified.host == "callable":
         policy = call_named(text)
         if not isinstance(policy, nn.Module):
             raise PolicySourceError(f"{text} returned a {type(policy).__name__}, but an nn.Module is expected")
         return policy
-    if found.host == "gr00t":
-        return _open_gr00t(text, found.folder, found.kind, weights)
-    return _open_lerobot(text, found.folder, weights)
+    if identified.host == "gr00t":
+        return _open_gr00t(text, identified.folder, identified.kind, weights)
+    return _open_lerobot(text, identified.folder, weights)
 
 
-class Found(NamedTuple):
+class Source(NamedTuple):
     """What a source is: "callable", or a checkpoint of "gr00t" or "lerobot" with its kind and where its config is."""
 
     host: str
@@ -80,14 +80,14 @@ class Found(NamedTuple):
     folder: Path = Path()
 
 
-def identify(source: str) -> Found:
+def identify(source: str) -> Source:
     """Tell what `source` names, without building anything; of a repository only `config.json` is downloaded.
 
     Raises:
         PolicySourceError: it is neither a checkpoint of a known host nor "module:callable".
     """
     if _NAMED.fullmatch(source):
-        return Found("callable")
+        return Source("callable")
     config_file = _find_config(source)
     try:
         config = read_json(config_file)
@@ -95,9 +95,9 @@ def identify(source: str) -> Found:
         raise PolicySourceError(f"{source}: {error}") from error
     kind = config.get("model_type")
     if kind in _GR00T:
-        return Found("gr00t", str(kind), config_file.parent)
+        return Source("gr00t", str(kind), config_file.parent)
     if isinstance(config.get("type"), str):
-        return Found("lerobot", config["type"], config_file.parent)
+        return Source("lerobot", config["type"], config_file.parent)
     raise PolicySourceError(
         f'{source}: its config.json has model_type={kind!r} and no "type", but a GR00T checkpoint (model_type one of '
         f'{", ".join(_GR00T)}) or a LeRobot policy ("type") is expected. For any other policy give a function that returns '
@@ -112,8 +112,8 @@ def _find_config(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            there = sorted(entry.name for entry in folder.iterdir())[:10]
-            raise PolicySourceError(f"the folder {source} has no config.json; it has {there}")
+            entries = sorted(entry.name for entry in folder.iterdir())[:10]
+            raise PolicySourceError(f"the folder {source} has no config.json; it has {entries}")
         return folder / "config.json"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise PolicySourceError(
@@ -201,25 +201,25 @@ def _cannot_open(source: str, error: Exception) -> PolicySourceError:
 
 
 def call_named(source: str) -> Any:
-    """What the callable returns that "package.module:callable" or "path/to/file.py:callable" names; an nn.Module itself.
+    """Call what "package.module:callable" or "path/to/file.py:callable" names; an nn.Module is returned itself.
 
     Raises:
         PolicySourceError: there is no such callable, or it fails.
     """
-    named = _NAMED.fullmatch(source)
-    if named is None:
+    match = _NAMED.fullmatch(source)
+    if match is None:
         raise PolicySourceError(f"{source!r} is not of the form package.module:callable or path/to/file.py:callable")
-    module, name = named["module"], named["name"]
-    found: Any = attempt(source, lambda: _import_file(Path(module)) if module.endswith(".py") else _import(module))
+    module, name = match["module"], match["name"]
+    value: Any = attempt(source, lambda: _import_file(Path(module)) if module.endswith(".py") else _import(module))
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             raise PolicySourceError(f"{source}: {module} has no {name!r}")
-        found = getattr(found, part)
-    if isinstance(found, nn.Module):
-        return found
-    if not callable(found):
-        raise PolicySourceError(f"{source}: {name} is a {type(found).__name__}, but a callable is expected")
-    return attempt(source, found)
+        value = getattr(value, part)
+    if isinstance(value, nn.Module):
+        return value
+    if not callable(value):
+        raise PolicySourceError(f"{source}: {name} is a {type(value).__name__}, but a callable is expected")
+    return attempt(source, value)
 
 
 def _import(name: str) -> ModuleType:

@@ -27,14 +27,14 @@ def read_views(observation: Any, views: list[str], steps: int) -> dict[str, NDAr
     Raises:
         FrameError: one is missing, or has another shape or dtype.
     """
-    given = _part(observation, "video")
+    part = _part(observation, "video")
     read = {}
     for view in views:
-        if view not in given:
+        if view not in part:
             raise FrameError(
-                f"observation: the policy expects the view {view!r}, but the video entries are {sorted(given)}"
+                f"observation: the policy expects the view {view!r}, but the video entries are {sorted(part)}"
             )
-        array = given[view]
+        array = part[view]
         shape: tuple[int, ...] = getattr(array, "shape", ())
         if getattr(array, "dtype", None) != np.uint8 or len(shape) != 5 or shape[1] != steps or shape[-1] != 3:
             raise FrameError(
@@ -53,11 +53,11 @@ def read_states(observation: Any, key: str, width: int, steps: int) -> NDArray[n
     Raises:
         LaraArgumentError: it is missing, or has another shape or dtype, or is not finite.
     """
-    given = _part(observation, "state")
-    array = given.get(key)
+    part = _part(observation, "state")
+    array = part.get(key)
     shape = getattr(array, "shape", ())
     if array is None or array.dtype.kind != "f" or len(shape) != 3 or tuple(shape[1:]) != (steps, width):
-        got = _describe(array) if key in given else f"missing; there is {sorted(given)}"
+        got = _describe(array) if key in part else f"missing; there is {sorted(part)}"
         raise LaraArgumentError(f"observation: state[{key!r}] must be float32 [B, {steps}, {width}], but is {got}")
     if not np.isfinite(array).all():
         raise LaraArgumentError(f"observation: state[{key!r}] holds NaN or infinity")
@@ -70,8 +70,8 @@ def read_instructions(observation: Any, key: str, batch: int) -> list[str]:
     Raises:
         LaraArgumentError: it is missing or of another form.
     """
-    given = _part(observation, "language")
-    rows = given.get(key, next(iter(given.values())) if len(given) == 1 else None)
+    part = _part(observation, "language")
+    rows = part.get(key, next(iter(part.values())) if len(part) == 1 else None)
     if not isinstance(rows, list) or len(rows) != batch or not all(_is_text(row) for row in rows):
         raise LaraArgumentError(
             f"observation: language[{key!r}] must hold [str] for each of {batch} samples, but is {rows!r:.200}"

@@ -1,4 +1,4 @@
-"""Open what `lara serve` is given, as an object that a :class:`lara_adapter.serving.PolicyServer` can serve.
+"""Open the policy of `lara serve` as an object that a :class:`lara_adapter.serving.PolicyServer` can serve.
 
 No part of LARA is loaded: a post-trained policy acts without it.
 """
@@ -29,20 +29,20 @@ def open_served(source: str | os.PathLike[str], *, device: str = "cpu", embodime
         embodiment_tag: of a GR00T checkpoint: which of its embodiments acts; may be None if it has only one.
 
     Returns:
-        The policy. A checkpoint takes and gives GR00T's layout (see :mod:`.layout`), and `options={"seed": int}` makes
-        one call's sampling noise depend on the seed alone.
+        The policy. A checkpoint takes and gives GR00T's layout (see :mod:`.observations`), and with
+        `options={"seed": int}` the sampling noise of a call depends on the seed alone.
 
     Raises:
         PolicySourceError: it cannot be opened.
         HostNotInstalled: the checkpoint's library cannot be imported.
     """
     text = os.fspath(source)
-    found = identify(text)
-    if found.host == "lerobot":
+    identified = identify(text)
+    if identified.host == "lerobot":
         from .lerobot.serve import LeRobotPolicy
 
         return LeRobotPolicy.load(text, device)
-    if found.host == "gr00t":
+    if identified.host == "gr00t":
         from .gr00t.serve import Gr00tPolicy
 
         return Gr00tPolicy.load(text, device, embodiment_tag)

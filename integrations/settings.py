@@ -47,7 +47,7 @@ class LaraSettings:
         lam_grad_scale: factor on the alignment's gradient into the LAM; 1: the paper, 0: stop-gradient.
         train_lam: train the LAM on; false: frozen (paper, Eq. 5).
         lam_lr: learning rate of the LAM; none: the run's.
-        views: cameras that the LAM looks at; none: the policy's first.
+        views: cameras of the LAM's frames; none: the policy's first.
         gap: C, steps from the present to the future frame; none: the length of the action chunk.
         frame_size: side in pixels of the frames that travel with the batch; none: the LAM's image size.
         feature_cache: folder for the features of the LAM's frozen image encoder: no frame is encoded twice.

@@ -139,11 +139,11 @@ def _choose_views(dataset: Any, views: Sequence[str] | Mapping[str, Sequence[str
         if tag not in views:
             raise FrameError(f"add_frames: views has no entry for the embodiment {tag!r}; it has {sorted(views)}")
         views = views[tag]
-    chosen = tuple(views or loaded[:1])
-    missing = [view for view in chosen if view not in loaded]
-    if missing or not chosen:
+    names = tuple(views or loaded[:1])
+    missing = [view for view in names if view not in loaded]
+    if missing or not names:
         raise FrameError(
             f"add_frames: views {missing} are not loaded for {tag or 'this dataset'}, which has {loaded}. "
             "Only the views of the policy itself are decoded"
         )
-    return chosen
+    return names

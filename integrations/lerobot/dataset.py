@@ -88,8 +88,8 @@ class LaraDataset(Dataset):
             )
         self._ends = list(dataset.meta.episodes["dataset_to_index"])
         starts = list(dataset.meta.episodes["dataset_from_index"])
-        chosen = range(len(starts)) if dataset.episodes is None else dataset.episodes
-        longest = max((self._ends[e] - starts[e] for e in chosen), default=0)
+        episodes = range(len(starts)) if dataset.episodes is None else dataset.episodes
+        longest = max((self._ends[e] - starts[e] for e in episodes), default=0)
         check_gap("LaraDataset", gap, longest)
         # decoded one by one: a whole row would decode the images of the other cameras too
         self._images = {
@@ -190,15 +190,15 @@ def resolve_views(meta: Any, views: str | Sequence[str] | None) -> list[str]:
             return known
         what = f"choose one of {known}, several, or 'all'" if known else "LARA needs one"
         raise LaraArgumentError(f"the dataset has {len(known)} colour cameras; {what} (views=, --lara.views=)")
-    chosen = []
+    keys = []
     for name in [views] if isinstance(views, str) else views:
-        found = [key for key in known if key == name] or [key for key in known if key.rpartition(".")[2] == name]
-        if len(found) != 1:
+        matching = [key for key in known if key == name] or [key for key in known if key.rpartition(".")[2] == name]
+        if len(matching) != 1:
             raise LaraArgumentError(f"views={name!r}, but the dataset's colour cameras are {known}")
-        chosen += found
-    if not chosen or len(set(chosen)) != len(chosen):
+        keys += matching
+    if not keys or len(set(keys)) != len(keys):
         raise LaraArgumentError(f"views={views!r}, but one or several different ones of {known} are expected")
-    return chosen
+    return keys
 
 
 def _check_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -1,9 +1,10 @@
 """openpi's own training loop (scripts/train_pytorch.py) with LARA.
 
 The loop is a script of openpi's repository and is in no wheel, so it is run from the checkout that openpi is installed
-from, or that is named. It offers no hook. What is replaced while it runs, and put back afterwards: `build_datasets` and
-`safetensors` among the script's globals, the model's constructor in openpi, and, for a learning rate of the LAM's own,
-`torch.optim.AdamW`. The model stays of its stock class; openpi's own check of its patched transformers runs as always.
+from, or from one that you name. It offers no hook. What is replaced while it runs, and put back afterwards:
+`build_datasets` and `safetensors` among the script's globals, the model's constructor in openpi, and, for a learning
+rate of the LAM's own, `torch.optim.AdamW`. The model stays of its stock class; openpi's own check of its patched
+transformers runs as always.
 """
 
 from __future__ import annotations
