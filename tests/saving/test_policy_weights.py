@@ -164,7 +164,7 @@ def test_a_base_of_another_class_is_told(trained, caplog):
 def test_a_folder_without_anything_of_the_policy(tmp_path):
     policy = build()
     lara_on(policy).save_pretrained(tmp_path / "a")
-    with pytest.raises(AdapterFormatError, match="acting needs none of these files"):
+    with pytest.raises(AdapterFormatError, match="to act, load the policy alone"):
         load_lara(build(), tmp_path / "a", inference=True)
 
 
@@ -172,7 +172,7 @@ def test_arguments_that_do_not_go_together(trained):
     policy, lara, folder = trained
     with pytest.raises(LaraArgumentError, match="inference=True"):
         load_lara(build(), folder, inference=True, token="last")
-    with pytest.raises(LaraArgumentError, match="merge=True is for inference"):
+    with pytest.raises(LaraArgumentError, match="merge=True needs inference"):
         load_lara(build(), folder, merge=True)
     with pytest.raises(AttachOrderError, match="has LARA already"):
         load_lara(policy, folder, inference=True)

@@ -141,7 +141,7 @@ def test_damaged_folders(saved):
     broken("sha256 differs", lambda f: _flip_last_byte(f / weights))
     broken("truncated", lambda f: (f / "lam" / "model.safetensors").write_bytes(b"\x00" * 20))
     broken("lam", lambda f: (f / "lam" / "config.json").unlink())
-    broken("no weight schedule", lambda f: _edit(f, align_weight={"schedule": "exec"}))
+    broken("is not a weight schedule", lambda f: _edit(f, align_weight={"schedule": "exec"}))
     broken("is not an alignment", lambda f: _edit(f, alignment={"name": "l2"}))
     broken("blocks='elsewhere'", lambda f: _edit(f, blocks="elsewhere"), TapNotFound)
     broken("depth 9, but here it is 5", lambda f: _edit(f, depth=9))
