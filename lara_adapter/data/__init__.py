@@ -1,13 +1,15 @@
 """Video and robot datasets on disk: reading frames, and drawing pairs from them in a repeatable order.
 
-Imports torch and numpy only; `av` (video and pictures) and `pyarrow` (LeRobot's format) are looked for when they are used.
+Imports torch and numpy only; `av` (video and pictures) and `pyarrow` (LeRobot's format) are imported when they are used.
 """
 
+from .gap import Gap, parse_gap
 from .index import IndexSettings, VideoIndex, build_index, require_pairs
 from .pairs import PairBatch, PairStream
 from .sources import Segment, Source, find_sources
 
 __all__ = [
+    "Gap",
     "IndexSettings",
     "PairBatch",
     "PairStream",
@@ -16,5 +18,6 @@ __all__ = [
     "VideoIndex",
     "build_index",
     "find_sources",
+    "parse_gap",
     "require_pairs",
 ]

@@ -1,4 +1,4 @@
-"""How a clip is cut: chunks, which are decoded in one go, and chains of pairs that share frames."""
+"""How a source is divided: chunks, which are decoded in one go, and chains of pairs that share frames."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .index import Clip
+from .index import IndexedSource
 
-__all__ = ["Chunk", "chains_of", "chunks_of", "frames_of", "starts_of"]
+__all__ = ["Chunk", "chunk_frames", "chunk_starts", "make_chains", "split_chunks"]
 
 _CHUNK = 64  # present frames of a chunk at least, ...
 _LONGEST = 256  # ... and at most, where key frames are far apart
 
 
 class Chunk(NamedTuple):
-    """Presents first <= t < stop of a clip that are trained on."""
+    """Presents first <= t < stop of a source that are trained on."""
 
-    clip: int
+    source: int
     first: int
     stop: int
     pairs: int
     frames: int
 
 
-def chains_of(starts: np.ndarray, future: np.ndarray, longest: int) -> list[list[int]]:
+def make_chains(starts: np.ndarray, future: np.ndarray, longest: int) -> list[list[int]]:
     """Order pairs into chains in which the future of each is the present of the next.
 
     Args:
@@ -50,27 +50,27 @@ def chains_of(starts: np.ndarray, future: np.ndarray, longest: int) -> list[list
     return chains
 
 
-def starts_of(clip: Clip, chunk: Chunk) -> np.ndarray:
+def chunk_starts(source: IndexedSource, chunk: Chunk) -> np.ndarray:
     """Numbers of the presents of a chunk that are trained on."""
-    return chunk.first + np.flatnonzero(clip.train[chunk.first : chunk.stop])
+    return chunk.first + np.flatnonzero(source.train[chunk.first : chunk.stop])
 
 
-def frames_of(clip: Clip, chunk: Chunk) -> np.ndarray:
+def chunk_frames(source: IndexedSource, chunk: Chunk) -> np.ndarray:
     """Numbers of the frames that the pairs of a chunk are made of."""
-    starts = starts_of(clip, chunk)
-    return np.union1d(starts, clip.future[starts])
+    starts = chunk_starts(source, chunk)
+    return np.union1d(starts, source.future[starts])
 
 
-def chunks_of(number: int, clip: Clip) -> Iterator[Chunk]:
-    """Cut a clip into chunks: within an episode, at key frames where there are enough of them."""
-    for begin, end in zip(clip.parts[:-1].tolist(), clip.parts[1:].tolist()):
+def split_chunks(number: int, source: IndexedSource) -> Iterator[Chunk]:
+    """Divide a source into chunks: within an episode, at key frames where there are enough of them."""
+    for begin, end in zip(source.parts[:-1].tolist(), source.parts[1:].tolist()):
         first = begin
         while first < end:
-            later = clip.keys[np.searchsorted(clip.keys, first + _CHUNK) :][:1].tolist()
+            later = source.keys[np.searchsorted(source.keys, first + _CHUNK) :][:1].tolist()
             stop = min(*later, first + _LONGEST, end) if later else min(first + _LONGEST, end)
             if end - stop < _CHUNK // 2 and end - first <= _LONGEST:
-                stop = end  # no crumbs
-            chunk = Chunk(number, first, stop, int(clip.train[first:stop].sum()), 0)
+                stop = end  # no tiny last chunk
+            chunk = Chunk(number, first, stop, int(source.train[first:stop].sum()), 0)
             if chunk.pairs:
-                yield chunk._replace(frames=len(frames_of(clip, chunk)))
+                yield chunk._replace(frames=len(chunk_frames(source, chunk)))
             first = stop

@@ -1,4 +1,4 @@
-"""Videos and datasets as clips: something with frames to look at, whatever it lies in."""
+"""Videos and datasets as clips, for whatever reads some frames of each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DatasetError
-from .decode import SequentialVideo
 from .episodes import INFO, Episode, EpisodeDataset
+from .sources import VIDEOS, find_sources
+from .video import VideoFile
 
-__all__ = ["VIDEO_SUFFIXES", "Clip", "ClipSource", "pick_frames"]
+__all__ = ["Clip", "ClipSource"]
 
 logger = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg")
 
 
 class Clip(NamedTuple):
@@ -37,6 +36,8 @@ class Clip(NamedTuple):
 class ClipSource:
     """A dataset of the LeRobot format, a folder of videos (searched below too), or one video.
 
+    A dataset and a single video are read whole or refused; of a folder a damaged video is left out with a warning.
+
     Args:
         source: folder, file, or Hub id of a dataset.
         camera: of a dataset; None: the only one.
@@ -47,10 +48,10 @@ class ClipSource:
         dataset: the dataset, None for videos.
         camera: its camera, None for videos.
         fps: frames per second; of the first video.
-        clips: what there is; a video that cannot be opened is left out with a warning.
+        clips: the episodes, or the videos that can be opened.
 
     Raises:
-        DatasetError: there is nothing that can be read.
+        DatasetError: nothing can be read.
         LaraArgumentError: no such camera.
     """
 
@@ -58,30 +59,61 @@ class ClipSource:
         path = Path(source)
         self.dataset: EpisodeDataset | None = None
         self.camera: str | None = None
-        if path.is_file() or (path.is_dir() and not (path / INFO).is_file()):
-            self.name = path.resolve().name
-            files = [path] if path.is_file() else _videos_below(path)
-            self.clips, rates = _open_all(files, path.parent if path.is_file() else path)
-            if not self.clips:
-                raise DatasetError(
-                    f"{path} holds neither {INFO} (a LeRobot dataset) nor a video that can be read: "
-                    f"{', '.join(VIDEO_SUFFIXES)}"
-                )
-            self.fps = rates[0]
+        self.clips: list[Clip] = []
+        self._folder = path.is_dir() and not (path / INFO).is_file()
+        if not self._folder and not path.is_file():
+            self.dataset = EpisodeDataset(source, revision)
+            self.camera = self.dataset.camera(camera)
+            self.name, self.fps = self.dataset.name, self.dataset.fps
+            self.clips = [
+                Clip(f"episode {episode.number}", episode.length, episode) for episode in self.dataset.episodes
+            ]
             return
-        self.dataset = EpisodeDataset(source, revision)
-        self.camera = self.dataset.camera(camera)
-        self.name, self.fps = self.dataset.name, self.dataset.fps
-        self.clips = [Clip(f"episode {episode.number}", episode.length, episode) for episode in self.dataset.episodes]
+        self.name, rates = path.resolve().name, []
+        for file in [found.path for found in find_sources([path]) if found.kind == "video"]:
+            try:
+                with VideoFile(file) as video:
+                    name = file.relative_to(path if self._folder else path.parent).as_posix()
+                    self.clips.append(Clip(name, video.length or video.count(), file))
+                    rates.append(video.fps)
+            except DatasetError as error:
+                self._leave_out(error)
+        if not self.clips:
+            raise DatasetError(
+                f"{path} holds neither {INFO} (a LeRobot dataset) nor a video that can be read: {', '.join(sorted(VIDEOS))}"
+            )
+        self.fps = rates[0]
 
-    def frames(self, clip: Clip) -> Iterator[np.ndarray]:
-        """The frames of a clip, [H, W, 3] uint8, in order.
+    def pick(self, clip: Clip, places: Iterable[int]) -> dict[int, np.ndarray] | None:
+        """Some frames of a clip, decoded up to the last one.
+
+        Args:
+            clip: one of `clips`.
+            places: numbers of the frames.
+
+        Returns:
+            Number -> frame [H, W, 3] uint8, without those past its end; None: the video is damaged and left out.
 
         Raises:
-            DatasetError: the file is damaged or ends early.
+            DatasetError: an episode, or the one video, is damaged.
         """
+        rest = set(places)
+        frames: dict[int, np.ndarray] = {}
+        try:
+            for place, frame in enumerate(self._frames(clip) if rest else ()):
+                if place in rest:
+                    frames[place] = frame
+                    rest.remove(place)
+                    if not rest:
+                        break
+        except DatasetError as error:
+            self._leave_out(error)
+            return None
+        return frames
+
+    def _frames(self, clip: Clip) -> Iterator[np.ndarray]:
         if isinstance(clip.part, Path):
-            with SequentialVideo(clip.part) as video:
+            with VideoFile(clip.part) as video:
                 yield from video.all_frames()
             return
         assert self.dataset is not None
@@ -89,33 +121,7 @@ class ClipSource:
         for _, frames in self.dataset.frames(self.camera, [clip.part]):
             yield from frames
 
-
-def pick_frames(frames: Iterable[np.ndarray], places: Iterable[int]) -> dict[int, np.ndarray]:
-    """Those frames of a clip, decoded up to the last one wanted; places past its end are not in the result."""
-    wanted = set(places)
-    last = max(wanted, default=-1)
-    found = {}
-    for place, frame in enumerate(frames):
-        if place in wanted:
-            found[place] = frame
-        if place >= last:
-            break
-    return found
-
-
-def _videos_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-
-
-def _open_all(files: list[Path], root: Path) -> tuple[list[Clip], list[float]]:
-    clips, rates = [], []
-    for path in files:
-        try:
-            with SequentialVideo(path) as video:
-                clips.append(Clip(path.relative_to(root).as_posix(), video.length or video.count(), path))
-                rates.append(video.fps)
-        except DatasetError as error:
-            if len(files) == 1:
-                raise
-            logger.warning("left out: %s", error)
-    return clips, rates
+    def _leave_out(self, error: DatasetError) -> None:
+        if not self._folder:
+            raise error
+        logger.warning("left out: %s", error)

@@ -1,201 +1,157 @@
-"""Decoding: the frames of a video file in order, each of them once, and single pictures. Needs PyAV."""
+"""Frames of a source: all in order (to index it), or a few by number (to train on them)."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from ..errors import DatasetError
+from .episodes import cell_bytes, require_parquet
+from .sources import Source, list_pictures
+from .torchcodec_backend import read_by_time, require_torchcodec
+from .video import Converter, Decoded, VideoFile, picture_frame, require_av
 
-__all__ = ["SequentialVideo", "decode_picture", "require_av"]
-
-
-def require_av() -> Any:
-    """PyAV.
-
-    Raises:
-        DatasetError: it is not installed.
-    """
-    try:
-        import av
-        import av.error
-        import av.video.reformatter
-    except ImportError as error:
-        raise DatasetError(f"decoding video needs PyAV: pip install 'lara-adapter[video]' ({error})") from error
-    return av
+__all__ = ["decode_all", "read_frames", "require_decoder"]
 
 
-def decode_picture(content: bytes, name: str) -> np.ndarray:
-    """Decode a picture file (PNG, JPEG, ...).
+def require_decoder(decoder: str) -> None:
+    """Refuse a decoder that cannot be used here; it counts as usable only if it can be imported.
 
     Args:
-        content: the bytes of the file.
-        name: what to call it in an error.
-
-    Returns:
-        [H, W, 3] uint8.
+        decoder: "av", or "torchcodec", which needs `av` too.
 
     Raises:
-        DatasetError: it cannot be decoded.
+        DatasetError: a package, or FFmpeg's libraries for torchcodec, are missing; the message says which.
     """
-    av = require_av()
-    try:
-        with av.open(io.BytesIO(content)) as container:
-            picture: np.ndarray = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    # av's errors derive from several built-in ones; StopIteration: it holds no picture
-    except (av.error.FFmpegError, StopIteration, IndexError, ValueError) as error:
-        raise DatasetError(f"{name} is no picture that can be decoded ({type(error).__name__}: {error})") from error
-    return picture
+    require_av()
+    if decoder == "torchcodec":
+        require_torchcodec()
 
 
-class SequentialVideo:
-    """A video file whose frames are read in order. A context manager; one decoder, which moves on from read to read.
-
-    Reading one stretch after the other decodes each frame once. Only a jump (backwards, or over frames) seeks, to the
-    key frame before.
-
-    Args:
-        path: the file.
+def decode_all(source: Source) -> Iterator[Decoded]:
+    """Every frame of a source that can be decoded, in order.
 
     Raises:
         DatasetError: it cannot be opened, or holds no video.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        av = require_av()
-        self._errors: tuple[type[Exception], ...] = (av.error.FFmpegError, ValueError)
+    if source.kind == "video":
+        with VideoFile(source.path) as video:
+            yield from video.decode()
+        return
+    broken = False
+    for number, content in enumerate(_picture_files(source)):
         try:
-            self._container = av.open(str(path))
-        except self._errors as error:
-            raise DatasetError(
-                f"{path} cannot be opened as a video{_why(path)} ({type(error).__name__}: {error})"
-            ) from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise DatasetError(f"{path} holds no video stream")
-        self._stream = self._container.streams.video[0]
-        # One thread: where somebody set av.logging's level (torchvision.io does), a decoding thread of FFmpeg that has
-        # something to say waits for the interpreter's lock, while a decoder that is put away holds it and waits for its
-        # threads: a deadlock (seen with PyAV 15.0 and 15.1, not with 18.1).
-        self._stream.thread_type, self._stream.codec_context.thread_count = "NONE", 1
-        self._decoder: Iterator[Any] = iter(())
-        self._time: float | None = None  # of the last frame decoded; None: nothing yet
+            frame = picture_frame(content, str(source.path))
+        except DatasetError:
+            broken = True
+            continue
+        yield Decoded(frame, number, number / source.fps, True, broken)
+        broken = False
 
-    def __enter__(self) -> SequentialVideo:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._container.close()
+def read_frames(
+    source: Source, pts: np.ndarray, keys: np.ndarray, numbers: np.ndarray, size: int, decoder: str = "av"
+) -> np.ndarray:
+    """Some frames of a source, close together.
 
-    @property
-    def fps(self) -> float:
-        """Frames per second as the file states them; 30 where it does not."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        return float(rate) if rate else 30.0
+    Args:
+        source: what to read.
+        pts: [T] int64, time stamp of every frame, as the index holds them; strictly rising, or all -1: then frames are
+            counted from the start of the file.
+        keys: [K] int, rising: numbers of the frames at which decoding can start.
+        numbers: [n] int, rising: numbers of the frames to read.
+        size: side in pixels of the result.
+        decoder: "av", or "torchcodec" for the video files that it can read; `av` reads the others, and pictures.
 
-    @property
-    def length(self) -> int:
-        """Frames as the file states them, or as its duration suggests; 0 where it states neither."""
-        if self._stream.frames:
-            return int(self._stream.frames)
-        seconds = self._container.duration
-        return round(seconds / 1e6 * self.fps) if seconds else 0
+    Returns:
+        [n, size, size, 3] uint8, RGB.
 
-    def count(self) -> int:
-        """Frames counted by their packets, undecoded, for a file that does not state how many; to be called first of all.
-
-        Raises:
-            DatasetError: the file is damaged.
-        """
+    Raises:
+        DatasetError: torchcodec is asked for and cannot be used here; or a frame that the index knows cannot be decoded
+            any more: the file was changed, or cannot be reached.
+    """
+    stamped = pts[-1] != pts[0]
+    if decoder == "torchcodec" and source.kind == "video" and stamped:
+        with VideoFile(source.path) as video:
+            tick = video.tick  # an index with time stamps was made from a file that has it
+        frames = read_by_time(source.path, pts[numbers], tick, size)
+        if frames is not None:
+            return frames
+    convert, rest = Converter(size), set(numbers.tolist())
+    read: dict[int, np.ndarray] = {}
+    for passes in _passes(source, pts, keys, numbers.tolist()):
         try:
-            found = sum(packet.size > 0 for packet in self._container.demux(self._stream))
-        except self._errors as error:
-            raise DatasetError(f"{self.path} is damaged ({type(error).__name__}: {error})") from error
-        self._time = 0.0  # read from: the next reader begins with a jump
-        return found
+            for number, frame in passes:
+                if number in rest:
+                    read[number] = convert(frame)
+                    rest.remove(number)
+                    if not rest:
+                        return np.stack([read[number] for number in numbers.tolist()])
+        except DatasetError:
+            continue  # a container that cannot seek, or breaks off
+    raise DatasetError(
+        f"{source.path}: {len(rest)} of the frames {numbers[0]} to {numbers[-1]} cannot be decoded, though they could when "
+        "the folder was indexed; was the file changed? Training can be resumed"
+    )
 
-    def all_frames(self) -> Iterator[np.ndarray]:
-        """Every frame from the beginning, [H, W, 3] uint8, whatever its time stamp.
 
-        Raises:
-            DatasetError: the file is damaged.
-        """
-        self._seek(0.0)
-        for _, frame in self._decode():
-            yield frame.to_ndarray(format="rgb24")
+def _passes(
+    source: Source, pts: np.ndarray, keys: np.ndarray, numbers: list[int]
+) -> Iterator[Iterable[tuple[int, object]]]:
+    """Passes over a source, each giving some (number, av's frame): the first should do, the later ones are more careful."""
+    if source.kind != "video":
+        yield _some_pictures(source, pts[numbers].tolist(), numbers)
+    elif pts[-1] == pts[0]:
+        yield ((number, decoded.frame) for number, decoded in enumerate(decode_all(source)))
+    else:
+        number_of = dict(zip(pts[numbers].tolist(), numbers))
+        before = keys[keys <= numbers[0]][::-1][:3:2]  # the last key frame, and the one two before it
+        for seek in [*pts[before].tolist(), None]:
+            yield _from_time(source, seek, int(pts[numbers[-1]]), number_of)
 
-    def read(self, start: float, count: int, fps: float) -> Iterator[np.ndarray]:
-        """The `count` frames at start, start + 1 / fps, ...
 
-        Args:
-            start: time of the first one in the file, in seconds.
-            count: how many.
-            fps: their rate; a frame belongs to the nearest multiple of 1 / fps.
-
-        Yields:
-            [H, W, 3] uint8.
-
-        Raises:
-            DatasetError: the file is damaged, ends early, or lacks a frame.
-        """
-        if self._time is None or not 0 < (start - self._time) * fps < 1.5:
-            self._seek(start)
-        given = 0
-        for time, frame in self._decode() if count else ():
-            place = round((time - start) * fps)
-            if place < given:  # before the stretch, or a second frame at the same place
+def _from_time(source: Source, seek: int | None, last: int, number_of: dict[int, int]) -> Iterator[tuple[int, object]]:
+    with VideoFile(source.path) as video:
+        for decoded in video.decode(seek):
+            if decoded.pts is None:
                 continue
-            if place > given:
-                raise DatasetError(
-                    f"{self.path} has no frame at {start + given / fps:.3f} s (the next is at {time:.3f} s), but the "
-                    f"dataset has {count} frames from {start:.3f} s on at {fps:g} frames per second"
-                )
-            yield frame.to_ndarray(format="rgb24")
-            given += 1
-            if given == count:
+            if decoded.pts > last:
                 return
-        if given < count:
-            raise DatasetError(
-                f"{self.path} ends after {given} of {count} frames from {start:.3f} s on: the file is truncated, or the "
-                "dataset's episodes do not fit it"
-            )
+            yield number_of.get(decoded.pts, -1), decoded.frame
 
-    def _seek(self, start: float) -> None:
-        if self._time is not None or start > 0:
-            offset = int(start / self._stream.time_base) + (self._stream.start_time or 0 if start <= 0 else 0)
+
+def _some_pictures(source: Source, places: list[int], numbers: list[int]) -> Iterator[tuple[int, object]]:
+    for number, content in zip(numbers, _picture_files(source, places)):
+        yield number, picture_frame(content, str(source.path))
+
+
+def _picture_files(source: Source, places: Sequence[int] | None = None) -> Iterator[bytes]:
+    """Content of the picture files of a folder or a parquet column; all, or those at some rising places."""
+    if source.kind == "pictures":
+        paths = list_pictures(source.path)
+        for place in range(len(paths)) if places is None else places:
             try:
-                self._container.seek(offset, stream=self._stream, backward=True, any_frame=False)
-            except self._errors as error:
-                raise DatasetError(f"{self.path}: no frame at {start:.3f} s ({error})") from error
-        self._decoder = self._container.decode(self._stream)
-        self._time = None
-
-    def _decode(self) -> Iterator[tuple[float, Any]]:
-        while True:
-            try:
-                frame = next(self._decoder, None)
-            except self._errors as error:
-                where = "at its beginning" if self._time is None else f"after {self._time:.3f} s"
-                raise DatasetError(f"{self.path} is damaged {where} ({type(error).__name__}: {error})") from error
-            if frame is None:
-                return
-            self._time = float(frame.pts * frame.time_base) if frame.pts is not None else 0.0
-            yield self._time, frame
-
-
-def _why(path: Path) -> str:
-    """What a clone without Git LFS leaves is told apart from a damaged file."""
+                yield paths[place].read_bytes()
+            except (OSError, IndexError):
+                yield b""
+        return
+    parquet = require_parquet()
+    first = 0
     try:
-        with path.open("rb") as file:
-            pointer = file.read(40).startswith(b"version https://git-lfs")
-    except OSError:
-        return ""
-    return ": it is a pointer of Git LFS, not the video; fetch it with `git lfs pull`" if pointer else ""
+        with parquet.ParquetFile(source.path) as file:
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                inside = range(rows) if places is None else [p - first for p in places if 0 <= p - first < rows]
+                first += rows
+                if not inside:
+                    continue
+                column = file.read_row_group(group, columns=[source.column]).column(0)
+                for row in inside:
+                    try:
+                        yield cell_bytes(column[row].as_py(), source.root)
+                    except (DatasetError, OSError):
+                        yield b""
+    # pyarrow's errors derive from these
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{source.path} cannot be read ({type(error).__name__}: {error})") from error

@@ -1,14 +1,18 @@
-"""A reader of the LeRobot dataset format, versions 2.0, 2.1 and 3.0: episodes, their columns and their frames.
+"""The reader of the LeRobot dataset format, versions 2.0, 2.1 and 3.0: episodes, their columns and their frames.
 
 A version 3.0 folder keeps many episodes in one parquet and one video file, and `meta/episodes/*/*.parquet` says where each
 begins; version 2 has one of each per episode, and `meta/episodes.jsonl`. Plain pyarrow, JSON and PyAV.
+
+A dataset is read whole or refused: an episode is damaged if a file, a row or a frame of it is missing or cannot be
+decoded, and a :class:`DatasetError` names it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +21,13 @@ import numpy as np
 from ..errors import AdapterFormatError, DatasetError, LaraArgumentError
 from ..storage.files import read_json
 from ..storage.hub import locate_folder
-from .decode import SequentialVideo, decode_picture
+from .video import VideoFile, decode_picture, require_av
 
-__all__ = ["INFO", "VERSIONS", "Episode", "EpisodeDataset", "require_parquet"]
+__all__ = ["INFO", "VERSIONS", "Episode", "EpisodeDataset", "cell_bytes", "require_parquet"]
 
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+_IMAGES = "observation.images."
 _ROWS = 64  # pictures held at once while a parquet file is read
 
 
@@ -40,7 +45,7 @@ def require_parquet() -> Any:
 
 
 class Episode(NamedTuple):
-    """Where one episode lies.
+    """Where one episode is.
 
     number: its index.
     length: frames.
@@ -67,7 +72,7 @@ class EpisodeDataset:
         version: one of VERSIONS.
         fps: frames per second.
         features: column or camera -> its dtype, shape and names, as in `meta/info.json`.
-        cameras: the cameras, in that order; depth maps are none.
+        cameras: the cameras, in that order, without depth maps.
         episodes: in order.
 
     Raises:
@@ -83,7 +88,7 @@ class EpisodeDataset:
         try:
             info = read_json(self.root / INFO)
         except AdapterFormatError as error:
-            raise DatasetError(f"{self.root} is no LeRobot dataset: {error}") from error
+            raise DatasetError(f"{self.root} is not a LeRobot dataset: {error}") from error
         self.info = info
         self.version = str(info.get("codebase_version"))
         if self.version not in VERSIONS:
@@ -97,12 +102,13 @@ class EpisodeDataset:
             self.cameras = tuple(key for key, feature in self.features.items() if _is_camera(feature))
             read = self._episodes_v3 if self.version == "v3.0" else self._episodes_v2
             self.episodes = sorted(read(), key=lambda episode: episode.number)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        # OSError: what pyarrow raises for a damaged file
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
             if isinstance(error, DatasetError):
                 raise
             raise DatasetError(f"{self.root}/meta is damaged: {type(error).__name__}: {error}") from error
         if not self.episodes:
-            raise DatasetError(f"{self.root} holds no episode")
+            raise DatasetError(f"{self.root} holds no episodes")
         self._by_number = {episode.number: episode for episode in self.episodes}
 
     @property
@@ -114,23 +120,36 @@ class EpisodeDataset:
         """The episode of that index, if there is one."""
         return self._by_number.get(number)
 
-    def camera(self, wanted: str | None) -> str:
+    def camera(self, name: str | None) -> str:
         """The camera of that name, or the only one.
 
         Args:
-            wanted: key, with or without "observation.images."; None: the only camera.
+            name: key, with or without "observation.images."; None: the only camera.
 
         Raises:
             LaraArgumentError: there is none of that name, or None was given and there are several.
         """
-        if wanted is None and len(self.cameras) == 1:
-            return self.cameras[0]
-        for key in (wanted, f"observation.images.{wanted}"):
-            if key in self.cameras:
-                return str(key)
-        raise LaraArgumentError(
-            f"camera={wanted!r}, but {self.name} has {', '.join(self.cameras) or 'no camera'}; name one of them"
-        )
+        keys = self.cameras if name is None else self._named([name])
+        if len(keys) != 1:
+            raise LaraArgumentError(f"camera={name!r}, but {self._choice()}")
+        return keys[0]
+
+    def select_cameras(self, names: Collection[str]) -> tuple[str, ...]:
+        """The cameras of those names, as for :meth:`camera`; without names all of them.
+
+        Raises:
+            LaraArgumentError: there is none of these names.
+        """
+        keys = self._named(names) if names else self.cameras
+        if names and not keys:
+            raise LaraArgumentError(f"cameras={list(names)}, but {self._choice()}")
+        return keys
+
+    def _named(self, names: Collection[str]) -> tuple[str, ...]:
+        return tuple(key for key in self.cameras if key in names or key.removeprefix(_IMAGES) in names)
+
+    def _choice(self) -> str:
+        return f"{self.name} has {', '.join(self.cameras) or 'no camera'}; name one of them"
 
     def rows(self, episode: Episode, columns: list[str]) -> dict[str, np.ndarray]:
         """Columns of one episode: name -> [length, ...] in the order of the frames.
@@ -140,19 +159,19 @@ class EpisodeDataset:
         """
         parquet = require_parquet()
         path = self.root / episode.data
-        wanted = list(dict.fromkeys([*columns, "episode_index", "frame_index"]))
+        names = list(dict.fromkeys([*columns, "episode_index", "frame_index"]))
         try:
-            table = parquet.read_table(path, columns=wanted, filters=[("episode_index", "==", episode.number)])
-            found = {name: _as_array(table.column(name)) for name in wanted}
+            table = parquet.read_table(path, columns=names, filters=[("episode_index", "==", episode.number)])
+            arrays = {name: _as_array(table.column(name)) for name in names}
         # pyarrow's errors derive from these
         except (OSError, ValueError, KeyError) as error:
             raise DatasetError(f"{path}: {' '.join(str(error).split())}") from error
-        if not np.array_equal(found["frame_index"], np.arange(episode.length)):
+        if not np.array_equal(arrays["frame_index"], np.arange(episode.length)):
             raise DatasetError(
                 f"{path} does not hold frames 0 to {episode.length - 1} of episode {episode.number} in order, which the "
-                f"dataset's metadata say; it has {len(found['frame_index'])}"
+                f"dataset's metadata say; it has {len(arrays['frame_index'])}"
             )
-        return {name: found[name] for name in columns}
+        return {name: arrays[name] for name in columns}
 
     def frames(self, camera: str, episodes: list[Episode]) -> Iterator[tuple[Episode, Iterator[np.ndarray]]]:
         """The frames of episodes, each decoded once where the episodes follow each other in their files.
@@ -162,30 +181,39 @@ class EpisodeDataset:
             episodes: which, in ascending order.
 
         Yields:
-            The episode, and an iterator over its frames [H, W, 3] uint8, to be used up before the next is asked for.
-            Its errors are DatasetError: a file is missing, damaged or ends early.
+            The episode, and an iterator over its frames [H, W, 3] uint8, to be used up before the next is asked for; it
+            raises DatasetError where the episode is damaged.
         """
-        if self.features[camera]["dtype"] == "image":
+        require_av()
+        with contextlib.ExitStack() as stack:
+            video: VideoFile | None = None
             for episode in episodes:
-                yield episode, self._pictures(episode, camera)
-            return
-        video: SequentialVideo | None = None
+                if self.features[camera]["dtype"] == "image":
+                    require_parquet()
+                    frames = self._pictures(episode, camera)
+                else:
+                    path, start = episode.videos[camera]
+                    if video is None or video.path != self.root / path:
+                        stack.close()
+                        with self._naming(episode):
+                            video = stack.enter_context(VideoFile(self.root / path))
+                    frames = video.read(start, episode.length, self.fps)
+                yield episode, self._checked(episode, frames)
+
+    def _checked(self, episode: Episode, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        with self._naming(episode):
+            yield from frames
+
+    @contextlib.contextmanager
+    def _naming(self, episode: Episode) -> Iterator[None]:
         try:
-            for episode in episodes:
-                path, start = episode.videos[camera]
-                if video is None or video.path != self.root / path:
-                    if video is not None:
-                        video.__exit__(None, None, None)
-                    video = None
-                    video = SequentialVideo(self.root / path)
-                yield episode, video.read(start, episode.length, self.fps)
-        finally:
-            if video is not None:
-                video.__exit__(None, None, None)
+            yield
+        except DatasetError as error:
+            raise DatasetError(f"{self.name}: episode {episode.number} is damaged: {error}") from error
 
     def _pictures(self, episode: Episode, camera: str) -> Iterator[np.ndarray]:
         parquet = require_parquet()
-        path, given = self.root / episode.data, 0
+        path, done = self.root / episode.data, 0
         try:
             with parquet.ParquetFile(path) as file:
                 groups = _row_groups(file.metadata, episode.number)
@@ -194,23 +222,17 @@ class EpisodeDataset:
                     for number, frame, cell in zip(rows["episode_index"], rows["frame_index"], rows[camera]):
                         if number != episode.number:
                             continue
-                        if frame != given:
-                            raise DatasetError(f"{path}: frame {given} of episode {episode.number} is missing")
-                        content = cell.get("bytes") or (self.root / self._inside(cell["path"])).read_bytes()
+                        if frame != done:
+                            raise DatasetError(f"{path}: frame {done} of episode {episode.number} is missing")
+                        content = cell_bytes(cell, self.root)
                         yield decode_picture(content, f"{path}, episode {episode.number}, frame {frame}")
-                        given += 1
+                        done += 1
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DatasetError):
                 raise
             raise DatasetError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-        if given != episode.length:
-            raise DatasetError(f"{path} holds {given} of the {episode.length} frames of episode {episode.number}")
-
-    def _inside(self, path: str) -> str:
-        """A path from the dataset's own metadata, which must not lead out of it."""
-        if os.path.isabs(path) or ".." in Path(path).parts:
-            raise DatasetError(f"{self.root}/{INFO} or its episodes name the file {path!r} outside of the dataset")
-        return path
+        if done != episode.length:
+            raise DatasetError(f"{path} holds {done} of the {episode.length} frames of episode {episode.number}")
 
     def _video_keys(self) -> list[str]:
         return [key for key in self.cameras if self.features[key]["dtype"] == "video"]
@@ -225,10 +247,12 @@ class EpisodeDataset:
             number = int(entry["episode_index"])
             fields = {"episode_index": number, "episode_chunk": number // int(self.info["chunks_size"])}
             videos = {
-                key: (self._inside(self.info["video_path"].format(video_key=key, **fields)), 0.0)
+                key: (_inside(self.root, self.info["video_path"].format(video_key=key, **fields)), 0.0)
                 for key in self._video_keys()
             }
-            yield Episode(number, int(entry["length"]), self._inside(self.info["data_path"].format(**fields)), videos)
+            yield Episode(
+                number, int(entry["length"]), _inside(self.root, self.info["data_path"].format(**fields)), videos
+            )
 
     def _episodes_v3(self) -> Iterator[Episode]:
         parquet = require_parquet()
@@ -237,16 +261,41 @@ class EpisodeDataset:
             raise DatasetError(f"{self.root}/meta/episodes holds no parquet file")
         for path in paths:
             # the columns of statistics are by far the most
-            wanted = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
-            for row in parquet.read_table(path, columns=wanted).to_pylist():
+            names = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
+            for row in parquet.read_table(path, columns=names).to_pylist():
                 videos = {}
                 for key in self._video_keys():
                     place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
                     file = self.info["video_path"].format(video_key=key, **place)
-                    videos[key] = (self._inside(file), float(row[f"videos/{key}/from_timestamp"]))
+                    videos[key] = (_inside(self.root, file), float(row[f"videos/{key}/from_timestamp"]))
                 place = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
-                data = self._inside(self.info["data_path"].format(**place))
+                data = _inside(self.root, self.info["data_path"].format(**place))
                 yield Episode(int(row["episode_index"]), int(row["length"]), data, videos)
+
+
+def cell_bytes(cell: Any, root: Path) -> bytes:
+    """Content of the picture in a cell {"bytes", "path"} of a parquet column.
+
+    Args:
+        cell: the cell.
+        root: folder of the dataset, to which a path is relative.
+
+    Raises:
+        DatasetError: the cell is empty, or its path leads out of the dataset.
+        OSError: the file cannot be read.
+    """
+    cell = cell or {}
+    if not cell.get("bytes") and not cell.get("path"):
+        raise DatasetError("an empty cell where a picture is expected")
+    content: bytes = cell.get("bytes") or (root / _inside(root, cell["path"])).read_bytes()
+    return content
+
+
+def _inside(root: Path, path: str) -> str:
+    """A path from the dataset's own metadata, which must not lead out of it."""
+    if os.path.isabs(path) or ".." in Path(path).parts:
+        raise DatasetError(f"{root}/{INFO} or its episodes name the file {path!r} outside of the dataset")
+    return path
 
 
 def _is_camera(feature: Mapping[str, Any]) -> bool:

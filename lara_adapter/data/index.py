@@ -1,12 +1,11 @@
-"""The index of a collection of video: every frame looked at once, the result kept in a folder and used again."""
+"""The index of a collection of video: every frame is decoded once, the result kept in a folder and used again."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import LaraArgumentError
-from .cuts import Scan, cuts_of, thinned
+from ..errors import DatasetError, LaraArgumentError
 from .gap import Gap
-from .seen import seen
-from .sources import Source
+from .scan import Scan, find_cuts, thin_out
+from .scan_cache import load_scan
+from .sources import Segment, Source
 
-__all__ = ["IndexSettings", "VideoIndex", "build_index", "require_pairs"]
+__all__ = ["IndexSettings", "IndexedSource", "VideoIndex", "build_index", "require_pairs", "scan_sources"]
 
 logger = logging.getLogger(__name__)
+
+_REFUSED = "refused"  # in the report: an episode of a dataset, see `require_pairs`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,11 @@ class IndexSettings:
                 raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1] is expected")
 
 
-class Clip(NamedTuple):
+class IndexedSource(NamedTuple):
     """What training needs to know of a source.
 
     source: where the frames are.
-    pts: [T] int64, as in :class:`Scan`.
+    pts: [T] int64, as in :class:`~lara_adapter.data.scan.Scan`.
     keys: [K] int32, numbers of the frames at which decoding can start.
     future: [T] int32, the other frame of each pair.
     train: [T] bool, whether the pair that starts here is trained on.
@@ -75,116 +76,138 @@ class Clip(NamedTuple):
 
 
 class VideoIndex(NamedTuple):
-    """All usable sources, and what was found.
+    """All usable sources.
 
-    clips: one for each usable source, in the order given.
+    sources: in the order in which they were given.
     report: JSON-able counts, and what was left out, and why.
     """
 
-    clips: list[Clip]
+    sources: list[IndexedSource]
     report: dict[str, Any]
 
 
+def scan_sources(
+    sources: Sequence[Source], gap: Gap, folder: str | os.PathLike[str], workers: int = 2
+) -> Iterator[int]:
+    """Decode every source that was not scanned before.
+
+    Args:
+        sources: what to scan; of several processes each may scan a share.
+        gap: how far apart the frames of a pair are.
+        folder: one file for each source is written here; any number of runs may share it. A source that was changed
+            (by size or time), or is scanned with another gap, is scanned again.
+        workers: threads that decode.
+
+    Yields:
+        How many frames were decoded now, for each source in turn.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        yield from pool.map(lambda source: load_scan(source, gap, folder)[1], sources)
+
+
 def build_index(
-    sources: Sequence[Source],
-    settings: IndexSettings,
-    folder: str | os.PathLike[str],
-    *,
-    workers: int = 2,
-    rank: int = 0,
-    ranks: int = 1,
-    wait: Callable[[], None] = lambda: None,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
+    sources: Sequence[Source], settings: IndexSettings, folder: str | os.PathLike[str], *, log: bool = True
 ) -> VideoIndex:
-    """Look at every source once, each process at its share, and read what has been seen before from `folder`.
+    """Find the pairs of every source.
 
     Args:
         sources: what to look at.
         settings: what counts as a pair.
-        folder: one file for each source is written here; any number of runs may share it. A source that was changed
-            (by size or time), or is expected with another gap, is looked at again.
-        workers: threads that decode.
-        rank: number of this process.
-        ranks: how many there are.
-        wait: a barrier over them, called once.
-        progress: wraps the iteration, for a progress bar.
+        folder: of the scans; :func:`scan_sources` makes them in parallel, and what is missing is scanned here.
+        log: warn about damaged sources.
 
     Returns:
-        The index; it may hold no pair at all: see :func:`require_pairs`.
+        The index. It may hold no pair, or name damaged episodes: see :func:`require_pairs`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mine = [source for number, source in enumerate(sources) if number % ranks == rank]
-    start, decoded = time.perf_counter(), 0
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for fresh in progress(pool.map(lambda source: seen(source, settings.gap, folder)[1], mine), len(mine)):
-            decoded += fresh
-    seconds = time.perf_counter() - start
-    wait()
-    looked_at: list[_Looked] = []
+    candidates: list[_Candidate] = []
     counts = dict.fromkeys(("frames", "pairs", "held_out_pairs", "cuts", "still_pairs", "still_pairs_left_out"), 0)
     faults: list[dict[str, str]] = []
     slow = 0
     for source in sources:
-        scan, _ = seen(source, settings.gap, folder)
+        scan, _ = load_scan(source, settings.gap, folder)
         if isinstance(scan, str):
-            faults.append({"file": str(source.path), "what": scan, "used": "no"})
+            faults.append(_damaged(source, source.segments, scan) if source.segments else _fault(source, scan, "no"))
             continue
-        if scan.note:
-            faults.append({"file": str(source.path), "what": scan.note, "used": "the rest"})
-        looked, numbers = _look(source, scan, settings)
+        candidate, numbers, broken = _select_pairs(source, scan, settings)
+        if broken:
+            reason = scan.note or "frames are missing or cannot be decoded"
+            faults.append(_damaged(source, broken, reason))
+        elif scan.note:
+            faults.append(_fault(source, scan.note, "the rest"))
         for name, number in numbers.items():
             counts[name] += number
-        if not looked.kept.any():
-            faults.append(_without_pair(looked))
+        if not candidate.kept.any():
+            faults.append(_without_pair(candidate))
             continue
         slow += int(np.diff(np.append(np.flatnonzero(scan.key), len(scan.key))).max(initial=0) > 600)
-        looked_at.append(looked)
+        candidates.append(candidate)
     # only now: what gives no pair cannot be measured on
-    held = _held_out({group for looked in looked_at for group in looked.groups()}, settings)
-    clips = []
-    for looked in looked_at:
-        clip = _clip(looked, settings, held)
-        if not clip.train.any() and not clip.held_out.any():
-            faults.append(_without_pair(looked))
+    held = _held_out({group for candidate in candidates for group in candidate.groups()}, settings)
+    indexed = []
+    for candidate in candidates:
+        divided = _divide(candidate, settings, held)
+        if not divided.train.any() and not divided.held_out.any():
+            faults.append(_without_pair(candidate))
             continue
-        counts["pairs"] += int(clip.train.sum())
-        counts["held_out_pairs"] += int(clip.held_out.sum())
-        clips.append(clip)
-    report = {
-        "sources": len(sources), "usable": len(clips), **counts, "faults": faults,
-        "indexed_frames_per_second": round(decoded / seconds, 1) if decoded else None,
-    }  # fmt: skip
-    if rank == 0:
+        counts["pairs"] += int(divided.train.sum())
+        counts["held_out_pairs"] += int(divided.held_out.sum())
+        indexed.append(divided)
+    report = {"sources": len(sources), "usable": len(indexed), **counts, "faults": faults}
+    if log:
         _warn(report, slow)
-    return VideoIndex(clips, report)
+    return VideoIndex(indexed, report)
 
 
 def require_pairs(report: dict[str, Any]) -> None:
-    """Refuse a collection without a single pair to train on.
+    """Refuse a collection without a single pair to train on, or with a damaged LeRobot dataset.
 
     Raises:
-        LaraArgumentError: it names what is wrong with the first sources.
+        DatasetError: episodes of a dataset are damaged; it names the first ones.
+        LaraArgumentError: there is no pair; it names what is wrong with the first sources.
     """
-    if not report["pairs"]:
-        listed = "; ".join(f"{fault['file']}: {fault['what']}" for fault in report["faults"][:3]) or "nothing was found"
-        raise LaraArgumentError(
-            f"no usable video among {report['sources']} sources ({listed}). Wanted are video files, folders of pictures "
-            "or LeRobot datasets with more frames than the gap"
+    damaged = [fault for fault in report["faults"] if fault["used"] == _REFUSED]
+    if damaged:
+        raise DatasetError(
+            f"{_first(damaged)}. A LeRobot dataset is read whole or not at all: fetch its files again, or delete these "
+            f"episodes from it ({len(damaged)} files are concerned)"
         )
+    if not report["pairs"]:
+        raise LaraArgumentError(
+            f"no usable video among {report['sources']} sources ({_first(report['faults']) or 'nothing was found'}). "
+            "Expected: video files, folders of pictures or LeRobot datasets, with more frames than the gap"
+        )
+
+
+def _first(faults: list[dict[str, str]]) -> str:
+    return "; ".join(f"{fault['file']}: {fault['what']}" for fault in faults[:3])
+
+
+def _fault(source: Source, what: str, used: str) -> dict[str, str]:
+    return {"file": str(source.path), "what": what, "used": used}
+
+
+def _damaged(source: Source, segments: Sequence[Segment], reason: str) -> dict[str, str]:
+    names = ", ".join(str(segment.episode) for segment in segments[:5]) + (", ..." if len(segments) > 5 else "")
+    many = len(segments) > 1
+    return _fault(source, f"episode{'s' * many} {names} {'are' if many else 'is'} damaged: {reason}", _REFUSED)
 
 
 def _warn(report: dict[str, Any], slow: int) -> None:
     faults = report["faults"]
     if faults:
-        first = "; ".join(f"{fault['file']}: {fault['what']}" for fault in faults[:3])
-        logger.warning("%d of %d sources are damaged or give no pair: %s", len(faults), report["sources"], first)
+        logger.warning(
+            "%d of %d sources are damaged or give no pair: %s", len(faults), report["sources"], _first(faults)
+        )
     if slow:
         logger.warning("%d videos have key frames more than 600 frames apart: reading from their middle is slow", slow)
 
 
 def _held_out(names: set[str], settings: IndexSettings) -> set[str]:
-    """Groups that are held out; chosen by a hash of the name, so that a video more changes nothing for the others."""
+    """Groups that are held out; chosen by a hash of the name, so that a new video changes nothing for the others."""
     groups = sorted(names)
 
     def draw(group: str) -> int:
@@ -203,10 +226,10 @@ def _groups(source: Source) -> list[str]:
     return [segment.group for segment in source.segments] or [str(source.path)]
 
 
-class _Looked(NamedTuple):
+class _Candidate(NamedTuple):
     """A source before it is known what is held out.
 
-    source, pts, keys, future: as in :class:`Clip`.
+    source, pts, keys, future: as in :class:`IndexedSource`.
     kept: [T] bool, whether the pair that starts here is of use.
     part: [T] int32, number of the episode; -1: of none.
     """
@@ -219,19 +242,22 @@ class _Looked(NamedTuple):
     part: np.ndarray
 
     def groups(self) -> set[str]:
-        """The groups of which there are pairs."""
+        """The groups that have pairs."""
         names = _groups(self.source)
         return {names[number] for number in np.unique(self.part[self.kept]).tolist()}
 
 
-def _without_pair(looked: _Looked) -> dict[str, str]:
-    return {"file": str(looked.source.path), "what": f"no pair of frames in {len(looked.pts)} frames", "used": "no"}
+def _without_pair(candidate: _Candidate) -> dict[str, str]:
+    return _fault(candidate.source, f"no pair of frames in {len(candidate.pts)} frames", "no")
 
 
-def _look(source: Source, scan: Scan, settings: IndexSettings) -> tuple[_Looked, dict[str, int]]:
-    """Which pairs of a source are of use."""
+def _select_pairs(
+    source: Source, scan: Scan, settings: IndexSettings
+) -> tuple[_Candidate, dict[str, int], list[Segment]]:
+    """Which pairs of a source are of use; counts; and its damaged episodes."""
     total = len(scan.pts)
-    cuts = cuts_of(scan.change, settings.cut_threshold)
+    damaged = []
+    cuts = find_cuts(scan.change, settings.cut_threshold)
     part = np.zeros(total, np.int32)
     if source.segments:
         part[:] = -1
@@ -240,30 +266,34 @@ def _look(source: Source, scan: Scan, settings: IndexSettings) -> tuple[_Looked,
             # half a frame of tolerance: the table and the file round differently
             member = (scan.seconds >= segment.start - tick / 2) & (scan.seconds < segment.stop - tick / 2)
             part[member] = number
+            # the first one may follow the damage of the episode before
+            if member.sum() < segment.length or scan.broken[member][1:].any():
+                damaged.append(segment)
     shot = np.cumsum(cuts | scan.broken)
     other = np.maximum(scan.future, 0)
     usable = (scan.future >= 0) & (part >= 0) & (shot[other] == shot) & (part[other] == part)
     still = usable & (scan.motion < settings.still_threshold)
-    few = thinned(still, settings.still_keep)
-    looked = _Looked(source, scan.pts, np.flatnonzero(scan.key).astype(np.int32), scan.future, usable & few, part)
-    return looked, {
+    few = thin_out(still, settings.still_keep)
+    candidate = _Candidate(source, scan.pts, np.flatnonzero(scan.key).astype(np.int32), scan.future, usable & few, part)
+    counts = {
         "frames": total, "cuts": int(cuts.sum()), "still_pairs": int(still.sum()),
         "still_pairs_left_out": int((still & ~few).sum()),
     }  # fmt: skip
+    return candidate, counts, damaged
 
 
-def _clip(looked: _Looked, settings: IndexSettings, held: set[str]) -> Clip:
+def _divide(candidate: _Candidate, settings: IndexSettings, held: set[str]) -> IndexedSource:
     """Divide the pairs of a source into those to train on and those that are held out."""
-    total, kept = len(looked.pts), looked.kept
-    flags = np.array([*(group in held for group in _groups(looked.source)), False])  # the last is that of part -1
-    held_frames = flags[looked.part]
+    total, kept = len(candidate.pts), candidate.kept
+    flags = np.array([*(group in held for group in _groups(candidate.source)), False])  # the last is that of part -1
+    held_frames = flags[candidate.part]
     if not held and settings.held_out:
         # a single video: its last stretch is held out, and no trained pair reaches into it
         border = int(total * (1 - settings.held_out))
         held_frames = np.arange(total) >= border
-        kept = kept & (held_frames[np.maximum(looked.future, 0)] == held_frames)
-    parts = np.flatnonzero(np.diff(looked.part, prepend=-2))
-    return Clip(
-        looked.source, looked.pts, looked.keys, looked.future, kept & ~held_frames, kept & held_frames,
+        kept = kept & (held_frames[np.maximum(candidate.future, 0)] == held_frames)
+    parts = np.flatnonzero(np.diff(candidate.part, prepend=-2))
+    return IndexedSource(
+        candidate.source, candidate.pts, candidate.keys, candidate.future, kept & ~held_frames, kept & held_frames,
         np.append(parts, total).astype(np.int32),
     )  # fmt: skip

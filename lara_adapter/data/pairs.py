@@ -1,4 +1,4 @@
-"""Pairs of frames in a shuffled order that is a pure function of (seed, position): nothing need be saved to resume.
+"""Pairs of frames in a shuffled order that is a pure function of (seed, position): nothing has to be saved to resume.
 
 Video is decoded in chunks, each a run of frames that starts at a key frame where it can. The chunks of an epoch are
 permuted and dealt to the processes; each process gathers its chunks into windows of bounded size, shuffles within a
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..errors import LaraArgumentError
-from .chunks import chains_of, chunks_of, frames_of, starts_of
-from .index import Clip
-from .video import read_frames
+from .chunks import chunk_frames, chunk_starts, make_chains, split_chunks
+from .decode import read_frames
+from .index import IndexedSource
 
 __all__ = ["PairBatch", "PairStream", "read_pairs"]
 
@@ -32,7 +32,7 @@ class PairBatch(NamedTuple):
     frames: [F, 3, S, S] uint8.
     present: [B] int64, which frame is I_t.
     future: [B] int64, which one is I_{t+C}.
-    where: [B, 2] int64: number of the clip, number of the present frame in it.
+    where: [B, 2] int64: number of the source, number of the present frame in it.
     epoch: of the first pair.
     """
 
@@ -53,7 +53,7 @@ class PairStream:
     A process's last pairs of an epoch share a batch with its first of the next, so that all batches have B pairs.
 
     Args:
-        clips: the sources, the same in every process.
+        sources: the indexed sources, the same in every process.
         size: side in pixels of the frames.
         batch: B, pairs of a batch.
         seed: of the order.
@@ -62,7 +62,7 @@ class PairStream:
         chain: pairs of a chain at most; 1: pairs are independent of each other.
         shuffle_frames: frames of a window; this process holds up to two windows, each of 3 S^2 bytes a frame.
         workers: threads that decode.
-        decoder: "av" or "torchcodec", see :func:`~lara_adapter.data.video.read_frames`.
+        decoder: "av" or "torchcodec", see :func:`~lara_adapter.data.decode.read_frames`.
 
     Raises:
         LaraArgumentError: less video than processes.
@@ -70,7 +70,7 @@ class PairStream:
 
     def __init__(
         self,
-        clips: list[Clip],
+        sources: list[IndexedSource],
         size: int,
         batch: int,
         *,
@@ -82,10 +82,10 @@ class PairStream:
         workers: int = 2,
         decoder: str = "av",
     ) -> None:
-        self.clips, self.size, self.batch, self.seed = clips, size, batch, seed
+        self.sources, self.size, self.batch, self.seed = sources, size, batch, seed
         self.rank, self.ranks, self.chain, self.shuffle_frames = rank, ranks, chain, shuffle_frames
         self.workers, self.decoder = max(1, workers), decoder
-        self.chunks = [chunk for number, clip in enumerate(clips) for chunk in chunks_of(number, clip)]
+        self.chunks = [chunk for number, source in enumerate(sources) for chunk in split_chunks(number, source)]
         self.sizes = np.array([(chunk.pairs, chunk.frames) for chunk in self.chunks], np.int64).reshape(-1, 2)
         self.pairs = int(self.sizes[:, 0].sum())
         if len(self.chunks) < ranks:
@@ -96,15 +96,15 @@ class PairStream:
     def batches(self, start: int = 0) -> Generator[PairBatch, None, None]:
         """Batches of this process, from number `start` on; the same whether those before it were read or not."""
         skip = start * self.batch
-        ready: deque[tuple[int, list[int], dict[int, np.ndarray], int]] = deque()  # clip, presents, frames, epoch
+        ready: deque[tuple[int, list[int], dict[int, np.ndarray], int]] = deque()  # source, presents, frames, epoch
         waiting = 0
         for epoch, window in self._windows(skip):
-            for clip, chain, frames in window:
+            for source, chain, frames in window:
                 if skip >= len(chain):
                     skip -= len(chain)
                     continue
                 chain, skip = chain[skip:], 0
-                ready.append((clip, chain, frames, epoch))
+                ready.append((source, chain, frames, epoch))
                 waiting += len(chain)
                 while waiting >= self.batch:
                     yield self._collate(ready)
@@ -119,17 +119,17 @@ class PairStream:
         epoch = ready[0][3]
         places: dict[tuple[int, int], int] = {}
         while len(present) < self.batch:
-            clip, chain, frames, of_epoch = ready.popleft()
+            source, chain, frames, chain_epoch = ready.popleft()
             room = self.batch - len(present)
             if len(chain) > room:
-                ready.appendleft((clip, chain[room:], frames, of_epoch))
+                ready.appendleft((source, chain[room:], frames, chain_epoch))
             for start in chain[:room]:
-                for number, into in ((start, present), (int(self.clips[clip].future[start]), future)):
-                    if (clip, number) not in places:
-                        places[clip, number] = len(pictures)
+                for number, into in ((start, present), (int(self.sources[source].future[start]), future)):
+                    if (source, number) not in places:
+                        places[source, number] = len(pictures)
                         pictures.append(frames[number])
-                    into.append(places[clip, number])
-                where.append((clip, start))
+                    into.append(places[source, number])
+                where.append((source, start))
         frames_ = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
         return PairBatch(frames_, torch.tensor(present), torch.tensor(future), torch.tensor(where), epoch)
 
@@ -189,25 +189,26 @@ class PairStream:
         chains: list[tuple[int, list[int], dict[int, np.ndarray]]] = []
         for chunk_number, future in zip(window.tolist(), reading):
             chunk = self.chunks[chunk_number]
-            clip = self.clips[chunk.clip]
-            frames = dict(zip(frames_of(clip, chunk).tolist(), future.result()))
-            chains += [(chunk.clip, c, frames) for c in chains_of(starts_of(clip, chunk), clip.future, self.chain)]
+            source = self.sources[chunk.source]
+            frames = dict(zip(chunk_frames(source, chunk).tolist(), future.result()))
+            made = make_chains(chunk_starts(source, chunk), source.future, self.chain)
+            chains += [(chunk.source, chain, frames) for chain in made]
         order = np.random.default_rng([self.seed, epoch, number, self.rank]).permutation(len(chains))
         return epoch, (chains[place] for place in order)
 
     def _read(self, number: int) -> np.ndarray:
         chunk = self.chunks[number]
-        clip = self.clips[chunk.clip]
-        return read_frames(clip.source, clip.pts, clip.keys, frames_of(clip, chunk), self.size, self.decoder)
+        source = self.sources[chunk.source]
+        return read_frames(source.source, source.pts, source.keys, chunk_frames(source, chunk), self.size, self.decoder)
 
 
 def read_pairs(
-    clips: list[Clip], size: int, count: int, batch: int, decoder: str = "av"
+    sources: list[IndexedSource], size: int, count: int, batch: int, decoder: str = "av"
 ) -> list[tuple[Tensor, Tensor]]:
     """Held-out pairs, spread evenly over all there are: always the same.
 
     Args:
-        clips: the sources.
+        sources: the indexed sources.
         size: side in pixels.
         count: how many pairs at most.
         batch: pairs of a batch.
@@ -216,17 +217,12 @@ def read_pairs(
     Returns:
         Batches (I_t, I_{t+C}), [b, 3, size, size] uint8 each.
     """
-    every = [(number, t) for number, clip in enumerate(clips) for t in np.flatnonzero(clip.held_out).tolist()]
-    chosen = [every[place] for place in np.unique(np.linspace(0, len(every) - 1, min(count, len(every))).astype(int))]
-    wanted: dict[int, list[int]] = {}
-    for number, start in chosen:
-        wanted.setdefault(number, []).append(start)
+    every = [(source, t) for source in sources for t in np.flatnonzero(source.held_out).tolist()]
     pairs = []
-    for number, starts in wanted.items():
-        clip = clips[number]
-        for start in starts:
-            both = np.array([start, clip.future[start]])
-            frames = read_frames(clip.source, clip.pts, clip.keys, both, size, decoder)
-            pairs.append(torch.from_numpy(frames).permute(0, 3, 1, 2))
+    for place in np.unique(np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)):
+        source, start = every[place]
+        numbers = np.array([start, source.future[start]])
+        frames = read_frames(source.source, source.pts, source.keys, numbers, size, decoder)
+        pairs.append(torch.from_numpy(frames).permute(0, 3, 1, 2))
     batches = [torch.stack(pairs[first : first + batch]) for first in range(0, len(pairs), batch)]
     return [(stacked[:, 0].contiguous(), stacked[:, 1].contiguous()) for stacked in batches]

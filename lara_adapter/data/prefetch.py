@@ -7,15 +7,15 @@ import threading
 from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
-__all__ = ["prefetched"]
+__all__ = ["prefetch"]
 
 T = TypeVar("T")
 
 
-def prefetched(items: Iterable[T], depth: int) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """The items in their order, up to `depth` of them made ahead by a thread; its errors are raised here.
 
-    The thread has ended when this generator has, however it ends: whatever the items come from may then be used again.
+    The thread ends with this generator, however that ends: the source of the items may then be used again.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=max(1, depth))
     stop = threading.Event()

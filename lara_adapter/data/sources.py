@@ -1,38 +1,38 @@
-"""Where video is found: files, folders of pictures, and LeRobot datasets, which are read from their files alone."""
+"""Where video is found: files, folders of pictures, and LeRobot datasets."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-from ..errors import AdapterFormatError, LaraArgumentError
-from ..storage.files import read_json
-from .episodes import require_parquet
+from ..errors import LaraArgumentError
+from .episodes import INFO, EpisodeDataset
 
-__all__ = ["PICTURES", "VIDEOS", "Segment", "Source", "find_sources", "natural_key", "pictures_of"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["PICTURES", "VIDEOS", "Segment", "Source", "find_sources", "list_pictures", "natural_key"]
 
 VIDEOS = frozenset({".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv"})
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 
 class Segment(NamedTuple):
-    """A stretch of a source that pairs may not leave: an episode.
+    """A stretch of a source that pairs may not leave: an episode of a LeRobot dataset.
 
-    group: what is held out together, for instance all cameras of one episode.
+    group: what is held out together: all cameras of one episode.
+    episode: its number.
     start: seconds, inclusive.
     stop: seconds, exclusive.
+    length: frames in it.
     """
 
     group: str
+    episode: int
     start: float
     stop: float
+    length: int
 
 
 class Source(NamedTuple):
@@ -43,6 +43,7 @@ class Source(NamedTuple):
     segments: its episodes; none: all of it is one.
     fps: frames per second of what has no times of its own (pictures, parquet).
     column: that of a parquet file.
+    root: folder of the LeRobot dataset that it belongs to, if any.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Source(NamedTuple):
     segments: tuple[Segment, ...] = ()
     fps: float = 30.0
     column: str = ""
+    root: Path = Path()
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
@@ -57,7 +59,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"([0-9]+)", name) if part]
 
 
-def pictures_of(folder: Path) -> list[Path]:
+def list_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder in natural order; hidden files do not count."""
     with os.scandir(folder) as entries:
         names = [
@@ -85,129 +87,60 @@ def find_sources(
         The sources in an order that does not depend on the file system.
 
     Raises:
-        LaraArgumentError: a folder does not exist, or no dataset has a camera of that name.
-        AdapterFormatError: the files of a LeRobot dataset are damaged.
+        LaraArgumentError: a folder does not exist, or a dataset has no camera of these names.
+        DatasetError: the metadata of a LeRobot dataset are damaged.
     """
-    found: list[Source] = []
-    seen: set[str] = set()
+    sources: list[Source] = []
+    visited: set[str] = set()
     for folder in map(Path, folders):
         if folder.is_file():
-            found.append(Source(folder))
+            sources.append(Source(folder))
         elif folder.is_dir():
-            found.extend(_below(folder, cameras, picture_fps, seen))
+            sources.extend(_below(folder, cameras, picture_fps, visited))
         else:
             raise LaraArgumentError(f"{folder} does not exist; a folder of videos (or a video file) is expected")
-    return found
+    return sources
 
 
-def _below(folder: Path, cameras: Sequence[str], fps: float, seen: set[str]) -> Iterator[Source]:
+def _below(folder: Path, cameras: Sequence[str], fps: float, visited: set[str]) -> Iterator[Source]:
     """The sources of one folder tree."""
     real = os.path.realpath(folder)
-    if real in seen:  # links can lead in a circle
+    if real in visited:  # links can lead in a circle
         return
-    seen.add(real)
-    if (folder / "meta" / "info.json").is_file():
-        yield from _dataset(folder, cameras)
+    visited.add(real)
+    if (folder / INFO).is_file():
+        yield from _dataset_sources(folder, cameras)
         return
     entries = sorted((entry for entry in folder.iterdir() if entry.name[0] != "."), key=lambda e: natural_key(e.name))
-    if len(pictures_of(folder)) > 1:
+    if len(list_pictures(folder)) > 1:
         yield Source(folder, "pictures", fps=fps)
     for entry in entries:
         if entry.suffix.lower() in VIDEOS and not entry.is_dir():
             yield Source(entry)
     for entry in entries:
         if entry.is_dir():
-            yield from _below(entry, cameras, fps, seen)
+            yield from _below(entry, cameras, fps, visited)
 
 
-# ---------------------------------------------------------------------- LeRobot datasets
-
-
-def _dataset(root: Path, cameras: Sequence[str]) -> Iterator[Source]:
-    """The sources of a LeRobot dataset: for each camera its files, with the episodes that each holds."""
-    info = read_json(root / "meta" / "info.json")
-    try:
-        features = {name: feature["dtype"] for name, feature in info["features"].items()}
-        fps, version = float(info["fps"]), str(info.get("codebase_version", ""))
-        have = [name for name, dtype in features.items() if dtype in ("video", "image")]
-        keys = _choose(root, have, cameras)
-        episodes = _episodes_v3(root) if version.startswith("v3") else _episodes_v2(root, info)
-        for key in keys:
-            files: dict[str, list[Segment]] = {}
-            for episode in episodes:
-                name, segment = _place(root, info, key, features[key], episode, fps)
-                files.setdefault(name, []).append(segment)
-            kind = "video" if features[key] == "video" else "parquet"
-            for name, segments in files.items():
-                yield Source(root / name, kind, tuple(segments), fps, key if kind == "parquet" else "")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, (LaraArgumentError, AdapterFormatError)):
-            raise
-        raise AdapterFormatError(
-            f"{root / 'meta'}: the dataset's description is damaged or of an unknown layout "
-            f"({type(error).__name__}: {error}); layouts v2.0 to v3.0 are read"
-        ) from error
-
-
-def _choose(root: Path, have: list[str], cameras: Sequence[str]) -> list[str]:
-    if not cameras:
-        return have
-    chosen = [key for key in have if key in cameras or key.removeprefix("observation.images.") in cameras]
-    if not chosen:
-        raise LaraArgumentError(f"cameras={list(cameras)}: the dataset {root} has none of them, but {have}")
-    return chosen
-
-
-def _place(
-    root: Path, info: dict[str, Any], key: str, dtype: str, episode: dict[str, Any], fps: float
-) -> tuple[str, Segment]:
-    """The file, relative to the dataset, and the stretch of it that holds one episode for one camera."""
-    number = int(episode["episode_index"])
-    group = f"{root}#{number}"
-    parts: dict[str, Any] = {"video_key": key, "episode_index": number}
-    start, stop = 0.0, float("inf")
-    owner = f"videos/{key}" if dtype == "video" else "data"
-    if f"{owner}/chunk_index" in episode:
-        parts |= {name: int(episode[f"{owner}/{name}"]) for name in ("chunk_index", "file_index")}
-        if dtype == "video":
-            start, stop = (float(episode[f"{owner}/{end}_timestamp"]) for end in ("from", "to"))
-        else:
-            start, stop = episode["first_row"] / fps, (episode["first_row"] + int(episode["length"])) / fps
-    else:
-        parts["episode_chunk"] = number // int(info.get("chunks_size", 1000))
-    name = str(info["video_path" if dtype == "video" else "data_path"]).format(**parts)
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise AdapterFormatError(f"{root / 'meta' / 'info.json'}: the path {name} leads out of the dataset")
-    return name, Segment(group, start, stop)
-
-
-def _episodes_v2(root: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
-    path = root / "meta" / "episodes.jsonl"
-    if path.is_file():
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [{"episode_index": number} for number in range(int(info["total_episodes"]))]
-
-
-def _episodes_v3(root: Path) -> list[dict[str, Any]]:
-    """One row for each episode, `first_row` added: where it starts in its data file."""
-    pq = require_parquet()
-    import pyarrow as pa
-
-    rows: list[dict[str, Any]] = []
-    for path in sorted((root / "meta" / "episodes").glob("**/*.parquet")):
-        try:
-            file = pq.ParquetFile(path)
-            # statistics make up most of the table
-            names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
-            rows.extend(file.read(columns=names).to_pylist())
-        except (pa.ArrowException, OSError) as error:
-            raise AdapterFormatError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
-    if not rows:
-        raise AdapterFormatError(f"{root / 'meta' / 'episodes'} holds no episode")
-    rows.sort(key=lambda row: int(row["episode_index"]))
-    starts: dict[tuple[int, int], int] = {}
-    for row in rows:
-        file_of = int(row.get("data/chunk_index", 0)), int(row.get("data/file_index", 0))
-        row["first_row"] = starts.get(file_of, 0)
-        starts[file_of] = row["first_row"] + int(row["length"])
-    return rows
+def _dataset_sources(root: Path, cameras: Sequence[str]) -> Iterator[Source]:
+    """The files of a LeRobot dataset, for each camera, with the episodes that each holds."""
+    dataset = EpisodeDataset(root)
+    for key in dataset.select_cameras(cameras):
+        is_video = dataset.features[key]["dtype"] == "video"
+        segments: dict[str, list[Segment]] = {}
+        rows: Counter[str] = Counter()  # in each parquet file, of the episodes before
+        for episode in dataset.episodes:
+            name, start = episode.videos[key] if is_video else (episode.data, rows[episode.data] / dataset.fps)
+            rows[episode.data] += episode.length
+            segments.setdefault(name, []).append(
+                Segment(
+                    f"{root}#{episode.number}",
+                    episode.number,
+                    start,
+                    start + episode.length / dataset.fps,
+                    episode.length,
+                )
+            )
+        for name, inside in segments.items():
+            kind, column = ("video", "") if is_video else ("parquet", key)
+            yield Source(root / name, kind, tuple(inside), dataset.fps, column, root)

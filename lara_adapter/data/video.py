@@ -1,8 +1,6 @@
-"""Frames of a source: all in order (to index it), or a few by number (to train on them).
+"""Video files and pictures, opened, probed and decoded: the one place that knows PyAV.
 
-Decoding is `av` (FFmpeg), or torchcodec where it is asked for, in the calling thread and without the interpreter's lock
-for the heavy parts, so that threads are enough. A frame is brought to its final size while it is converted to RGB: the
-full picture is never made.
+A file is decoded in the calling thread and without the interpreter's lock, so that threads over several files are enough.
 """
 
 from __future__ import annotations
@@ -11,17 +9,29 @@ import io
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import FrameError
-from .by_torchcodec import read_by_time
-from .decode import require_av
-from .encoded import encoded_pictures
-from .sources import Source
+from ..errors import DatasetError
 
-__all__ = ["Converter", "Decoded", "decode_all", "read_frames", "write_png"]
+__all__ = ["Converter", "Decoded", "VideoFile", "decode_picture", "picture_frame", "require_av", "write_png"]
+
+
+def require_av() -> Any:
+    """PyAV.
+
+    Raises:
+        DatasetError: it is not installed.
+    """
+    try:
+        import av
+        import av.error
+        import av.video.reformatter
+    except ImportError as error:
+        raise DatasetError(f"decoding video needs PyAV: pip install 'lara-adapter[video]' ({error})") from error
+    return av
 
 
 class Decoded(NamedTuple):
@@ -41,183 +51,248 @@ class Decoded(NamedTuple):
     broken: bool
 
 
+class VideoFile:
+    """A video file, open; a context manager.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DatasetError: it cannot be opened, or holds no video.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        av = require_av()
+        # av's own errors derive from several built-in ones
+        self._errors: tuple[type[Exception], ...] = (av.error.FFmpegError, OSError, ValueError)
+        try:
+            self._container = av.open(str(path), metadata_errors="ignore")
+        except self._errors as error:
+            raise DatasetError(
+                f"{path} cannot be opened as a video{_lfs_hint(path)} ({type(error).__name__}: {error})"
+            ) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise DatasetError(f"{path} holds no video stream")
+        self._stream = self._container.streams.video[0]
+        # One thread: several files at once give more frames a second than many threads for one. And where somebody set
+        # av.logging's level (torchvision.io does), a decoding thread of FFmpeg with something to log waits for the
+        # interpreter's lock, while a decoder that is closed holds it and waits for its threads: a deadlock (PyAV 15.0
+        # and 15.1, not 18.1).
+        self._stream.thread_type, self._stream.codec_context.thread_count = "NONE", 1
+        self._frames: Iterator[Decoded] = iter(())
+        self._time: float | None = None  # of the last frame decoded; None: nothing yet
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # the generator refers to this object: a cycle would keep its frames, and FFmpeg's scaler, which blocks for ever
+        # when it is freed in a process that was forked meanwhile
+        self._frames = iter(())
+        self._container.close()
+
+    @property
+    def fps(self) -> float:
+        """Frames per second as the file states them; 30 where it does not."""
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return float(rate) if rate else 30.0
+
+    @property
+    def tick(self) -> float:
+        """The unit of the time stamps in seconds; 0 where the file has none."""
+        return float(self._stream.time_base or 0)
+
+    @property
+    def length(self) -> int:
+        """Frames as the file states them, or as its duration suggests; 0 where it states neither."""
+        if self._stream.frames:
+            return int(self._stream.frames)
+        seconds = self._container.duration
+        return round(seconds / 1e6 * self.fps) if seconds else 0
+
+    def count(self) -> int:
+        """Frames counted by their packets, undecoded, for a file that does not state how many; only before decoding.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        try:
+            number = sum(packet.size > 0 for packet in self._container.demux(self._stream))
+        except self._errors as error:
+            raise DatasetError(f"{self.path} is damaged ({type(error).__name__}: {error})") from error
+        self._time = 0.0  # the file was read: the next reader has to seek
+        return number
+
+    def decode(self, seek: int | None = None, strict: bool = False) -> Iterator[Decoded]:
+        """Frames from the key frame at or before a time stamp; None: from where the file is, at first its start.
+
+        Args:
+            seek: time stamp in the units of the file.
+            strict: raise at what cannot be decoded, instead of marking the next frame as broken.
+
+        Raises:
+            DatasetError: the file cannot seek, breaks off, or is damaged.
+        """
+        if seek is not None:
+            self._seek(seek)
+        broken = False
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (StopIteration, EOFError):
+                return
+            except self._errors as error:
+                raise DatasetError(f"{self.path} breaks off ({type(error).__name__}: {error})") from error
+            try:
+                frames = packet.decode()
+            except EOFError:
+                return
+            except self._errors as error:
+                if strict:
+                    raise self._damaged(f"{type(error).__name__}: {error}") from error
+                broken = True
+                continue
+            for frame in frames:
+                seconds = float("nan") if frame.pts is None else frame.pts * self.tick
+                broken = broken or bool(frame.is_corrupt)
+                yield Decoded(frame, frame.pts, seconds, bool(frame.key_frame), broken)
+                broken = bool(frame.is_corrupt)
+
+    def all_frames(self) -> Iterator[np.ndarray]:
+        """Every frame from the beginning, [H, W, 3] uint8, whatever its time stamp.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        self._jump(0.0)
+        for _, frame in self._next_frames():
+            yield self._to_rgb(frame)
+
+    def read(self, start: float, count: int, fps: float) -> Iterator[np.ndarray]:
+        """The `count` frames at start, start + 1 / fps, ...
+
+        One stretch after the other decodes each frame once; only a jump (backwards, or over frames) seeks.
+
+        Args:
+            start: time of the first one in the file, in seconds.
+            count: how many.
+            fps: their rate; a frame belongs to the nearest multiple of 1 / fps.
+
+        Yields:
+            [H, W, 3] uint8.
+
+        Raises:
+            DatasetError: the file is damaged, ends early, or lacks a frame.
+        """
+        if self._time is None or not 0 < (start - self._time) * fps < 1.5:
+            self._jump(start)
+        done = 0
+        for time, frame in self._next_frames() if count else ():
+            place = round((time - start) * fps)
+            if place < done:  # before the stretch, or a second frame at the same place
+                continue
+            if place > done:
+                raise DatasetError(
+                    f"{self.path} has no frame at {start + done / fps:.3f} s (the next is at {time:.3f} s), but the "
+                    f"dataset has {count} frames from {start:.3f} s on at {fps:g} frames per second"
+                )
+            yield self._to_rgb(frame)
+            done += 1
+            if done == count:
+                return
+        if done < count:
+            raise DatasetError(
+                f"{self.path} ends after {done} of {count} frames from {start:.3f} s on: the file is truncated, or the "
+                "dataset's episodes do not fit it"
+            )
+
+    def _jump(self, start: float) -> None:
+        seek = None
+        if self._time is not None or start > 0:
+            seek = int(start / self._stream.time_base) if start > 0 else self._stream.start_time or 0
+        self._frames, self._time = self.decode(seek, strict=True), None
+
+    def _seek(self, stamp: int) -> None:
+        try:
+            self._container.seek(stamp, stream=self._stream, backward=True, any_frame=False)
+        except self._errors as error:
+            raise DatasetError(f"{self.path}: cannot seek to {stamp * self.tick:.3f} s ({error})") from error
+
+    def _next_frames(self) -> Iterator[tuple[float, Any]]:
+        while (decoded := next(self._frames, None)) is not None:
+            self._time = 0.0 if decoded.pts is None else decoded.seconds
+            yield self._time, decoded.frame
+
+    def _to_rgb(self, frame: Any) -> np.ndarray:
+        if frame.is_corrupt:
+            raise self._damaged("a corrupt frame")
+        array: np.ndarray = frame.to_ndarray(format="rgb24")
+        return array
+
+    def _damaged(self, why: str) -> DatasetError:
+        where = "at its beginning" if self._time is None else f"after {self._time:.3f} s"
+        return DatasetError(f"{self.path} is damaged {where} ({why})")
+
+
+def _lfs_hint(path: Path) -> str:
+    """A clone without Git LFS leaves pointers, which are not damaged files."""
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return ""
+    return ": it is a pointer of Git LFS, not the video; fetch it with `git lfs pull`" if pointer else ""
+
+
 class Converter:
-    """av's frames to square RGB arrays; keeps the scaler, which costs more to make than to use."""
+    """av's frames to square RGB arrays; keeps the scaler, which costs more to make than to use.
+
+    FFmpeg scales from YUV while it converts, so that the full picture is never made: several times faster than decoding
+    to RGB and :func:`lara_adapter.lam.pixels.resize`, which it equals to about one level.
+    """
 
     def __init__(self, size: int, interpolation: str = "BILINEAR") -> None:
         self.size, self.interpolation = size, interpolation
         self._scaler = require_av().video.reformatter.VideoReformatter()
 
     def __call__(self, frame: Any) -> np.ndarray:
-        """Return [S, S, 3] uint8; the aspect is not kept, as everywhere in this library."""
+        """Return [S, S, 3] uint8; the aspect ratio is not kept."""
         scaled = self._scaler.reformat(frame, self.size, self.size, "rgb24", interpolation=self.interpolation)
         array: np.ndarray = scaled.to_ndarray()
         return array
 
 
-# ---------------------------------------------------------------------- in order
+# ---------------------------------------------------------------------- pictures
 
 
-def decode_all(source: Source) -> Iterator[Decoded]:
-    """Every frame of a source, in order.
+def picture_frame(content: bytes, name: str) -> Any:
+    """av's frame of a picture file (PNG, JPEG, ...).
+
+    Args:
+        content: the bytes of the file.
+        name: what to call it in an error.
 
     Raises:
-        FrameError: it cannot be opened, or holds no video.
+        DatasetError: it cannot be decoded.
     """
-    if source.kind == "video":
-        yield from _video_frames(source.path)
-    else:
-        broken = False
-        for number, content in enumerate(encoded_pictures(source)):
-            frame = _picture(content)
-            if frame is None:
-                broken = True
-                continue
-            yield Decoded(frame, number, number / source.fps, True, broken)
-            broken = False
-
-
-def _open(path: Path) -> tuple[Any, Any]:
-    av = require_av()
-    try:
-        container = av.open(str(path), metadata_errors="ignore")
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise FrameError(f"{path} cannot be opened ({type(error).__name__}: {error})") from error
-    if not container.streams.video:
-        container.close()
-        raise FrameError(f"{path} holds no video (only {[stream.type for stream in container.streams] or 'nothing'})")
-    stream = container.streams.video[0]
-    # one thread a file: several files are decoded at once, which gives more frames a second than many threads a file
-    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-    return container, stream
-
-
-def _video_frames(path: Path, seek: int | None = None) -> Iterator[Decoded]:
-    """Frames from the start, or from the key frame at or before a time stamp."""
-    av = require_av()
-    container, stream = _open(path)
-    with container:
-        if seek is not None:
-            container.seek(seek, stream=stream, backward=True)
-        base = float(stream.time_base) if stream.time_base else 0.0
-        broken = False
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets)
-            except (StopIteration, EOFError):
-                return
-            except (av.error.FFmpegError, OSError) as error:
-                raise FrameError(f"{path} breaks off ({type(error).__name__}: {error})") from error
-            try:
-                frames = packet.decode()
-            except EOFError:
-                return
-            except (av.error.FFmpegError, OSError):
-                # what follows is still of use, but no pair may reach over the hole
-                broken = True
-                continue
-            for frame in frames:
-                pts = frame.pts
-                seconds = float("nan") if pts is None else pts * base
-                broken = broken or bool(frame.is_corrupt)
-                yield Decoded(frame, pts, seconds, bool(frame.key_frame), broken)
-                broken = bool(frame.is_corrupt)
-
-
-def _picture(content: bytes) -> Any:
-    """av's frame of an encoded picture; None if it is damaged."""
     av = require_av()
     try:
         with av.open(io.BytesIO(content), metadata_errors="ignore") as container:
-            return next(container.decode(video=0), None)
-    except (av.error.FFmpegError, OSError, ValueError, IndexError):
-        return None
+            return next(container.decode(video=0))
+    # StopIteration, IndexError: it holds no picture
+    except (av.error.FFmpegError, OSError, StopIteration, IndexError, ValueError) as error:
+        raise DatasetError(f"{name} is not a picture that can be decoded ({type(error).__name__}: {error})") from error
 
 
-# ---------------------------------------------------------------------- by number
-
-
-def read_frames(
-    source: Source, pts: np.ndarray, keys: np.ndarray, wanted: np.ndarray, size: int, decoder: str = "av"
-) -> np.ndarray:
-    """Some frames of a source, close together.
-
-    Args:
-        source: what to read.
-        pts: [T] int64, time stamp of every frame, as the index holds them; strictly rising, or all -1: then frames are
-            counted from the start of the file.
-        keys: [K] int, rising: numbers of the frames at which decoding can start.
-        wanted: [n] int, rising: numbers of the frames to read.
-        size: side in pixels of the result.
-        decoder: "av", or "torchcodec" for the video files that it can read; `av` reads the others, and pictures.
-
-    Returns:
-        [n, size, size, 3] uint8, RGB.
-
-    Raises:
-        DatasetError: torchcodec is asked for and cannot be used here.
-        FrameError: a frame that the index knows cannot be decoded any more: the file was changed, or cannot be reached.
-    """
-    if decoder == "torchcodec" and source.kind == "video" and pts[-1] != pts[0]:
-        read = read_by_time(source.path, pts[wanted], _tick(source.path), size)
-        if read is not None:
-            return read
-    converter = Converter(size)
-    found: dict[int, np.ndarray] = {}
-    numbers = wanted.tolist()
-    if source.kind != "video":
-        stamps = pts[wanted].tolist()  # of pictures the place in the folder, with holes for the damaged ones
-        for number, content in zip(numbers, encoded_pictures(source, stamps)):
-            frame = _picture(content)
-            if frame is not None:
-                found[number] = converter(frame)
-    elif pts[-1] == pts[0]:
-        _collect(enumerate(_video_frames(source.path)), set(numbers), numbers[-1], converter, found)
-    else:
-        number_of = dict(zip(pts[wanted].tolist(), numbers))
-        before = keys[keys <= numbers[0]][::-1][:3:2]  # the last key frame, and the one two before it
-        for seek in [*pts[before].tolist(), None]:
-            try:
-                frames = ((number_of.get(f.pts, -1), f) for f in _video_frames(source.path, seek))
-                last = int(pts[numbers[-1]])
-                _collect(_until(frames, last), set(numbers), numbers[-1], converter, found)
-            except (require_av().error.FFmpegError, FrameError):
-                continue  # a container that cannot seek, or breaks off
-            if len(found) == len(numbers):
-                break
-    if len(found) < len(numbers):
-        raise FrameError(
-            f"{source.path}: {len(numbers) - len(found)} of the frames {numbers[0]} to {numbers[-1]} cannot be decoded, "
-            "though they could when the folder was indexed; was the file changed? Training can be resumed"
-        )
-    return np.stack([found[number] for number in numbers])
-
-
-def _tick(path: Path) -> float:
-    """The unit of a file's time stamps, in seconds."""
-    container, stream = _open(path)
-    with container:
-        return float(stream.time_base)  # an index with time stamps was made from a file that has it
-
-
-def _until(frames: Iterator[tuple[int, Decoded]], last: int) -> Iterator[tuple[int, Decoded]]:
-    """Stop once the time stamp has passed the last one wanted."""
-    for number, decoded in frames:
-        if decoded.pts is not None and decoded.pts > last:
-            return
-        yield number, decoded
-
-
-def _collect(frames: Any, wanted: set[int], last: int, converter: Converter, found: dict[int, np.ndarray]) -> None:
-    for number, decoded in frames:
-        if number in wanted:
-            found[number] = converter(decoded.frame)
-            if number >= last:
-                return
-
-
-# ---------------------------------------------------------------------- writing
+def decode_picture(content: bytes, name: str) -> np.ndarray:
+    """The same as :func:`picture_frame`, as an array [H, W, 3] uint8."""
+    picture: np.ndarray = picture_frame(content, name).to_ndarray(format="rgb24")
+    return picture
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """The latent action model: inverse dynamics, quantiser and forward dynamics over an image encoder.
 
 Imports torch, numpy, safetensors and huggingface-hub only; transformers, lpips and vector-quantize-pytorch are
-looked for where a configuration asks for them.
+imported where a configuration asks for them.
 """
 
 from .config import LatentActionConfig

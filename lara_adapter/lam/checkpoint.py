@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 
 
 def locate(source: str | os.PathLike[str], revision: str | None) -> Path:
-    """Return the folder of a model, downloading it if `source` is no local folder; see :func:`locate_folder`."""
+    """Return the folder of a model, downloading it if `source` is not a local folder; see :func:`locate_folder`."""
     return locate_folder(source, revision, [CONFIG, WEIGHTS], "latent action model")
 
 

@@ -1,7 +1,7 @@
 """The settings of a latent action model, as plain data: numbers, flags and two strings.
 
-A configuration travels in `config.json` and may come from a stranger, so it never names a class, a
-function or an import: the only string that leads anywhere is the image encoder's Hub id or folder, which is
+A configuration travels in `config.json` and may be untrusted, so it never names a class, a function
+or an import: the only string that leads anywhere is the image encoder's Hub id or folder, which is
 loaded as safetensors and without remote code.
 """
 
@@ -191,8 +191,8 @@ class LatentActionConfig:
     def _checked(name: str, kind: str, value: Any) -> Any:
         """Return `value` in its normal form, or raise LaraArgumentError naming the field."""
 
-        def refuse(wanted: str) -> LaraArgumentError:
-            return LaraArgumentError(f"LatentActionConfig: {name}={value!r}, but {wanted} is expected")
+        def refuse(expected: str) -> LaraArgumentError:
+            return LaraArgumentError(f"LatentActionConfig: {name}={value!r}, but {expected} is expected")
 
         if value is None and "None" in kind:
             return None
@@ -250,13 +250,13 @@ class LatentActionConfig:
             source: where it comes from, for messages.
 
         Raises:
-            AdapterFormatError: it is no configuration of ours, or written by a newer version.
+            AdapterFormatError: it is not a configuration of ours, or was written by a newer version.
             LaraArgumentError: a value is outside its range.
         """
         version = content.get("schema_version")
         if content.get("format") != FORMAT or isinstance(version, bool) or not isinstance(version, int) or version < 1:
             raise AdapterFormatError(
-                f"{source} is no latent action model of lara_adapter: format={content.get('format')!r}, "
+                f"{source} is not a latent action model of lara_adapter: format={content.get('format')!r}, "
                 f"schema_version={version!r}, but {FORMAT!r} and an integer are expected"
             )
         if version > SCHEMA_VERSION:

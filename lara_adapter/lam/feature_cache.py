@@ -90,7 +90,7 @@ class FeatureCache:
             images: [B, 3, H, W] float32.
 
         Returns:
-            Tokens [B, P, E], as `encoder.compute(images)` would give them, but for rounding where that depends on which
+            Tokens [B, P, E], equal to `encoder.compute(images)` up to rounding, where that depends on which
             images share a batch.
 
         Raises:

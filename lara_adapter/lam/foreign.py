@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..errors import LaraArgumentError
 from .quantizer import QuantizerTerms
 
-__all__ = ["keywords_of", "look_up", "quantize"]
+__all__ = ["lookup_codes", "quantize", "supported_keywords"]
 
 
-def keywords_of(quantizer: nn.Module) -> frozenset[str]:
+def supported_keywords(quantizer: nn.Module) -> frozenset[str]:
     """Which of the keywords `mask` and `freeze_codebook` the quantiser's forward takes.
 
     Raises:
@@ -35,7 +35,7 @@ def quantize(
 
     Args:
         quantizer: the module.
-        keywords: from :func:`keywords_of`.
+        keywords: from :func:`supported_keywords`.
         z: [B, N, D] float32.
         valid: [B] bool; no gradient reaches the z of other samples. Their codebook statistics are only left out where
             the quantiser takes a `mask`.
@@ -65,7 +65,7 @@ def quantize(
         )
     # [1] or one per stage of a residual quantiser; FSQ has none
     loss = result[2].float().sum() if len(result) > 2 else z.new_zeros(())
-    size = int(quantizer.codebook_size)  # type: ignore[arg-type]  # checked in keywords_of
+    size = int(quantizer.codebook_size)  # type: ignore[arg-type]  # checked in supported_keywords
     counted = torch.ones_like(indices, dtype=torch.float32)
     if valid is not None:
         counted = counted * valid.view(-1, *[1] * (indices.ndim - 1))
@@ -77,7 +77,7 @@ def quantize(
     return quantized, indices, loss, terms
 
 
-def look_up(quantizer: nn.Module, indices: Tensor) -> Tensor:
+def lookup_codes(quantizer: nn.Module, indices: Tensor) -> Tensor:
     """Codes [B, N, D] of indices.
 
     Raises:

@@ -13,7 +13,7 @@ __all__ = ["ForwardDynamics"]
 
 
 class ForwardDynamics(nn.Module):
-    """I^_{t+C} = FDM(I_t, z^q): a ViT over the patches of I_t that is told the latent action.
+    """I^_{t+C} = FDM(I_t, z^q): a ViT over the patches of I_t, conditioned on the latent action.
 
     The latent tokens are projected up (Linear(D, D) - tanh - Linear(D, W)) and fused: "add" flattens all N through one
     Linear(N W, W) and adds the result to every patch; "concat" puts them in front of the patches. A linear map and a

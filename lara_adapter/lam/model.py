@@ -100,11 +100,11 @@ class LatentActionModel(nn.Module):
         self.origin: Origin | None = None  # repository and commit that the weights were loaded from
         self.inverse_dynamics = InverseDynamics(config)
         self.quantizer: nn.Module = VectorQuantizer.from_config(config) if quantizer is None else quantizer
-        self._keywords = foreign.keywords_of(self.quantizer)
+        self._keywords = foreign.supported_keywords(self.quantizer)
         self.forward_dynamics = ForwardDynamics(config)
         self.perceptual = PerceptualDistance() if config.perceptual_weight > 0 else None
 
-    # said to whoever trains it beside a policy: a forward draws nothing, so no generator need be kept apart
+    # a forward draws nothing, so joint training needs no separate generator
     draws_random_numbers = False
 
     @property
@@ -118,7 +118,7 @@ class LatentActionModel(nn.Module):
         return self.config.queries * self.config.latent_dim
 
     def encode(self, frame_t: Tensor, frame_future: Tensor) -> LatentAction:
-        """Infer the latent action (LARA, Eq. 1); leaves codebook and usage as they are, in training too.
+        """Infer the latent action (LARA, Eq. 1); codebook and usage do not change, in training either.
 
         Args:
             frame_t: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1]; resized to `image_size` if different.
@@ -188,7 +188,7 @@ class LatentActionModel(nn.Module):
         present, _ = prepare_pair(frame_t, frame_t, None, self.config.image_size)
         tokens = latent.quantized if isinstance(latent, LatentAction) else latent
         if not tokens.is_floating_point():
-            tokens = foreign.look_up(self.quantizer, tokens)
+            tokens = foreign.lookup_codes(self.quantizer, tokens)
         if tokens.shape != (present.shape[0], *self.latent_shape):
             raise LaraArgumentError(
                 f"predict: latent is {list(latent.shape if isinstance(latent, Tensor) else tokens.shape)}, but "
@@ -291,7 +291,7 @@ class LatentActionModel(nn.Module):
             URL of the commit, which ends in its hash: what :meth:`from_pretrained` takes as `revision`.
 
         Raises:
-            LaraArgumentError: `repo_id` is no id, or `revision` is a commit.
+            LaraArgumentError: `repo_id` is not an id, or `revision` is a commit.
             HubError: the Hub cannot be reached, or does not accept the upload; the message says why.
         """
         check_target(repo_id, revision)

@@ -14,8 +14,8 @@ __all__ = ["prepare_pair", "resize"]
 def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Resize images, bilinear with antialiasing; the aspect ratio is not kept.
 
-    The one resize of this library, but for video that is decoded for pre-training: there FFmpeg scales while it converts
-    to RGB (:class:`lara_adapter.data.video.Converter`).
+    The one resize of this library, except for video that is decoded for pre-training: there FFmpeg scales while it
+    converts to RGB (:class:`lara_adapter.data.video.Converter`).
 
     Args:
         images: [..., C, H, W] float, or uint8 in [0, 255]: on a CPU by torch's own uint8 kernel, which is several times
@@ -25,16 +25,16 @@ def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     Returns:
         [..., C, height, width] in the dtype of `images`; the same object if it has that size already.
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if images.shape[-2:] == size:
+    height, width = (size, size) if isinstance(size, int) else size
+    if images.shape[-2:] == (height, width):
         return images
     batch = images.reshape(-1, *images.shape[-3:])
     if images.dtype == torch.uint8 and images.device.type != "cpu":
         batch = batch.float()
-    resized = F.interpolate(batch, size=size, mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(batch, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
     if resized.dtype != images.dtype:
         resized = resized.round().clamp(0, 255).to(images.dtype)
-    return resized.reshape(*images.shape[:-2], *size)
+    return resized.reshape(*images.shape[:-2], height, width)
 
 
 def _prepare(name: str, frames: Tensor, size: int) -> Tensor:

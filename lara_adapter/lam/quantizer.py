@@ -114,7 +114,7 @@ class VectorQuantizer(nn.Module):
             z: [B, N, D] float.
             valid: [B] bool; latents of other samples are replaced by zeros, and neither loss nor usage sees them.
             indices: [..., any] int64 in 0..K-1: look these up instead, and return only the codes [..., D].
-            update: False: leave usage and codes as they are, even in training.
+            update: False: usage and codes do not change, even in training.
             want_terms: append the :class:`QuantizerTerms`.
 
         Returns:

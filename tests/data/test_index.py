@@ -9,18 +9,19 @@ pytest.importorskip("av")
 
 from helpers.videos import numbered, square, write_audio, write_video
 
-import lara_adapter.data.seen as seen_module
+import lara_adapter.data.scan_cache as scan_cache
 from lara_adapter import LaraArgumentError
 from lara_adapter.data import IndexSettings, build_index, find_sources, require_pairs
 from lara_adapter.data.gap import Gap
+from lara_adapter.data.index import scan_sources
 
 
 @pytest.fixture
 def looked_at(monkeypatch):
     """Names of the files that are decoded to be indexed."""
     names = []
-    real = seen_module.scan_source
-    monkeypatch.setattr(seen_module, "scan_source", lambda s, gap: (names.append(s.path.name), real(s, gap))[1])
+    real = scan_cache.scan_source
+    monkeypatch.setattr(scan_cache, "scan_source", lambda s, gap: (names.append(s.path.name), real(s, gap))[1])
     return names
 
 
@@ -34,7 +35,7 @@ def test_damaged_files_are_left_out_and_reported(tmp_path, caplog):
     cut_off = write_video(folder / "unfinished.mp4", numbered(30)).read_bytes()
     (folder / "unfinished.mp4").write_bytes(cut_off[: len(cut_off) // 2])  # the table at the end is missing
     found = build_index(find_sources([folder]), IndexSettings(held_out=0.0), tmp_path / "index")
-    assert [clip.source.path.name for clip in found.clips] == ["good.mp4"]
+    assert [clip.source.path.name for clip in found.sources] == ["good.mp4"]
     assert found.report["sources"] == 6
     assert found.report["usable"] == 1
     assert found.report["pairs"] == 15
@@ -67,7 +68,7 @@ def test_what_was_seen_is_not_looked_at_again(tmp_path, looked_at):
     assert sorted(looked_at) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
     again = build()
     assert looked_at == []
-    assert again.report | {"indexed_frames_per_second": 0} == first.report | {"indexed_frames_per_second": 0}
+    assert again.report == first.report
     assert build(still_keep=1.0, cut_threshold=0.0).report["frames"] == 60  # thresholds apply to what was seen
     assert looked_at == []
     write_video(folder / "b.mp4", numbered(31))
@@ -87,14 +88,12 @@ def test_each_process_looks_at_its_share(tmp_path, looked_at):
     sources = find_sources([tmp_path / "v"])
     shares = []
 
-    def others():  # what happens in the other process meanwhile
+    for rank in range(2):
+        assert list(scan_sources(sources[rank::2], Gap(5), tmp_path / "index")) == [12] * (3 - rank)
         shares.append(sorted(looked_at))
         looked_at.clear()
-        build_index(sources, IndexSettings(), tmp_path / "index", rank=1, ranks=2)
-        looked_at.clear()
-
-    build_index(sources, IndexSettings(), tmp_path / "index", rank=0, ranks=2, wait=others)
-    assert shares == [["a.mp4", "c.mp4", "e.mp4"]]
+    assert shares == [["a.mp4", "c.mp4", "e.mp4"], ["b.mp4", "d.mp4"]]
+    assert build_index(sources, IndexSettings(), tmp_path / "index").report["frames"] == 60
     assert looked_at == []
 
 
@@ -104,7 +103,7 @@ def test_what_is_held_out_stays_so_when_videos_are_added_or_moved(tmp_path):
     settings = IndexSettings(gap=Gap(2), held_out=0.2, still_threshold=0.0)
 
     def held():
-        clips = build_index(find_sources([tmp_path / "v"]), settings, tmp_path / "index").clips
+        clips = build_index(find_sources([tmp_path / "v"]), settings, tmp_path / "index").sources
         assert not any(clip.train.any() and clip.held_out.any() for clip in clips)
         return {clip.source.path.name for clip in clips if clip.held_out.any()}
 
@@ -127,8 +126,8 @@ def test_what_gives_no_pair_is_not_what_is_held_out(tmp_path, seed):
         write_video(tmp_path / "v" / f"short{number}.mp4", square(3, number))
     settings = IndexSettings(held_out=0.05, seed=seed)
     found = build_index(find_sources([tmp_path / "v"]), settings, tmp_path / "index")
-    assert sum(clip.held_out.any() for clip in found.clips) == 1
-    assert sum(clip.train.any() for clip in found.clips) == 2
+    assert sum(clip.held_out.any() for clip in found.sources) == 1
+    assert sum(clip.train.any() for clip in found.sources) == 2
     assert found.report["held_out_pairs"] > 20
     assert len(found.report["faults"]) == 12
 
@@ -149,6 +148,6 @@ def test_a_video_that_is_too_short_to_be_divided_is_named(tmp_path):
 
 def test_of_a_single_video_the_end_is_held_out(tmp_path):
     write_video(tmp_path / "a.mp4", square(100))
-    (clip,) = build_index(find_sources([tmp_path]), IndexSettings(held_out=0.1), tmp_path / "index").clips
+    (clip,) = build_index(find_sources([tmp_path]), IndexSettings(held_out=0.1), tmp_path / "index").sources
     assert np.flatnonzero(clip.train).max() == 84  # whose future is the last frame before the border
     assert np.flatnonzero(clip.held_out).tolist() == list(range(90, 95))

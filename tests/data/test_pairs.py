@@ -18,7 +18,7 @@ from helpers.videos import number_of, numbered, write_video
 import lara_adapter.data.pairs as pairs_module
 from lara_adapter import LaraArgumentError
 from lara_adapter.data import IndexSettings, PairStream, build_index, find_sources
-from lara_adapter.data.chunks import chains_of
+from lara_adapter.data.chunks import make_chains
 from lara_adapter.data.gap import Gap
 from lara_adapter.data.pairs import read_pairs
 
@@ -32,7 +32,7 @@ def clips(tmp_path_factory):
     for video, (name, length) in enumerate(LENGTHS.items()):
         write_video(folder / name, numbered(length, video), "libx264" if name == "a.mp4" else "mpeg4", g=24)
     settings = IndexSettings(gap=Gap(5), held_out=0.0, cut_threshold=0.0, still_threshold=0.0)
-    return build_index(find_sources([folder]), settings, folder / "index").clips
+    return build_index(find_sources([folder]), settings, folder / "index").sources
 
 
 def take(stream, count, start=0):
@@ -142,16 +142,16 @@ def test_an_error_while_reading_reaches_who_trains(clips, monkeypatch):
 
 def test_chains():
     future = np.arange(40) + 5
-    chains = chains_of(np.array([0, 1, 5, 6, 10, 15, 20, 31]), future, 3)
+    chains = make_chains(np.array([0, 1, 5, 6, 10, 15, 20, 31]), future, 3)
     assert chains == [[0, 5, 10], [1, 6], [15, 20], [31]]
-    assert chains_of(np.arange(30), future, 1) == [[t] for t in range(30)]
+    assert make_chains(np.arange(30), future, 1) == [[t] for t in range(30)]
 
 
 def test_held_out_pairs_are_spread_and_always_the_same(tmp_path):
     for video in range(4):
         write_video(tmp_path / f"{video}.mp4", numbered(50, video))
     settings = IndexSettings(held_out=0.5, cut_threshold=0.0, still_threshold=0.0)
-    clips = build_index(find_sources([tmp_path]), settings, tmp_path / "index").clips
+    clips = build_index(find_sources([tmp_path]), settings, tmp_path / "index").sources
     first, again = (read_pairs(clips, 32, 20, 8) for _ in range(2))
     assert [len(present) for present, _ in first] == [8, 8, 4]
     assert all((a == b).all() for one, two in zip(first, again) for a, b in zip(one, two))
@@ -166,7 +166,7 @@ import resource, sys
 from lara_adapter.data import IndexSettings, PairStream, build_index, find_sources
 for folder in sys.argv[1:]:
     settings = IndexSettings(held_out=0.0, cut_threshold=0.0, still_threshold=0.0)
-    clips = build_index(find_sources([folder]), settings, folder + "/index").clips
+    clips = build_index(find_sources([folder]), settings, folder + "/index").sources
     stream = PairStream(clips, 128, 8, shuffle_frames=256)
     batches = stream.batches()
     for _ in range(stream.pairs // 8):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lara_adapter.data.prefetch import prefetched
+from lara_adapter.data.prefetch import prefetch
 
 
 def running() -> int:
@@ -14,8 +14,8 @@ def running() -> int:
 
 
 def test_the_items_come_in_order_and_the_thread_ends():
-    assert list(prefetched(range(1000), 3)) == list(range(1000))
-    assert list(prefetched([], 3)) == []
+    assert list(prefetch(range(1000), 3)) == list(range(1000))
+    assert list(prefetch([], 3)) == []
     assert not running()
 
 
@@ -29,7 +29,7 @@ def test_it_works_ahead_and_no_further():
                 go_on.set()
             yield number
 
-    ahead = prefetched(items(), 4)
+    ahead = prefetch(items(), 4)
     assert next(ahead) == 0
     assert go_on.wait(10)  # 0 is in use, 1 to 4 wait, and 5 is made
     assert len(made) == 6
@@ -41,7 +41,7 @@ def test_an_error_is_raised_where_the_items_are_used():
         yield 1
         raise OSError("disk gone")
 
-    ahead = prefetched(items(), 8)
+    ahead = prefetch(items(), 8)
     assert next(ahead) == 1
     with pytest.raises(OSError, match="disk gone"):
         next(ahead)
@@ -53,7 +53,7 @@ def test_who_stops_early_gets_the_source_back():
         yield from range(1000)
 
     source = items()
-    ahead = prefetched(source, 2)
+    ahead = prefetch(source, 2)
     assert [next(ahead), next(ahead)] == [0, 1]
     ahead.close()
     assert not running()

@@ -11,16 +11,16 @@ pytest.importorskip("av")
 
 from helpers.videos import number_of, numbered, png, write_v21, write_v30, write_v30_pictures, write_video
 
-from lara_adapter import AdapterFormatError, LaraArgumentError
+from lara_adapter import DatasetError, LaraArgumentError
 from lara_adapter.data import IndexSettings, build_index, find_sources
+from lara_adapter.data.decode import read_frames
 from lara_adapter.data.gap import Gap
-from lara_adapter.data.video import read_frames
 
 
 def pairs_of(folder, tmp_path, gap=3, **options):
     """Every pair that is trained on, as it looks: {(video, number): (video, number)}."""
     settings = IndexSettings(gap=Gap(gap), held_out=0.0, cut_threshold=0.0, still_threshold=0.0)
-    clips = build_index(find_sources([folder], **options), settings, tmp_path / "index").clips
+    clips = build_index(find_sources([folder], **options), settings, tmp_path / "index").sources
     seen = {}
     for clip in clips:
         for start in np.flatnonzero(clip.train):
@@ -85,7 +85,7 @@ def test_all_cameras_of_an_episode_are_held_out_together(tmp_path):
     pytest.importorskip("pyarrow")
     write_v30(tmp_path / "set", [9, 9, 9, 9], cameras=("top", "wrist"))
     settings = IndexSettings(gap=Gap(3), held_out=0.3, cut_threshold=0.0, still_threshold=0.0)
-    clips = build_index(find_sources([tmp_path]), settings, tmp_path / "index").clips
+    clips = build_index(find_sources([tmp_path]), settings, tmp_path / "index").sources
     top, wrist = clips
     assert (top.held_out == wrist.held_out).all()
     assert 0 < top.held_out.sum() < top.train.sum() + top.held_out.sum()
@@ -97,11 +97,11 @@ def test_damaged_descriptions_are_named(tmp_path):
     info = tmp_path / "set" / "meta" / "info.json"
     content = json.loads(info.read_text())
     info.write_text(json.dumps({**content, "video_path": "../../secret/{episode_index}.mp4"}))
-    with pytest.raises(AdapterFormatError, match="leads out of the dataset"):
+    with pytest.raises(DatasetError, match="outside of the dataset"):
         find_sources([tmp_path])
     del content["features"]
     info.write_text(json.dumps(content))
-    with pytest.raises(AdapterFormatError, match="damaged or of an unknown layout"):
+    with pytest.raises(DatasetError, match="meta is damaged"):
         find_sources([tmp_path])
 
 

@@ -10,11 +10,12 @@ pytest.importorskip("av")
 
 from helpers.videos import abandon_decoders, number_of, numbered, png, square, write_audio, write_video
 
-from lara_adapter import FrameError
+from lara_adapter import DatasetError
 from lara_adapter.data import Source
-from lara_adapter.data.cuts import scan_source
+from lara_adapter.data.decode import decode_all, read_frames
 from lara_adapter.data.gap import Gap
-from lara_adapter.data.video import Converter, decode_all, read_frames
+from lara_adapter.data.scan import scan_source
+from lara_adapter.data.video import Converter
 from lara_adapter.lam.pixels import resize
 
 FORMATS = {
@@ -69,12 +70,12 @@ def test_pictures_are_read_by_number_and_a_damaged_one_is_a_hole(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\x00" * 5000, b"RIFF but nothing else"])
 def test_what_is_no_video_is_refused(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(FrameError, match=r"a\.mp4"):
+    with pytest.raises(DatasetError, match=r"a\.mp4"):
         scan_source(Source(tmp_path / "a.mp4"), Gap(5))
 
 
 def test_sound_alone_is_refused(tmp_path):
-    with pytest.raises(FrameError, match="holds no video"):
+    with pytest.raises(DatasetError, match="holds no video"):
         scan_source(Source(write_audio(tmp_path / "a.mp4")), Gap(5))
 
 
@@ -82,7 +83,7 @@ def test_a_video_that_changed_after_it_was_indexed_is_told(tmp_path):
     source = Source(write_video(tmp_path / "a.mp4", numbered(40)))
     scan = scan_source(source, Gap(5))
     write_video(tmp_path / "a.mp4", numbered(20))
-    with pytest.raises(FrameError, match=r"a\.mp4: 1 of the frames 10 to 30 .* was the file changed"):
+    with pytest.raises(DatasetError, match=r"a\.mp4: 1 of the frames 10 to 30 .* was the file changed"):
         read_frames(source, scan.pts, np.flatnonzero(scan.key), np.array([10, 30]), 32)
 
 

@@ -89,9 +89,9 @@ def abandon_decoders(folder: Path) -> subprocess.CompletedProcess[str]:
         import av
         av.logging.set_level(av.logging.ERROR)  # as torchvision.io does when it is imported
         from pathlib import Path
-        from lara_adapter.data.decode import SequentialVideo
+        from lara_adapter.data.video import VideoFile
         for number in range(200):
-            with SequentialVideo(Path({str(write_video(folder / "walk.mp4", square(90), "libx264"))!r})) as video:
+            with VideoFile(Path({str(write_video(folder / "walk.mp4", square(90), "libx264"))!r})) as video:
                 for place, _ in enumerate(video.all_frames()):
                     if place == number % 7:
                         break

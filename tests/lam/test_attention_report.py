@@ -16,9 +16,9 @@ from helpers import disk_datasets as disk
 from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
-from lara_adapter.data.decode import decode_picture
+from lara_adapter.data.video import decode_picture
 from lara_adapter.lam.attention.picture import draw
-from lara_adapter.lam.attention.report import look, save_arrays
+from lara_adapter.lam.attention.report import measure_attention, save_arrays
 
 GAP = 3
 
@@ -42,7 +42,7 @@ def picture(path) -> np.ndarray:
 
 
 def test_the_arrays_are_the_models_attention_and_sum_to_one(models, data, tmp_path):
-    report = look(models / "lam", data, gap=GAP, frames=["0:2", "2:7", "2:0"])
+    report = measure_attention(models / "lam", data, gap=GAP, frames=["0:2", "2:7", "2:0"])
     save_arrays(report, tmp_path / "attention.npz")
     arrays = np.load(tmp_path / "attention.npz", allow_pickle=False)
     assert arrays["clip"].tolist() == ["episode 0", "episode 2", "episode 2"]
@@ -68,17 +68,17 @@ def test_the_arrays_are_the_models_attention_and_sum_to_one(models, data, tmp_pa
 
 def test_two_models_stand_side_by_side(models, data, tmp_path):
     pytest.importorskip("matplotlib")
-    report = look(models / "lam", data, gap=GAP, compare=models / "lara-lam", pairs=2)
+    report = measure_attention(models / "lam", data, gap=GAP, compare=models / "lara-lam", pairs=2)
     save_arrays(report, tmp_path / "two.npz")
     arrays = np.load(tmp_path / "two.npz")
     assert (str(arrays["model_0"]), str(arrays["model_1"])) == ("lam", "lara-lam")
     assert not np.allclose(arrays["maps_0"], arrays["maps_1"])
     draw(report, tmp_path / "two.png")
-    draw(report._replace(looked=report.looked[:1]), tmp_path / "one.png")
+    draw(report._replace(models=report.models[:1]), tmp_path / "one.png")
     two, one = picture(tmp_path / "two.png"), picture(tmp_path / "one.png")
     assert two.shape[1] > one.shape[1] > 300
     assert len(np.unique(two.reshape(-1, 3), axis=0)) > 500  # heat maps and frames, not an empty sheet
-    draw(report._replace(looked=report.looked[::-1]), tmp_path / "other.png")
+    draw(report._replace(models=report.models[::-1]), tmp_path / "other.png")
     assert not np.array_equal(picture(tmp_path / "other.png"), two)
     draw(report, tmp_path / "queries.png", queries=True)
     assert picture(tmp_path / "queries.png").shape[1] > 2 * two.shape[1]
@@ -94,25 +94,28 @@ def test_two_models_stand_side_by_side(models, data, tmp_path):
 def test_models_of_one_name_are_told_apart(models, data, tmp_path):
     torch.manual_seed(5)
     small().save_pretrained(tmp_path / "lam")
-    names = [looked.name for looked in look(models / "lam", data, gap=GAP, compare=tmp_path / "lam", pairs=1).looked]
+    names = [
+        model.name
+        for model in measure_attention(models / "lam", data, gap=GAP, compare=tmp_path / "lam", pairs=1).models
+    ]
     assert len(set(names)) == 2
     assert all(name.startswith("lam ") for name in names)
 
 
 def test_the_numbers_by_hand(models, data):
-    report = look(models / "lam", data, gap=GAP, frames=["0:2"])
+    report = measure_attention(models / "lam", data, gap=GAP, frames=["0:2"])
     maps = np.zeros((1, 1, 3, 3, 2, 4, 4), np.float32)  # one pair, layer; three heads and queries
     maps[..., 1, 0, 0] = 1.0  # all on the first patch of the future frame
     moved = np.zeros((32, 32, 3), np.uint8)
     moved[:8, :16] = 200  # the first two of its patches change
     report = report._replace(
-        present=[np.zeros_like(moved)], future=[moved], looked=[report.looked[0]._replace(attention=maps)]
+        present=[np.zeros_like(moved)], future=[moved], models=[report.models[0]._replace(attention=maps)]
     )
     (numbers,) = report.numbers()
     assert numbers["present"] == 0
     assert numbers["on_motion"] == pytest.approx(1 / (2 / 16))
     assert numbers["entropy"] == pytest.approx(0, abs=1e-6)
-    even = report._replace(looked=[report.looked[0]._replace(attention=np.full_like(maps, 1 / 32))])
+    even = report._replace(models=[report.models[0]._replace(attention=np.full_like(maps, 1 / 32))])
     assert even.numbers()[0] == {
         "model": "lam", "present": pytest.approx(0.5), "on_motion": pytest.approx(1), "entropy": pytest.approx(1),
     }  # fmt: skip
@@ -121,7 +124,7 @@ def test_the_numbers_by_hand(models, data):
 
 
 def test_pairs_are_spread_evenly_and_have_a_partner(models, data):
-    report = look(models / "lam", data, gap=8, pairs=5)
+    report = measure_attention(models / "lam", data, gap=8, pairs=5)
     assert len(set(report.pairs)) == 5
     assert {name for name, _ in report.pairs} == {"episode 0", "episode 2"}  # of the other one a single pair
     lengths = dict(zip(("episode 0", "episode 1", "episode 2"), disk.LENGTHS))
@@ -131,19 +134,19 @@ def test_pairs_are_spread_evenly_and_have_a_partner(models, data):
 def test_a_video_or_a_folder_of_them(models, tmp_path):
     for number in range(2):
         disk.write_video(tmp_path / f"{number}.mp4", disk.scene(number, 10, 32 + 32 * number)[0])
-    report = look(models / "lam", tmp_path, gap="0.3s", frames=["1:4", "2"])
+    report = measure_attention(models / "lam", tmp_path, gap="0.3s", frames=["1:4", "2"])
     assert report.pairs == [("1.mp4", 4), ("0.mp4", 2)]
     assert [frame.shape[0] for frame in report.present] == [64, 32]
     save_arrays(report, tmp_path / "a.npz")  # frames of two sizes
     assert np.load(tmp_path / "a.npz")["present_0"].shape == (64, 64, 3)
-    alone = look(models / "lam", tmp_path / "1.mp4", gap=GAP, frames=["0:4"])
-    assert np.array_equal(alone.looked[0].attention[0], report.looked[0].attention[0])
+    alone = measure_attention(models / "lam", tmp_path / "1.mp4", gap=GAP, frames=["0:4"])
+    assert np.array_equal(alone.models[0].attention[0], report.models[0].attention[0])
 
 
 def test_videos_of_one_name_in_two_folders_are_told_apart(models, tmp_path):
     for number, folder in enumerate(("left", "right")):
         disk.write_video(tmp_path / folder / "0.mp4", disk.scene(number, 10)[0])
-    report = look(models / "lam", tmp_path, gap=GAP, frames=["0:2", "1:2"])
+    report = measure_attention(models / "lam", tmp_path, gap=GAP, frames=["0:2", "1:2"])
     assert [name for name, _ in report.pairs] == ["left/0.mp4", "right/0.mp4"]
     for number, frame in enumerate(report.present):
         assert np.array_equal(frame, disk.scene(number, 10)[0][2])
@@ -155,17 +158,17 @@ def test_refusals(models, data, tmp_path):
         (["1:7"], "episode 1 has no frame 10, which is 3 after frame 7"),
     ):  # fmt: skip
         with pytest.raises(LaraArgumentError, match=message):
-            look(models / "lam", data, gap=GAP, frames=frames)
+            measure_attention(models / "lam", data, gap=GAP, frames=frames)
     with pytest.raises(LaraArgumentError, match="layer=2, but lam has 2: 0 to 1"):
-        look(models / "lam", data, gap=GAP, layer=2)
+        measure_attention(models / "lam", data, gap=GAP, layer=2)
     with pytest.raises(LaraArgumentError, match="pairs=0"):
-        look(models / "lam", data, gap=GAP, pairs=0)
+        measure_attention(models / "lam", data, gap=GAP, pairs=0)
     with pytest.raises(DatasetError, match="no clip is longer than the frame gap of 20; the longest has 20"):
-        look(models / "lam", data, gap=20)
+        measure_attention(models / "lam", data, gap=20)
 
 
 def test_without_matplotlib_the_extra_is_named(models, data, tmp_path, monkeypatch):
-    report = look(models / "lam", data, gap=GAP, pairs=1)
+    report = measure_attention(models / "lam", data, gap=GAP, pairs=1)
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

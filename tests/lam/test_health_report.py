@@ -16,7 +16,7 @@ from helpers import disk_datasets as disk
 from test_model import small, trained_tiny
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionConfig, LatentActionModel, cli
-from lara_adapter.data.decode import SequentialVideo
+from lara_adapter.data.video import VideoFile
 from lara_adapter.lam.health.probe import cross_validated_r2
 from lara_adapter.lam.health.report import examine
 from lara_adapter.lam.health.verdicts import Thresholds
@@ -189,7 +189,7 @@ def test_a_video_that_does_not_state_its_length_is_counted(models, tmp_path):
                 if packet.size:
                     packet.stream = stream
                     target.mux(packet)
-    with SequentialVideo(tmp_path / "live.mkv") as video:
+    with VideoFile(tmp_path / "live.mkv") as video:
         assert video.length == 0
         assert video.count() == 20
         assert len(list(video.all_frames())) == 20

@@ -24,8 +24,8 @@ from helpers import disk_datasets as disk
 from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
-from lara_adapter.data.decode import SequentialVideo
 from lara_adapter.data.gap import parse_gap
+from lara_adapter.data.video import VideoFile
 from lara_adapter.lam.label import label_dataset
 from lara_adapter.lam.label import work as label_work
 from lara_adapter.lam.sequence import encode_sequence
@@ -266,15 +266,15 @@ def test_an_episode_shorter_than_the_gap_has_no_valid_pair(length):
 
 def test_each_frame_is_decoded_once_in_one_sweep(tmp_path, lam, source, monkeypatch):
     steps, seeks = [], []
-    decode, seek = SequentialVideo._decode, SequentialVideo._seek
+    decode, seek = VideoFile.decode, VideoFile._jump
 
-    def counted(self):
-        for item in decode(self):
+    def counted(self, *arguments, **keywords):
+        for item in decode(self, *arguments, **keywords):
             steps.append(item[0])
             yield item
 
-    monkeypatch.setattr(SequentialVideo, "_decode", counted)
-    monkeypatch.setattr(SequentialVideo, "_seek", lambda self, start: (seeks.append(start), seek(self, start))[1])
+    monkeypatch.setattr(VideoFile, "decode", counted)
+    monkeypatch.setattr(VideoFile, "_jump", lambda self, start: (seeks.append(start), seek(self, start))[1])
     label_dataset(source, lam, tmp_path / "copy", gap=GAP)
     assert len(steps) == sum(disk.LENGTHS)
     assert len(seeks) == 2  # files
@@ -282,7 +282,7 @@ def test_each_frame_is_decoded_once_in_one_sweep(tmp_path, lam, source, monkeypa
 
 def test_a_jump_in_a_video_is_right_and_goes_on(source):
     frames = np.concatenate(frames_of(source)[:2])
-    with SequentialVideo(source / f"videos/{disk.CAMERA}/chunk-000/file-000.mp4") as video:
+    with VideoFile(source / f"videos/{disk.CAMERA}/chunk-000/file-000.mp4") as video:
         for start, count in ((14, 9), (3, 5), (8, 4), (0, 2), (20, 3)):
             found = np.stack(list(video.read(start / disk.FPS, count, disk.FPS)))
             assert np.array_equal(found, frames[start : start + count]), start
@@ -407,7 +407,7 @@ def test_refusals_name_what_is_wrong(tmp_path, lam, source):
     refused(LaraArgumentError, "camera=None, but two has observation.images.top, observation.images.wrist", dataset=two)
     refused(LaraArgumentError, "camera='side', but", dataset=two, camera="side")
     refused(DatasetError, "does not exist", dataset=tmp_path / "none")
-    refused(DatasetError, r"is no LeRobot dataset: .*info.json is missing", dataset=tmp_path)
+    refused(DatasetError, r"is not a LeRobot dataset: .*info.json is missing", dataset=tmp_path)
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source / "copy")
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source)
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source.parent)
@@ -421,7 +421,7 @@ def test_refusals_name_what_is_wrong(tmp_path, lam, source):
     assert not (tmp_path / ".copy.labelling").exists()  # nothing was begun
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/mine.txt").write_text("keep")
-    refused(LaraArgumentError, "exists, and is no labelling of ours", output=tmp_path / "taken")
+    refused(LaraArgumentError, "exists, and is not a labelling of ours", output=tmp_path / "taken")
     assert (tmp_path / "taken/mine.txt").read_text() == "keep"
     label_dataset(source, lam, tmp_path / "copy", gap=GAP)
     refused(LaraArgumentError, r"exists and was made otherwise: gap_frames 4 \(now 5\)", gap=GAP + 1)

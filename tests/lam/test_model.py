@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lara_adapter import FrameError, LaraArgumentError, LatentAction, LatentActionConfig, LatentActionModel
+from lara_adapter import DatasetError, LaraArgumentError, LatentAction, LatentActionConfig, LatentActionModel
 
 SMALL = dict(
     image_size=32, image_encoder=None, encoder_patch_size=8, encoder_prefix_tokens=0, encoder_width=24, encoder_layers=1,
@@ -192,9 +192,9 @@ def test_frames_of_any_size_and_kind():
     assert torch.allclose(lam.encode(present, future).continuous, as_float, atol=1e-5)
     large = tuple(F.interpolate(f.float() / 255, 64, mode="nearest") for f in (present, future))
     assert torch.allclose(lam.encode(*large).continuous, as_float, atol=0.2)
-    with pytest.raises(FrameError):
+    with pytest.raises(DatasetError):
         lam.encode(present[:, :1], future[:, :1])
-    with pytest.raises(FrameError):
+    with pytest.raises(DatasetError):
         lam.encode(present.long(), future.long())
 
 

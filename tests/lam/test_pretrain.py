@@ -23,7 +23,7 @@ pytest.importorskip("tqdm")
 from helpers.videos import square, write_v30, write_video
 
 from lara_adapter import LaraArgumentError, LatentActionConfig, LatentActionModel, NonFiniteError, cli
-from lara_adapter.data.video import decode_all
+from lara_adapter.data.decode import decode_all
 from lara_adapter.lam.pretrain import PretrainSettings, pretrain_lam
 from lara_adapter.lam.pretrain.run import rate_at
 from lara_adapter.storage.files import read_tensors
@@ -104,7 +104,7 @@ def test_it_learns_to_beat_the_copy_through_the_latent(videos, tmp_path):
     from lara_adapter.data import IndexSettings, build_index, find_sources
     from lara_adapter.data.pairs import read_pairs
 
-    clips = build_index(find_sources([videos]), IndexSettings(), tmp_path / "run" / "index").clips
+    clips = build_index(find_sources([videos]), IndexSettings(), tmp_path / "run" / "index").sources
     ((present, future),) = read_pairs(clips, 32, 64, 64)
     latent = model.encode(present, future).quantized
     error = [(model.predict(present, z) - future / 255).square().mean().item() for z in (latent, latent.roll(7, 0))]
@@ -136,7 +136,7 @@ def test_settings_reach_the_model(tmp_path, small):
     LatentActionConfig.tiny(queries=3).save(whole)
     assert dataclasses.replace(paper, config=whole).model_config() == LatentActionConfig.tiny(queries=3)
     whole.write_text('{"querys": 3}')
-    with pytest.raises(LaraArgumentError, match="querys are no fields"):
+    with pytest.raises(LaraArgumentError, match="querys are not fields"):
         dataclasses.replace(paper, config=whole).model_config()
 
 

@@ -22,7 +22,7 @@ def draw(report: AttentionReport, path: str | os.PathLike[str], *, queries: bool
     Heat is attention over evenly spread attention, on one scale for all of the grid, so that models can be compared.
 
     Args:
-        report: what was looked at.
+        report: of :func:`~lara_adapter.lam.attention.report.measure_attention`.
         path: the file.
         queries: one column per query and frame instead of their mean.
 
@@ -68,14 +68,14 @@ def draw(report: AttentionReport, path: str | os.PathLike[str], *, queries: bool
 
 def _columns(report: AttentionReport, queries: bool) -> list[tuple[str, list[tuple[int, np.ndarray]]]]:
     """(title, for each pair its number and heat [2, h, w] over evenly spread attention)."""
-    found = []
-    for looked in report.looked:
-        maps = looked.maps(report.layer)
+    columns = []
+    for model in report.models:
+        maps = model.maps(report.layer)
         even = maps.shape[2] * maps.shape[3] * maps.shape[4]
         shown = [(f"query {n}", maps[:, n]) for n in range(maps.shape[1])] if queries else [("", maps.mean(axis=1))]
         for title, heat in shown:
-            found.append((f"{looked.name} {title}".strip(), list(enumerate(heat * even))))
-    return found
+            columns.append((f"{model.name} {title}".strip(), list(enumerate(heat * even))))
+    return columns
 
 
 def _show(axis: Any, frame: np.ndarray, title: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ...data.clips import Clip, ClipSource, pick_frames
+from ...data.clips import Clip, ClipSource
+from ...data.episodes import Episode
 from ...data.gap import parse_gap
 from ...errors import DatasetError, LaraArgumentError
 from ...storage.files import replace_file
@@ -18,10 +19,10 @@ from ..identity import open_model
 from ..model import LatentActionModel
 from ..sequence import choose_device
 
-__all__ = ["AttentionReport", "LookedAt", "look", "save_arrays"]
+__all__ = ["AttentionReport", "ModelAttention", "measure_attention", "save_arrays"]
 
 
-class LookedAt(NamedTuple):
+class ModelAttention(NamedTuple):
     """One model's attention over P pairs of frames.
 
     name: Hub id or folder's name; `identity`: see :func:`~lara_adapter.lam.identity.open_model`.
@@ -48,7 +49,7 @@ class AttentionReport(NamedTuple):
     pairs: (clip's name, place t) of each of the P pairs.
     gap: C in frames.
     present: P frames [H, W, 3] uint8; `future` likewise.
-    looked: one entry per model.
+    models: one entry per model.
     layer: of the M-Former, for pictures and numbers; -1: the last.
     """
 
@@ -57,7 +58,7 @@ class AttentionReport(NamedTuple):
     gap: int
     present: list[np.ndarray]
     future: list[np.ndarray]
-    looked: list[LookedAt]
+    models: list[ModelAttention]
     layer: int
 
     def numbers(self) -> list[dict[str, Any]]:
@@ -68,9 +69,9 @@ class AttentionReport(NamedTuple):
             change, over evenly spread attention (1: no preference; None: nothing moves); `entropy`: of the maps, over
             that of evenly spread ones (1: spread, 0: one patch).
         """
-        found = []
-        for looked in self.looked:
-            maps = looked.maps(self.layer)
+        numbers = []
+        for model in self.models:
+            maps = model.maps(self.layer)
             flat = maps.reshape(*maps.shape[:2], -1)
             entropy = -(flat * np.log(np.clip(flat, 1e-12, None))).sum(-1) / np.log(flat.shape[-1])
             ratios = []
@@ -78,18 +79,18 @@ class AttentionReport(NamedTuple):
                 moved = _motion(now, later, (maps.shape[-2], maps.shape[-1]))
                 if moved.any():
                     ratios.append(pair[:, :, moved].sum(axis=(1, 2)).mean() / moved.mean())
-            found.append(
+            numbers.append(
                 {
-                    "model": looked.name,
+                    "model": model.name,
                     "present": float(maps[:, :, 0].sum(axis=(2, 3)).mean()),
                     "on_motion": float(np.mean(ratios)) if ratios else None,
                     "entropy": float(entropy.mean()),
                 }
             )
-        return found
+        return numbers
 
 
-def look(
+def measure_attention(
     lam: str | os.PathLike[str],
     data: str | os.PathLike[str],
     *,
@@ -126,22 +127,21 @@ def look(
         raise LaraArgumentError(f"pairs={pairs}, but at least 1 is expected")
     source = ClipSource(data, camera)
     distance = parse_gap(gap).in_frames(source.fps)
-    wanted = _spread(source.clips, distance, pairs) if not frames else [_parse(each, source) for each in frames]
-    models = [open_model(lam, revision)] + ([open_model(compare)] if compare is not None else [])
+    places = [_parse(text, source) for text in frames] or _spread(source.clips, distance, pairs)
+    models = [open_model(name, version) for name, version in ((lam, revision), (compare, None)) if name is not None]
     for model, identity in models:
         layers = model.config.idm_layers
         if not -layers <= layer < layers:
             raise LaraArgumentError(
                 f"layer={layer}, but {identity['source']} has {layers}: 0 to {layers - 1}, or -1 ..."
             )
-    shown = _read(source, wanted, distance)
-    place = choose_device(device)
-    present, future = [each[0] for each in shown], [each[1] for each in shown]
-    looked = [_run(model.to(place), identity, present, future) for model, identity in models]
-    if len(looked) == 2 and looked[0].name == looked[1].name:  # folders of one name: told apart by their weights
-        looked = [each._replace(name=f"{each.name} {each.identity['weights_sha256'][:8]}") for each in looked]
-    names = [(clip.name, t) for clip, t in wanted]
-    return AttentionReport(source.name, names, distance, present, future, looked, layer)
+    shown = _read(source, places, distance)
+    target = choose_device(device)
+    present, future = [pair[0] for _, pair in shown], [pair[1] for _, pair in shown]
+    maps = [_run(model.to(target), identity, present, future) for model, identity in models]
+    if len(maps) == 2 and maps[0].name == maps[1].name:  # folders of one name: distinguished by their weights
+        maps = [one._replace(name=f"{one.name} {one.identity['weights_sha256'][:8]}") for one in maps]
+    return AttentionReport(source.name, [name for name, _ in shown], distance, present, future, maps, layer)
 
 
 def save_arrays(report: AttentionReport, path: str | os.PathLike[str]) -> None:
@@ -149,7 +149,7 @@ def save_arrays(report: AttentionReport, path: str | os.PathLike[str]) -> None:
 
     Keys: clip [P] text, frame [P] int64, gap int64; present and future [P, H, W, 3] uint8 (where all frames have one
     size; otherwise present_0, present_1, ...); for each model i = 0, 1: model_i text, attention_i and rest_i as in
-    :class:`LookedAt`, and maps_i [P, N, 2, h, w], which sum to 1.
+    :class:`ModelAttention`, and maps_i [P, N, 2, h, w], which sum to 1.
     """
     arrays: dict[str, np.ndarray] = {
         "clip": np.array([name for name, _ in report.pairs]),
@@ -161,10 +161,10 @@ def save_arrays(report: AttentionReport, path: str | os.PathLike[str]) -> None:
             arrays[name] = np.stack(pictures)
         else:
             arrays.update({f"{name}_{number}": picture for number, picture in enumerate(pictures)})
-    for number, looked in enumerate(report.looked):
-        arrays[f"model_{number}"] = np.array(looked.name)
-        arrays[f"attention_{number}"], arrays[f"rest_{number}"] = looked.attention, looked.rest
-        arrays[f"maps_{number}"] = looked.maps(report.layer)
+    for number, model in enumerate(report.models):
+        arrays[f"model_{number}"] = np.array(model.name)
+        arrays[f"attention_{number}"], arrays[f"rest_{number}"] = model.attention, model.rest
+        arrays[f"maps_{number}"] = model.maps(report.layer)
     with replace_file(path) as fresh, fresh.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -178,11 +178,11 @@ def _spread(clips: list[Clip], gap: int, pairs: int) -> list[tuple[Clip, int]]:
             f"no clip is longer than the frame gap of {gap}; the longest has {max(c.length for c in clips)}"
         )
     ends = np.cumsum(counts)
-    found = []
+    spread = []
     for place in sorted({int((number + 0.5) * total / pairs) for number in range(pairs)}):
         clip = int(np.searchsorted(ends, place, side="right"))
-        found.append((clips[clip], place - int(ends[clip]) + counts[clip]))
-    return found
+        spread.append((clips[clip], place - int(ends[clip]) + counts[clip]))
+    return spread
 
 
 def _parse(text: str, source: ClipSource) -> tuple[Clip, int]:
@@ -195,41 +195,47 @@ def _parse(text: str, source: ClipSource) -> tuple[Clip, int]:
         raise LaraArgumentError(f'frames: {text!r}, but "CLIP:FRAME" or "FRAME" is expected, two numbers from 0 on')
     clips = source.clips
     if source.dataset is not None:
-        clips = [clip for clip in clips if clip.part.number == number]  # type: ignore[union-attr]
+        clips = [clip for clip in clips if isinstance(clip.part, Episode) and clip.part.number == number]
         number = 0 if head else number
     if number >= len(clips):
         raise LaraArgumentError(f"frames: {text!r}, but {source.name} has {len(source.clips)} clips, and not this one")
     return clips[number], place
 
 
-def _read(source: ClipSource, wanted: list[tuple[Clip, int]], gap: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    by_clip: dict[int, dict[int, np.ndarray]] = {}  # by identity: names need not differ
-    for clip, _ in wanted:
-        if id(clip) not in by_clip:
-            places = [place + shift for other, place in wanted if other is clip for shift in (0, gap)]
-            by_clip[id(clip)] = pick_frames(source.frames(clip), places)
+def _read(
+    source: ClipSource, places: list[tuple[Clip, int]], gap: int
+) -> list[tuple[tuple[str, int], tuple[np.ndarray, np.ndarray]]]:
+    """(name of the clip, t) and both frames of each pair, without those of damaged videos that are left out."""
+    frames: dict[int, dict[int, np.ndarray] | None] = {}  # by identity: names need not differ
     shown = []
-    for clip, place in wanted:
-        frames = by_clip[id(clip)]
-        if place + gap not in frames:
+    for clip, place in places:
+        if id(clip) not in frames:
+            needed = [t + shift for other, t in places if other is clip for shift in (0, gap)]
+            frames[id(clip)] = source.pick(clip, needed)
+        picked = frames[id(clip)]
+        if picked is None:
+            continue
+        if place + gap not in picked:
             raise LaraArgumentError(
                 f"frames: {clip.name} has no frame {place + gap}, which is {gap} after frame {place}; take an earlier one"
             )
-        shown.append((frames[place], frames[place + gap]))
+        shown.append(((clip.name, place), (picked[place], picked[place + gap])))
+    if not shown:
+        raise DatasetError(f"{source.name}: none of the videos can be decoded")
     return shown
 
 
 @torch.no_grad()
 def _run(
     model: LatentActionModel, identity: dict[str, Any], present: list[np.ndarray], future: list[np.ndarray]
-) -> LookedAt:
+) -> ModelAttention:
     device = next(model.parameters()).device
     maps = []
     for now, later in zip(present, future):
         images = [torch.from_numpy(frame).permute(2, 0, 1)[None].to(device) for frame in (now, later)]
         maps.append(model.attention(*images).cpu())
     attention = torch.cat(maps).numpy()
-    return LookedAt(identity["source"], identity, attention, 1 - attention.sum(axis=(4, 5, 6)))
+    return ModelAttention(identity["source"], identity, attention, 1 - attention.sum(axis=(4, 5, 6)))
 
 
 def _motion(now: np.ndarray, later: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

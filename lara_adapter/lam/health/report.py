@@ -17,7 +17,7 @@ from ..measure import STILL
 from ..model import LatentActionModel
 from ..sequence import choose_device
 from .probe import ProbeResult, cross_validated_r2
-from .sample import Sample, pairs_of, sample_clips
+from .sample import Sample, iter_pairs, sample_clips
 from .verdicts import Finding, GapHealth, HealthReport, Thresholds, judge
 
 __all__ = ["examine"]
@@ -113,12 +113,12 @@ def _measure(
     lost = 1 - sum(max(0, length - gap) for length in lengths) / max(1, sum(lengths))
     errors = [
         ((now.float() - later.float()) / 255).square().mean(dim=(1, 2, 3))
-        for now, later in pairs_of(samples, gap, batch_size)
+        for now, later in iter_pairs(samples, gap, batch_size)
     ]
     if not errors:
         return GapHealth(gap, None, math.nan, lost)
     still = float((torch.cat(errors) < STILL).float().mean())
-    return GapHealth(gap, model.health(pairs_of(samples, gap, batch_size)), still, lost)
+    return GapHealth(gap, model.health(iter_pairs(samples, gap, batch_size)), still, lost)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def _probe(
     device = next(model.parameters()).device
     latent = [
         model.encode(now.to(device), later.to(device)).continuous.flatten(1).cpu()
-        for now, later in pairs_of(samples, gap, batch_size)
+        for now, later in iter_pairs(samples, gap, batch_size)
     ]
     mean, change, clip = [], [], []
     for sample in samples:

@@ -135,7 +135,7 @@ def judge(
         advice += f"at a frame gap of {_nearest(better, judged)} it is; "
     advice += "train longer, on data like these, with this gap"
     if here.still > limits.still:
-        advice = "the reconstruction is no better than copying, for next to nothing moves: see the frame gap"
+        advice = "the reconstruction is no better than copying, because next to nothing moves: see the frame gap"
     verdicts.append(
         ("reconstruction", not copies, f"{_number(found.ratio)} of copying, at most {limits.ratio:g}", advice)
     )

@@ -137,10 +137,10 @@ def label_dataset(
     check_disk(work, source, columns, not sidecar, link)
     settings = {"gap": frames, "batch_size": batch_size, "dtype": dtype, "latent_dtype": latent_dtype}
     resumed = label_episodes(work, source, view, model.to(place), settings)
-    of = functools.lru_cache(maxsize=2)(functools.partial(read_labels, work, source, columns))
+    get_labels = functools.lru_cache(maxsize=2)(functools.partial(read_labels, work, source, columns))
     invalid, used = 0, set()
     for episode in source.episodes:
-        labels = of(episode.number)
+        labels = get_labels(episode.number)
         invalid += int((~labels.valid).sum())
         used |= set(np.unique(labels.indices[labels.valid]).tolist())
     result = {
@@ -150,9 +150,9 @@ def label_dataset(
         "codes_used": len(used),
     }
     if sidecar:
-        write_sidecar(source, work / COPY, columns, of, {**plan, "result": result})
+        write_sidecar(source, work / COPY, columns, get_labels, {**plan, "result": result})
     else:
-        write_copy(source, work / COPY, columns, of, {**plan, "result": result}, link)
+        write_copy(source, work / COPY, columns, get_labels, {**plan, "result": result}, link)
     os.replace(work / COPY, target)
     shutil.rmtree(work)
     return LabelReport(str(target), resumed=resumed, features=columns.names, **result)
@@ -207,7 +207,7 @@ def _finished(target: Path, plan: dict[str, Any], sidecar: bool) -> dict[str, An
     # pyarrow's errors derive from these
     except (AdapterFormatError, OSError, ValueError, KeyError, TypeError) as error:
         raise LaraArgumentError(
-            f"output: {target} exists, and is no labelling of ours ({type(error).__name__}); choose another"
+            f"output: {target} exists, and is not a labelling of ours ({type(error).__name__}); choose another"
         ) from error
     found = differences(plan, content)
     if found or not isinstance(result, dict):

@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["aggregate", "describe", "kinds_in"]
+__all__ = ["aggregate", "describe", "known_statistics"]
 
 BASIC = ("min", "max", "mean", "std", "count")
 Stats = dict[str, list[float]]
 
 
-def kinds_in(present: Collection[str]) -> list[str]:
+def known_statistics(present: Collection[str]) -> list[str]:
     """Which statistics a dataset keeps: of those names the ones this module can compute, or the five basic ones."""
     kinds = [kind for kind in present if kind in BASIC or _quantile(kind) is not None]
     return sorted(set(kinds)) or list(BASIC)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ...data.episodes import EpisodeDataset
-from ...data.prefetch import prefetched
+from ...data.prefetch import prefetch
 from ...errors import AdapterFormatError, DatasetError, LaraArgumentError
 from ...storage.files import read_json, read_tensors, replace_file, write_json, write_tensors
 from ..model import LatentActionModel
@@ -126,9 +126,9 @@ def label_episodes(
     with tqdm(total=dataset.total_frames, unit="frame", desc="label", disable=None) as progress:
         progress.update(dataset.total_frames - sum(episode.length for episode in missing))
         for episode, frames in dataset.frames(camera, missing):
-            ahead = prefetched(frames, 2 * settings["batch_size"])
+            ahead = prefetch(frames, 2 * settings["batch_size"])
             with contextlib.closing(ahead):
-                latents = encode_sequence(model, _counted(ahead, progress), **arguments)
+                latents = encode_sequence(model, _count_frames(ahead, progress), **arguments)
             if not torch.isfinite(latents.latent).all():
                 raise DatasetError(
                     f"episode {episode.number}: the latent holds NaN or infinite values; the model has diverged"
@@ -160,7 +160,7 @@ def write_copy(
     dataset: EpisodeDataset,
     copy: Path,
     columns: LabelColumns,
-    of: Callable[[int], Labels],
+    get_labels: Callable[[int], Labels],
     provenance: dict[str, Any],
     link: bool,
 ) -> None:
@@ -170,7 +170,7 @@ def write_copy(
         dataset: the source.
         copy: folder of the copy; what an earlier run left there is used or replaced.
         columns: the new features.
-        of: labels of an episode.
+        get_labels: labels of an episode, by its number.
         provenance: goes to `meta/lara.json` and into the parquet files.
         link: hard-link videos and pictures where the file system can.
     """
@@ -179,15 +179,15 @@ def write_copy(
     ours = {episode.data for episode in dataset.episodes}
     ours |= {path.relative_to(dataset.root).as_posix() for path in (dataset.root / "data").rglob("*.parquet")}
     for name in sorted(ours):
-        write_data_file(dataset.root / name, copy / name, columns, of, provenance)
-    ours |= set(write_metadata(dataset, copy, columns, of, provenance))
+        write_data_file(dataset.root / name, copy / name, columns, get_labels, provenance)
+    ours |= set(write_metadata(dataset, copy, columns, get_labels, provenance))
     for path in _files(dataset.root):
         name = path.relative_to(dataset.root).as_posix()
         if name not in ours:
-            _take_over(path, copy / name, link and _is_large(path, dataset.root))
+            _link_or_copy(path, copy / name, link and _is_large(path, dataset.root))
 
 
-def _take_over(source: Path, target: Path, link: bool) -> None:
+def _link_or_copy(source: Path, target: Path, link: bool) -> None:
     """Hard-link a file, or copy it where that cannot be."""
     if target.exists() and target.stat().st_size == source.stat().st_size:
         return
@@ -234,7 +234,7 @@ def _read(work: Path, number: int, length: int, queries: int, width: int) -> Lab
     return labels if fits else None
 
 
-def _counted(frames: Iterator[np.ndarray], progress: Any) -> Iterator[np.ndarray]:
+def _count_frames(frames: Iterator[np.ndarray], progress: Any) -> Iterator[np.ndarray]:
     for frame in frames:
         yield frame
         progress.update()

@@ -13,7 +13,7 @@ import numpy as np
 from ...data.episodes import EpisodeDataset, require_parquet
 from ...errors import DatasetError
 from ...storage.files import read_json, replace_file, write_json
-from .stats import BASIC, aggregate, describe, kinds_in
+from .stats import BASIC, aggregate, describe, known_statistics
 
 __all__ = ["LabelColumns", "Labels", "write_data_file", "write_metadata", "write_sidecar"]
 
@@ -78,7 +78,11 @@ class LabelColumns:
 
 
 def write_data_file(
-    source: Path, target: Path, columns: LabelColumns, of: Callable[[int], Labels], provenance: Mapping[str, Any]
+    source: Path,
+    target: Path,
+    columns: LabelColumns,
+    get_labels: Callable[[int], Labels],
+    provenance: Mapping[str, Any],
 ) -> None:
     """Copy a parquet file of frames with the new columns; row groups, compression and all other columns stay.
 
@@ -86,7 +90,7 @@ def write_data_file(
         source: file with the columns episode_index and frame_index.
         target: file to write, atomically.
         columns: what to add.
-        of: labels of an episode.
+        get_labels: labels of an episode, by its number.
         provenance: for the schema's metadata.
 
     Raises:
@@ -99,7 +103,7 @@ def write_data_file(
             try:
                 for number in range(file.num_row_groups):
                     table = file.read_row_group(number)
-                    labels = _labels_of_rows(source, table, of)
+                    labels = _row_labels(source, table, get_labels)
                     for name, array in columns.arrays(labels).items():
                         table = table.append_column(name, array)
                     table = table.replace_schema_metadata(_schema_metadata(file.schema_arrow, columns, provenance))
@@ -124,7 +128,7 @@ def write_metadata(
     dataset: EpisodeDataset,
     target: Path,
     columns: LabelColumns,
-    of: Callable[[int], Labels],
+    get_labels: Callable[[int], Labels],
     provenance: dict[str, Any],
 ) -> list[str]:
     """Write `meta/info.json`, the statistics and `meta/lara.json` of the labelled copy.
@@ -135,7 +139,7 @@ def write_metadata(
         dataset: the source.
         target: folder of the copy.
         columns: the new features.
-        of: labels of an episode.
+        get_labels: labels of an episode, by its number.
         provenance: what `meta/lara.json` says.
 
     Returns:
@@ -147,21 +151,25 @@ def write_metadata(
     _write_plain(target / "meta/info.json", {**dataset.info, "features": {**dataset.features, **columns.features}})
     written = [PROVENANCE, "meta/info.json"]
     whole = read_json(meta / "stats.json") if (meta / "stats.json").is_file() else None
-    in_episodes = _kinds_of_episodes(dataset)
-    of_whole = kinds_in({kind for stats in (whole or {}).values() if isinstance(stats, dict) for kind in stats})
-    kinds = sorted({*BASIC, *in_episodes, *of_whole})
+    in_episodes = _episode_statistics(dataset)
+    whole_kinds = known_statistics(
+        {kind for stats in (whole or {}).values() if isinstance(stats, dict) for kind in stats}
+    )
+    kinds = sorted({*BASIC, *in_episodes, *whole_kinds})
     found: dict[int, dict[str, dict[str, list[float]]]] = {}
     for episode in dataset.episodes:
         found[episode.number] = {
-            name: describe(values, kinds) for name, values in zip(columns.names, of(episode.number))
+            name: describe(values, kinds) for name, values in zip(columns.names, get_labels(episode.number))
         }
     if whole is not None:
-        total = {name: aggregate([stats[name] for stats in found.values()], of_whole) for name in columns.names}
+        total = {name: aggregate([stats[name] for stats in found.values()], whole_kinds) for name in columns.names}
         _write_plain(target / "meta/stats.json", {**whole, **total})
         written.append("meta/stats.json")
     if (meta / "episodes_stats.jsonl").is_file():
         with replace_file(target / "meta/episodes_stats.jsonl") as fresh:
-            fresh.write_text("".join(_lines_with(meta / "episodes_stats.jsonl", found, in_episodes)), encoding="utf-8")
+            fresh.write_text(
+                "".join(_extended_lines(meta / "episodes_stats.jsonl", found, in_episodes)), encoding="utf-8"
+            )
         written.append("meta/episodes_stats.jsonl")
     for path in sorted((meta / "episodes").glob("*/*.parquet")) if in_episodes else ():
         name = path.relative_to(dataset.root).as_posix()
@@ -174,7 +182,7 @@ def write_sidecar(
     dataset: EpisodeDataset,
     target: Path,
     columns: LabelColumns,
-    of: Callable[[int], Labels],
+    get_labels: Callable[[int], Labels],
     provenance: dict[str, Any],
 ) -> None:
     """Write one parquet file with a row per frame, atomically: episode_index, frame_index, index, indices, latent, valid.
@@ -194,7 +202,7 @@ def write_sidecar(
                 }
                 keys["index"] = dataset.rows(episode, ["index"])["index"]
                 arrays = {name: pa.array(values.astype(np.int64)) for name, values in keys.items()}
-                labels = columns.arrays(of(episode.number))
+                labels = columns.arrays(get_labels(episode.number))
                 arrays.update(zip(Labels._fields, labels.values()))
                 table = pa.table(arrays).replace_schema_metadata({SCHEMA_KEY: json.dumps(provenance, sort_keys=True)})
                 writer = writer or parquet.ParquetWriter(fresh, table.schema)
@@ -204,13 +212,13 @@ def write_sidecar(
                 writer.close()
 
 
-def _labels_of_rows(source: Path, table: Any, of: Callable[[int], Labels]) -> Labels:
+def _row_labels(source: Path, table: Any, get_labels: Callable[[int], Labels]) -> Labels:
     """Labels of the rows of a table, whatever episodes they are of."""
     episodes, frames = (table.column(name).to_numpy() for name in ("episode_index", "frame_index"))
     starts = [0, *(np.flatnonzero(np.diff(episodes)) + 1).tolist(), len(episodes)]
     parts = []
     for start, stop in itertools.pairwise(starts):
-        labels, places = of(int(episodes[start])), frames[start:stop]
+        labels, places = get_labels(int(episodes[start])), frames[start:stop]
         if places.min() < 0 or places.max() >= len(labels.valid):
             raise DatasetError(
                 f"{source} holds frame {places.max()} of episode {episodes[start]}, which has {len(labels.valid)} frames"
@@ -231,7 +239,7 @@ def _schema_metadata(schema: Any, columns: LabelColumns, provenance: Mapping[str
     return metadata
 
 
-def _kinds_of_episodes(dataset: EpisodeDataset) -> list[str]:
+def _episode_statistics(dataset: EpisodeDataset) -> list[str]:
     """Which statistics the dataset keeps per episode; empty: none."""
     meta = dataset.root / "meta"
     names: set[str] = set()
@@ -243,10 +251,10 @@ def _kinds_of_episodes(dataset: EpisodeDataset) -> list[str]:
         with (meta / "episodes_stats.jsonl").open(encoding="utf-8") as file:
             stats = json.loads(file.readline() or "{}").get("stats", {})
         names |= {kind for feature in stats.values() for kind in feature}
-    return kinds_in(names) if names else []
+    return known_statistics(names) if names else []
 
 
-def _lines_with(path: Path, found: Mapping[int, Mapping[str, Any]], kinds: list[str]) -> Iterator[str]:
+def _extended_lines(path: Path, found: Mapping[int, Mapping[str, Any]], kinds: list[str]) -> Iterator[str]:
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         for name, stats in found[int(entry["episode_index"])].items():

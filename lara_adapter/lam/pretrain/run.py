@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import PairBatch, PairStream
-from ...data.by_torchcodec import require_torchcodec
-from ...data.decode import require_av
+from ...data.decode import require_decoder
 from ...data.pairs import read_pairs
 from ...errors import LaraArgumentError, NonFiniteError
 from ...storage.files import replace_file, write_json, write_tensors
@@ -32,7 +31,7 @@ from .pictures import write_predictions
 from .settings import PretrainSettings
 from .setup import find_videos, index_videos, make_accelerator, make_model, make_optimizer, move, progress_bar
 from .shared_frames import share_frames
-from .state import MeanWeights, checkpoints_of, load_checkpoint, save_checkpoint
+from .state import MeanWeights, list_checkpoints, load_checkpoint, save_checkpoint
 
 __all__ = ["PretrainResult", "PretrainSettings", "pretrain_lam", "rate_at"]
 
@@ -67,9 +66,9 @@ def pretrain_lam(settings: PretrainSettings, *, backbone: nn.Module | None = Non
     Raises:
         LaraArgumentError: no usable video, settings that do not go together, or others than those of the run in the
             output folder; accelerate, tqdm or the tracker is missing.
-        DatasetError: PyAV is not installed, or torchcodec was asked for and cannot be used.
+        DatasetError: PyAV is not installed, or torchcodec was asked for and cannot be used; an episode of a LeRobot
+            dataset is damaged; a video changed while it was read.
         AdapterFormatError: `init` or a checkpoint is damaged.
-        FrameError: a video changed while it was read.
         NonFiniteError: the loss is NaN or infinite; the checkpoints are from before.
     """
     return _Run(settings.filled(), backbone).train()
@@ -88,12 +87,10 @@ class _Run:
 
     def __init__(self, settings: PretrainSettings, backbone: nn.Module | None) -> None:
         self.settings, self.output = settings, settings.output
-        require_av()
-        if settings.decoder == "torchcodec":
-            require_torchcodec()
+        require_decoder(settings.decoder)
         self.accelerator = make_accelerator(settings)
         self.main = self.accelerator.is_main_process
-        left = checkpoints_of(self.output)
+        left = list_checkpoints(self.output)
         if left and settings.resume == "never":
             raise LaraArgumentError(f"output={self.output} holds a run already, and resume is 'never'")
         sources = find_videos(settings)  # before an image encoder is downloaded for a folder that is not there
@@ -102,12 +99,12 @@ class _Run:
         size = self.model.config.image_size
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.stream = PairStream(
-            self.index.clips, size, _of(settings.batch_size), seed=settings.seed, rank=rank, ranks=ranks,
-            chain=_of(settings.chain), shuffle_frames=settings.shuffle_frames, workers=settings.workers,
+            self.index.sources, size, _filled(settings.batch_size), seed=settings.seed, rank=rank, ranks=ranks,
+            chain=_filled(settings.chain), shuffle_frames=settings.shuffle_frames, workers=settings.workers,
             decoder=settings.decoder,
         )  # fmt: skip
         self.held_out = (
-            read_pairs(self.index.clips, size, settings.health_pairs, 16, settings.decoder) if self.main else []
+            read_pairs(self.index.sources, size, settings.health_pairs, 16, settings.decoder) if self.main else []
         )
         self.optimizer = make_optimizer(self.model, settings)
         self.wrapped = self.accelerator.prepare(self.model)
@@ -135,7 +132,7 @@ class _Run:
 
     def train(self) -> PretrainResult:
         """From the step that was reached to the last."""
-        steps, per_step = _of(self.settings.steps), self.stream.batch * self.settings.accumulate
+        steps, per_step = _filled(self.settings.steps), self.stream.batch * self.settings.accumulate
         per_step *= self.accelerator.num_processes
         first, start = self.step, time.perf_counter()
         sums, counted, since = None, 0, start
@@ -167,7 +164,7 @@ class _Run:
     def _advance(self, batches: Iterator[PairBatch]) -> Tensor:
         """One optimiser step; returns what is logged, float32 [8], on the device, without waiting for it."""
         settings, accelerator = self.settings, self.accelerator
-        rate = rate_at(self.step, _of(settings.steps), _of(settings.lr), settings.warmup)
+        rate = rate_at(self.step, _filled(settings.steps), _filled(settings.lr), settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         values: list[Tensor] = []
@@ -263,7 +260,7 @@ class _Run:
                 fresh.write_text("".join(kept), encoding="utf-8")
 
 
-def _of(value: Any) -> Any:
-    """A value that `filled` has set."""
+def _filled(value: Any) -> Any:
+    """A value that :meth:`PretrainSettings.filled` has set."""
     assert value is not None
     return value

@@ -141,7 +141,7 @@ class PretrainSettings:
             return LatentActionConfig.from_dict(changes, str(self.config))
         unknown = sorted(changes.keys() - {field.name for field in dataclasses.fields(LatentActionConfig)})
         if unknown:
-            raise LaraArgumentError(f"config={self.config}: {', '.join(unknown)} are no fields of LatentActionConfig")
+            raise LaraArgumentError(f"config={self.config}: {', '.join(unknown)} are not fields of LatentActionConfig")
         if self.preset == "paper":
             return LatentActionConfig.paper(**changes)
         # a quarter of the steps, as tiny() asks for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from ...data import IndexSettings, PairBatch, Source, VideoIndex, build_index, find_sources, require_pairs
 from ...data.gap import parse_gap
+from ...data.index import scan_sources
 from ...errors import LaraArgumentError
 from ...storage.files import write_json
 from ..model import LatentActionModel
@@ -70,10 +72,11 @@ def make_model(settings: PretrainSettings, backbone: nn.Module | None) -> Latent
 
 
 def find_videos(settings: PretrainSettings) -> list[Source]:
-    """What there is to look at.
+    """Every video, folder of pictures and LeRobot dataset below the folders of the settings.
 
     Raises:
         LaraArgumentError: a folder does not exist, or holds nothing of the kind.
+        DatasetError: a LeRobot dataset is damaged.
     """
     sources = find_sources(settings.videos, cameras=settings.cameras, picture_fps=settings.picture_fps)
     if not sources:
@@ -82,23 +85,28 @@ def find_videos(settings: PretrainSettings) -> list[Source]:
 
 
 def index_videos(settings: PretrainSettings, sources: list[Source], accelerator: Any) -> VideoIndex:
-    """Look at what was not looked at before; writes `videos.json`.
+    """Scan what was not scanned before, each process its share; writes `videos.json`.
 
     Raises:
         LaraArgumentError: there is nothing to train on.
+        DatasetError: a LeRobot dataset is damaged.
     """
-    wanted = IndexSettings(
-        gap=parse_gap(settings.gap), cut_threshold=settings.cut_threshold, still_threshold=settings.still_threshold,
+    main, folder, gap = accelerator.is_main_process, settings.output / "index", parse_gap(settings.gap)
+    share = sources[accelerator.process_index :: accelerator.num_processes]
+    start, decoded = time.perf_counter(), 0
+    scans = scan_sources(share, gap, folder, settings.workers)
+    for frames in progress_bar(main, scans, total=len(share), desc="indexing", unit="file"):
+        decoded += frames
+    seconds = time.perf_counter() - start
+    accelerator.wait_for_everyone()
+    pairs = IndexSettings(
+        gap=gap, cut_threshold=settings.cut_threshold, still_threshold=settings.still_threshold,
         still_keep=settings.still_keep, held_out=settings.held_out, seed=settings.seed,
     )  # fmt: skip
-    main = accelerator.is_main_process
-    index = build_index(
-        sources, wanted, settings.output / "index", workers=settings.workers, rank=accelerator.process_index,
-        ranks=accelerator.num_processes, wait=accelerator.wait_for_everyone,
-        progress=lambda items, total: progress_bar(main, items, total=total, desc="indexing", unit="file"),
-    )  # fmt: skip
+    index = build_index(sources, pairs, folder, log=main)
     if main:
-        write_json(settings.output / "videos.json", index.report)
+        speed = round(decoded / seconds, 1) if decoded else None
+        write_json(settings.output / "videos.json", {**index.report, "indexed_frames_per_second": speed})
     require_pairs(index.report)
     if main:
         counts = {name: value for name, value in index.report.items() if isinstance(value, int)}

@@ -28,7 +28,7 @@ class _EncodedOnce:
         self.first = order.new_empty(batch.frames.shape[0]).scatter_(0, self.places.flip(0), order.flip(0))
 
     def encode(self, encoder: FrozenImageEncoder, images: Tensor) -> Tensor:
-        """Tokens of [presents, futures, what else there is], as `encoder.compute(images)` gives them but for rounding."""
+        """Tokens of [presents, futures, other images], equal to `encoder.compute(images)` up to rounding."""
         rest = images[len(self.places) :]
         tokens = encoder.compute(torch.cat([images[self.first], rest]))
         others = torch.arange(len(self.first), len(tokens), device=tokens.device)

@@ -26,7 +26,7 @@ from ...errors import AdapterFormatError, LaraArgumentError
 from ...storage.files import load_into, read_json, read_tensors, replace_folder, write_json, write_tensors
 from .settings import upgrade_settings
 
-__all__ = ["MeanWeights", "checkpoints_of", "load_checkpoint", "save_checkpoint"]
+__all__ = ["MeanWeights", "list_checkpoints", "load_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class MeanWeights:
             self._offset.copy_(model.state_dict()["quantizer.offset"])
 
 
-def checkpoints_of(output: Path) -> list[Path]:
+def list_checkpoints(output: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     folder = output / "checkpoints"
     found = (
@@ -141,7 +141,7 @@ def save_checkpoint(
             write_tensors(fresh / f"random-{rank}.safetensors", {"torch": state})
         about = {"schema_version": _SCHEMA, "step": step, "processes": len(random), "device": device}
         write_json(fresh / "state.json", {**about, "settings": settings})
-    for old in checkpoints_of(output)[:-keep]:
+    for old in list_checkpoints(output)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -178,7 +178,7 @@ def load_checkpoint(
     state = read_json(folder / "state.json")
     if state.get("schema_version") != _SCHEMA or not isinstance(state.get("step"), int):
         raise AdapterFormatError(
-            f"{folder / 'state.json'} is no checkpoint of this version; remove the folder to begin anew"
+            f"{folder / 'state.json'} is not a checkpoint of this version; remove the folder to begin anew"
         )
     before = upgrade_settings(state["settings"])
     changed = [f"{name} was {before.get(name)!r} and is {settings[name]!r}" for name in _FIXED
@@ -197,7 +197,7 @@ def load_checkpoint(
     for name, value in read_tensors(folder / "optimizer.safetensors").items():
         kind, _, owner = name.partition("/")
         if owner not in parameters:
-            raise AdapterFormatError(f"{folder / 'optimizer.safetensors'}: {owner} is no parameter of this model")
+            raise AdapterFormatError(f"{folder / 'optimizer.safetensors'}: {owner} is not a parameter of this model")
         # AdamW keeps its count of steps on the CPU unless it is fused or capturable
         device = "cpu" if kind == "step" else parameters[owner].device
         optimizer.state[parameters[owner]][kind] = value.to(device)

@@ -1,4 +1,4 @@
-"""What is seen while a source is indexed: time stamps, cuts, and how much moves between the two frames of each pair."""
+"""One pass over a source: time stamps, cuts, and how much moves between the two frames of each pair."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import FrameError
+from ..errors import DatasetError
+from .decode import decode_all
 from .gap import Gap
 from .sources import Source
-from .video import Converter, decode_all
+from .video import Converter
 
-__all__ = ["Scan", "cuts_of", "scan_source", "thinned"]
+__all__ = ["Scan", "find_cuts", "scan_source", "thin_out"]
 
 _THUMB = 32  # side in pixels of what frames are compared by
 _MOVING = 16  # of its 1024 pixels: a small gripper moves few
@@ -22,7 +23,7 @@ _AROUND = 2  # frames on each side that a cut is judged against
 
 
 class Scan(NamedTuple):
-    """A source of T frames, seen once.
+    """What is known of a source of T frames after one pass.
 
     pts: [T] int64, strictly rising time stamps; all -1 if the file has none that are of use.
     seconds: [T] float64, rising.
@@ -31,7 +32,7 @@ class Scan(NamedTuple):
     change: [T] float32, mean absolute difference to the previous frame, [0, 1]; 0 for the first.
     future: [T] int32, the other frame of the pair that starts here; -1: there is none.
     motion: [T] float32, mean absolute difference of the pair where it differs most, [0, 1].
-    note: what is wrong with the file; empty: nothing.
+    note: what is wrong with the file; empty if nothing is.
     """
 
     pts: np.ndarray
@@ -48,14 +49,14 @@ def scan_source(source: Source, gap: Gap) -> Scan:
     """Decode a source once, from start to end, holding only the frames of one gap in memory (as thumbnails).
 
     Args:
-        source: what to look at.
+        source: what to scan.
         gap: how far apart the frames of a pair are.
 
     Returns:
-        What was seen; a file that breaks off in the middle is good up to there, and `note` says so.
+        The scan; a file that breaks off in the middle is good up to there, and `note` says so.
 
     Raises:
-        FrameError: nothing can be decoded.
+        DatasetError: nothing can be decoded.
     """
     convert = Converter(_THUMB, "AREA")
     # a few bytes a frame: videos may be ten hours long
@@ -87,12 +88,12 @@ def scan_source(source: Source, gap: Gap) -> Scan:
                     future[start] = partner
                     motion[start] = _motion(first, thumb if partner == number or before is None else before)
             before = thumb
-    except FrameError as error:
+    except DatasetError as error:
         if not pts:
             raise
         note = f"breaks off after {len(pts)} frames: {error}"
     if not pts:
-        raise FrameError(f"{source.path} holds no frame that can be decoded")
+        raise DatasetError(f"{source.path} holds no frame that can be decoded")
     if gap.seconds is not None and len(pts) > 1 and before is not None:
         end = len(pts) - 1
         tick = seconds[end] - seconds[end - 1]
@@ -104,7 +105,7 @@ def scan_source(source: Source, gap: Gap) -> Scan:
     if not stamped or (np.diff(stamps) <= 0).any():
         stamps[:] = -1
         if source.kind == "video" and gap.seconds is not None:
-            raise FrameError(f"{source.path} has no usable time stamps: a gap in seconds cannot be told; use frames")
+            raise DatasetError(f"{source.path} has no usable time stamps: give the gap in frames, not in seconds")
     if sum(broken) and not note:
         note = f"damaged at {sum(broken)} of {len(pts)} frames"
     return Scan(
@@ -120,11 +121,11 @@ def _motion(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _partner(start: int, newest: int, seconds: Sequence[float], gap: Gap) -> int:
-    """The other frame of the pair that starts at `start`; -1: not there yet; `start` itself: there is none."""
+    """The other frame of the pair that starts at `start`; -1: not reached yet; `start` itself: there is none."""
     if gap.frames is not None:
         return newest if newest - start == gap.frames else -1
     assert gap.seconds is not None
-    if not seconds[newest] >= seconds[start] + gap.seconds:  # a NaN waits for ever
+    if not seconds[newest] >= seconds[start] + gap.seconds:  # a NaN never gets a partner
         return -1
     target = seconds[start] + gap.seconds
     nearest = newest if seconds[newest] - target <= target - seconds[newest - 1] else newest - 1
@@ -135,11 +136,11 @@ def _close(end: int, start: int, seconds: Sequence[float], gap: float) -> bool:
     return abs(seconds[end] - seconds[start] - gap) <= gap / 4
 
 
-def cuts_of(change: np.ndarray, threshold: float) -> np.ndarray:
+def find_cuts(change: np.ndarray, threshold: float) -> np.ndarray:
     """Where a new shot begins: the picture changes a lot, and at once.
 
     A frame counts as a cut if it differs from the one before by `threshold` or more, and by three times the mean of the
-    differences around it, so that a fast camera is no cut. Fades and dissolves are not found.
+    differences around it, so that a fast camera does not count. Fades and dissolves are not found.
 
     Args:
         change: [T] float, as in :class:`Scan`.
@@ -155,11 +156,11 @@ def cuts_of(change: np.ndarray, threshold: float) -> np.ndarray:
     window = 2 * _AROUND + 1
     total = np.convolve(padded, np.ones(window), "valid") - change
     count = np.convolve(exists, np.ones(window), "valid") - (np.arange(len(change)) > 0)
-    found: np.ndarray = (change >= threshold) & (change >= 3 * total / np.maximum(count, 1))
-    return found
+    cuts: np.ndarray = (change >= threshold) & (change >= 3 * total / np.maximum(count, 1))
+    return cuts
 
 
-def thinned(still: np.ndarray, keep: float) -> np.ndarray:
+def thin_out(still: np.ndarray, keep: float) -> np.ndarray:
     """Which pairs are kept: all that move, and of the still ones an even share.
 
     Args:

@@ -11,8 +11,8 @@ from helpers.videos import numbered, square, still, write_video
 
 from lara_adapter import LaraArgumentError
 from lara_adapter.data import IndexSettings, Source, build_index
-from lara_adapter.data.cuts import cuts_of, scan_source, thinned
 from lara_adapter.data.gap import Gap
+from lara_adapter.data.scan import find_cuts, scan_source, thin_out
 
 
 def index_of(path, tmp_path, **settings):
@@ -25,14 +25,14 @@ def pairs_of(clip):
 
 def test_a_gap_in_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", numbered(30))
-    (clip,) = index_of(path, tmp_path, gap=Gap(7)).clips
+    (clip,) = index_of(path, tmp_path, gap=Gap(7)).sources
     assert pairs_of(clip) == {t: t + 7 for t in range(23)}
 
 
 @pytest.mark.parametrize(("fps", "seconds", "frames"), [(30, 0.5, 15), (10, 0.5, 5), (30, 0.16, 5), (25, 1.0, 25)])
 def test_a_gap_in_seconds_is_the_nearest_frame(tmp_path, fps, seconds, frames):
     path = write_video(tmp_path / "a.mkv", numbered(40), fps=fps)
-    (clip,) = index_of(path, tmp_path, gap=Gap(None, seconds)).clips
+    (clip,) = index_of(path, tmp_path, gap=Gap(None, seconds)).sources
     assert pairs_of(clip) == {t: t + frames for t in range(40 - frames)}
 
 
@@ -40,7 +40,7 @@ def test_a_gap_in_seconds_at_a_variable_rate(tmp_path):
     # 20 frames a second, then 5.6, then a hole of 2 seconds
     times = [*np.arange(20) * 0.05, *(1 + np.arange(10) * 0.18), *(5 + np.arange(10) * 0.05)]
     path = write_video(tmp_path / "a.mkv", numbered(40), "mpeg4", times=times)
-    (clip,) = index_of(path, tmp_path, gap=Gap(None, 0.4)).clips
+    (clip,) = index_of(path, tmp_path, gap=Gap(None, 0.4)).sources
     pairs = pairs_of(clip)
     assert pairs[0] == 8
     assert pairs[20] == 22
@@ -55,7 +55,7 @@ def test_no_pair_over_a_cut(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames, "libx264")
     found = index_of(path, tmp_path)
     assert found.report["cuts"] == 2
-    (clip,) = found.clips
+    (clip,) = found.sources
     assert pairs_of(clip) == {t: t + 5 for t in [*range(15), *range(20, 35), *range(40, 50)]}
     all_of_them = index_of(path, tmp_path, cut_threshold=0.0)
     assert all_of_them.report["pairs"] == 50
@@ -64,12 +64,12 @@ def test_no_pair_over_a_cut(tmp_path):
 def test_a_fast_camera_is_no_cut():
     moving = np.full(30, 0.15, np.float32)
     moving[0] = 0
-    assert not cuts_of(moving, 0.08).any()
+    assert not find_cuts(moving, 0.08).any()
     moving[10] = 0.6
-    assert np.flatnonzero(cuts_of(moving, 0.08)).tolist() == [10]
+    assert np.flatnonzero(find_cuts(moving, 0.08)).tolist() == [10]
     alone = np.zeros(5, np.float32)
     alone[[1, 4]] = 0.3  # at both ends
-    assert np.flatnonzero(cuts_of(alone, 0.08)).tolist() == [1, 4]
+    assert np.flatnonzero(find_cuts(alone, 0.08)).tolist() == [1, 4]
 
 
 def test_still_stretches_are_thinned_evenly_and_reported(tmp_path):
@@ -78,7 +78,7 @@ def test_still_stretches_are_thinned_evenly_and_reported(tmp_path):
     found = index_of(path, tmp_path, still_keep=0.1, cut_threshold=0.0)
     assert 50 <= found.report["still_pairs"] <= 60
     assert found.report["still_pairs_left_out"] == found.report["still_pairs"] - found.report["still_pairs"] // 10
-    kept = np.flatnonzero(found.clips[0].train)
+    kept = np.flatnonzero(found.sources[0].train)
     kept = kept[(kept >= 20) & (kept < 74)]
     assert 4 <= len(kept) <= 6
     assert np.diff(kept).max() <= 12
@@ -87,7 +87,7 @@ def test_still_stretches_are_thinned_evenly_and_reported(tmp_path):
 
 
 def test_thinning_keeps_the_share():
-    kept = thinned(np.arange(1000) % 4 > 0, 0.3)
+    kept = thin_out(np.arange(1000) % 4 > 0, 0.3)
     assert kept[np.arange(1000) % 4 == 0].all()
     assert kept.sum() == 250 + 225
 

@@ -1,4 +1,4 @@
-"""Reading some frames of a video file with torchcodec: another decoder than `av`, for those who have it and ask for it.
+"""Reading some frames of a video file with torchcodec: a second decoder beside `av`, used where it is asked for.
 
 It is asked for frames by their time, and what it returns is taken only if it carries the time stamps of the index; a
 file that it cannot read, or reads as another one, is left to `av`. It scales while it decodes, as `av` does here, but
@@ -26,13 +26,13 @@ def require_torchcodec() -> tuple[Any, Any]:
     try:
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
-    # without FFmpeg's shared libraries the import fails with a RuntimeError or an OSError of many lines
+    # installed is not enough: without FFmpeg's shared libraries the import fails with many lines of one of these
     except (ImportError, RuntimeError, OSError) as error:
-        told = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:160]
         raise DatasetError(
             "decoder='torchcodec' cannot be used here: it needs torchcodec (pip install torchcodec, of the version that "
             "belongs to the installed torch; one with torchcodec.transforms, tested with 0.11) and the shared libraries "
-            f"of FFmpeg (apt install ffmpeg). The default, decoder='av', needs neither. ({type(error).__name__}: {told})"
+            f"of FFmpeg (apt install ffmpeg). The default, decoder='av', needs neither. ({type(error).__name__}: {reason})"
         ) from error
     return VideoDecoder, Resize
 
@@ -52,24 +52,24 @@ def read_by_time(path: Path, stamps: np.ndarray, tick: float, size: int) -> np.n
     Raises:
         DatasetError: torchcodec cannot be used here.
     """
-    decoder_of, resize_to = require_torchcodec()
+    video_decoder, resize = require_torchcodec()
     times = stamps.astype(np.float64) * tick
     try:
         # approximate: no pass over the whole file; the time stamps are compared below
-        decoder = decoder_of(
+        decoder = video_decoder(
             path,
             dimension_order="NHWC",
             seek_mode="approximate",
             num_ffmpeg_threads=1,
-            transforms=[resize_to((size, size))],
+            transforms=[resize((size, size))],
         )
         # half a unit later, where the frame is on show whatever way the times are rounded
-        found = decoder.get_frames_played_at((times + tick / 2).tolist())
-        frames: np.ndarray = found.data.numpy()
-        given = found.pts_seconds.numpy()
+        played = decoder.get_frames_played_at((times + tick / 2).tolist())
+        frames: np.ndarray = played.data.numpy()
+        seconds = played.pts_seconds.numpy()
     except (RuntimeError, ValueError, IndexError):  # what its C++ raises for a damaged file, a time past the end, ...
         return None
-    wanted = (len(stamps), size, size, 3)
-    if frames.shape != wanted or frames.dtype != np.uint8 or (np.abs(given - times) > tick / 2).any():
+    shape = (len(stamps), size, size, 3)
+    if frames.shape != shape or frames.dtype != np.uint8 or (np.abs(seconds - times) > tick / 2).any():
         return None
     return frames

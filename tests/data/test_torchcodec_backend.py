@@ -16,10 +16,11 @@ from test_video import FORMATS
 
 from lara_adapter import DatasetError
 from lara_adapter.data import IndexSettings, PairStream, Source, build_index
-from lara_adapter.data.by_torchcodec import read_by_time, require_torchcodec
-from lara_adapter.data.cuts import scan_source
+from lara_adapter.data.decode import read_frames
 from lara_adapter.data.gap import Gap
-from lara_adapter.data.video import _tick, read_frames
+from lara_adapter.data.scan import scan_source
+from lara_adapter.data.torchcodec_backend import read_by_time, require_torchcodec
+from lara_adapter.data.video import VideoFile
 
 
 def _usable():
@@ -78,7 +79,7 @@ def test_the_same_frames_as_av(tmp_path, name):
 def test_torchcodec_itself_is_what_reads(clip):
     source, pts, keys = clip
     wanted = np.arange(3, 30)
-    direct = read_by_time(source.path, pts[wanted], _tick(source.path), 48)
+    direct = read_by_time(source.path, pts[wanted], VideoFile(source.path).tick, 48)
     assert direct is not None
     assert (read_frames(source, pts, keys, wanted, 48, "torchcodec") == direct).all()
 
@@ -89,7 +90,7 @@ def test_a_rate_that_varies_and_pairs_of_a_stream(tmp_path):
     write_video(tmp_path / "v" / "a.mkv", numbered(60), "libx264", times=times, g=10)
     write_video(tmp_path / "v" / "b.mp4", square(60), "libx264", g=10)
     sources = [Source(tmp_path / "v" / name) for name in ("a.mkv", "b.mp4")]
-    clips = build_index(sources, IndexSettings(gap=Gap(4), held_out=0, still_keep=1), tmp_path / "index").clips
+    clips = build_index(sources, IndexSettings(gap=Gap(4), held_out=0, still_keep=1), tmp_path / "index").sources
     batches = PairStream(clips, 32, 16, shuffle_frames=64, decoder="torchcodec").batches()
     for _ in range(6):
         batch = next(batches)
@@ -114,7 +115,7 @@ def test_a_damaged_stretch_is_left_to_av(tmp_path):
 
 def test_it_is_asked_by_time_and_its_frames_are_taken(clip, monkeypatch):
     source, pts, keys = clip
-    tick = _tick(source.path)
+    tick = VideoFile(source.path).tick
     marked = np.full((3, 16, 16, 3), 7, np.uint8)
     calls = standing_in(monkeypatch, lambda seconds: (marked, [second - tick / 2 for second in seconds]))
     read = read_frames(source, pts, keys, np.array([4, 5, 9]), 16, "torchcodec")

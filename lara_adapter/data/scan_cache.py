@@ -1,4 +1,4 @@
-"""What was seen of each source, kept in a folder: a file for each, made again when the source changes."""
+"""Scans kept in a folder: a file for each source, made again when the source changes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FrameError
+from ..errors import DatasetError
 from ..storage.files import replace_file
-from .cuts import Scan, scan_source
 from .gap import Gap
-from .sources import Source, pictures_of
+from .scan import Scan, scan_source
+from .sources import Source, list_pictures
 
-__all__ = ["seen"]
+__all__ = ["load_scan"]
 
 _SCHEMA = 1
 
 
-def seen(source: Source, gap: Gap, folder: Path) -> tuple[Scan | str, int]:
-    """What is known of a source (or what is wrong with it), and how many frames were decoded for that now."""
+def load_scan(source: Source, gap: Gap, folder: Path) -> tuple[Scan | str, int]:
+    """The scan of a source (or what is wrong with it), and how many frames were decoded for that now."""
     path = folder / f"{_fingerprint(source, gap)}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -31,13 +31,13 @@ def seen(source: Source, gap: Gap, folder: Path) -> tuple[Scan | str, int]:
             fields = {name: stored[name] for name in Scan._fields}
             return Scan(**{**fields, "note": str(fields["note"])}), 0
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # not there, or damaged: it is made again
+        pass  # missing or damaged: it is made again
     content: dict[str, Any]
     scan: Scan | str
     try:
         scan = scan_source(source, gap)
         content, decoded = scan._asdict(), len(scan.pts)
-    except FrameError as error:
+    except DatasetError as error:
         scan, decoded = str(error), 0
         content = {"fault": scan}
     with replace_file(path) as fresh, fresh.open("wb") as file:
@@ -46,10 +46,9 @@ def seen(source: Source, gap: Gap, folder: Path) -> tuple[Scan | str, int]:
 
 
 def _fingerprint(source: Source, gap: Gap) -> str:
-    """Of everything that a scan depends on."""
+    """Hash of everything that a scan depends on."""
     if source.kind == "pictures":
-        pictures = pictures_of(source.path)
-        about = [(path.name, *_stat(path)) for path in pictures]
+        about = [(path.name, *_stat(path)) for path in list_pictures(source.path)]
         state: Any = hashlib.sha256(repr(about).encode()).hexdigest()
     else:
         state = _stat(source.path)

@@ -1,0 +1,86 @@
+"""One meaning of damage for all that read video: a dataset is whole or refused by name, of a folder the others will do."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("av")
+pytest.importorskip("pyarrow")
+pytest.importorskip("accelerate")
+pytest.importorskip("tqdm")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from helpers import disk_datasets as disk
+from test_model import small
+
+from lara_adapter import DatasetError
+from lara_adapter.lam.attention.report import measure_attention
+from lara_adapter.lam.health.report import examine
+from lara_adapter.lam.label import label_dataset
+from lara_adapter.lam.pretrain import PretrainSettings, pretrain_lam
+
+LENGTHS = (14, 9, 20)
+READERS = {
+    "train-lam": lambda lam, data, out: pretrain_lam(
+        PretrainSettings(videos=(data,), output=out, init=str(lam), preset="tiny", steps=1, batch_size=2, workers=1)
+    ),
+    "label": lambda lam, data, out: label_dataset(data, lam, out, gap=2),
+    "health": lambda lam, data, out: examine(lam, data, gap=2, gaps=[2], pairs=12),
+    "attention": lambda lam, data, out: measure_attention(lam, data, gap=2, pairs=12),
+}
+
+
+@pytest.fixture(scope="module")
+def lam(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "lam"
+    small(vq_init_from_data=True).save_pretrained(folder)
+    return folder
+
+
+def shorten(root):
+    disk.write_video(root / f"videos/chunk-000/{disk.CAMERA}/episode_000001.mp4", disk.scene(1, 5)[0])
+
+
+def remove(root):
+    (root / f"videos/chunk-000/{disk.CAMERA}/episode_000001.mp4").unlink()
+
+
+def spoil_a_picture(root):
+    path = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    cells = table.column(disk.CAMERA).to_pylist()
+    cells[LENGTHS[0] + 3]["bytes"] = b"not a picture"
+    place = table.column_names.index(disk.CAMERA)
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(cells, field.type)), path)
+
+
+HARMS = {
+    "a video that ends early": (lambda root: disk.make_v2(root, chunk=3), shorten),
+    "a video that is missing": (lambda root: disk.make_v2(root, chunk=3), remove),
+    "a picture": (lambda root: disk.make_v3(root, "image"), spoil_a_picture),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_dataset_with_a_damaged_episode_is_refused_by_name(tmp_path, lam, reader, harm):
+    make, spoil = HARMS[harm]
+    spoil(make(tmp_path / "squares"))
+    with pytest.raises(DatasetError, match="episode 1 is damaged: "):
+        READERS[reader](lam, tmp_path / "squares", tmp_path / "out")
+
+
+@pytest.mark.parametrize("reader", sorted(READERS.keys() - {"label"}))
+def test_of_a_folder_of_videos_a_damaged_one_is_left_out_by_name(tmp_path, lam, reader, caplog):
+    for number in range(3):
+        disk.write_video(tmp_path / f"videos/{number}.mp4", disk.scene(number, 40)[0])
+    (tmp_path / "videos/torn.mp4").write_bytes(b"no video")
+    with caplog.at_level(logging.WARNING):
+        READERS[reader](lam, tmp_path / "videos", tmp_path / "out")
+    assert "torn.mp4" in caplog.text
