@@ -290,13 +290,13 @@ def test_a_run_goes_on_only_with_the_same_settings(videos, small, tmp_path):
 TWO = """
 import json, os, sys
 from pathlib import Path
-from lara_adapter.lam import pretrain
+from lara_adapter.lam.pretrain import run
 seen = []
-real = pretrain.move
+real = run.move
 def move(batch, device):
     seen.extend((batch.epoch, *row) for row in batch.where.tolist())
     return real(batch, device)
-pretrain.move = move
+run.move = move
 from lara_adapter.lam.pretrain import PretrainSettings, pretrain_lam
 settings = PretrainSettings(
     videos=(Path(sys.argv[1]),), output=Path(sys.argv[2]), preset="tiny", config=Path(sys.argv[3]), steps=int(sys.argv[4]),
