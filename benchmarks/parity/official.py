@@ -18,7 +18,7 @@ weights over a VGG16 of random weights, its ReLUs and max poolings made smooth. 
 1e-7 in the predicted frame switches a few, and gradients move by more than the tolerance (theirs in float32 against
 theirs in float64 just as well, which is printed): that is a case of its own, whose gradients are judged in float64.
 
-Differences: max |ours - theirs| over max |theirs|, per tensor. A gradient that is zero but for rounding (the key biases
+Differences: max |ours - theirs| over max |theirs|, per tensor. A gradient that is zero apart from rounding (the key biases
 of attention: softmax does not see them) is held against the largest gradient of that loss instead; which ones those
 are is taken from the float64 run. Exit status: 0, 1 if a relative difference in float32 exceeds 1e-5 (in float64
 1e-10), a code differs or a tensor is left out on one side, 2 if the official code is not there.
@@ -60,7 +60,7 @@ from lara_adapter.storage.files import write_json, write_tensors
 
 RESULT = RESULTS / "parity_official.json"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
-ZERO = 1e-12  # of the largest gradient of a loss: what is below that in float64 is zero but for rounding
+ZERO = 1e-12  # of the largest gradient of a loss: what is below that in float64 is zero apart from rounding
 LOSSES = ("action", "align", "lam", "total")
 SOURCES = (
     "lara_full/model/action_head/flow_matching_action_head.py",
@@ -387,7 +387,7 @@ def converted(tokenizer: Any, config: LatentActionConfig, dtype: torch.dtype) ->
 
 @dataclass
 class Measured:
-    """What one side gave: scalars and tensors by name, codes, gradients by loss and official name, trainable tensors."""
+    """One side: scalars and tensors by name, codes, gradients by loss and official name, trainable tensors."""
 
     values: dict[str, Tensor]
     codes: Tensor
@@ -453,7 +453,7 @@ def run_official(
     ]  # fmt: skip
     if case.switch:
         handles.append(set_patch_order(tokenizer.image_encoder))
-    if order is not None:  # the tokenizer draws last: flow noise and dropout stay as they are
+    if order is not None:  # the tokenizer draws last: flow noise and dropout do not change
         handles.append(tokenizer.register_forward_pre_hook(lambda m, a: (torch.manual_seed(order), None)[1]))
     inputs = {key: value for key, value in batch.items() if key != "frames"}
     frames = normalize(batch["frames"]) if case.normalized else batch["frames"]
@@ -484,7 +484,7 @@ def run_official(
 
 
 def their_measured(policy: Any, losses: dict[str, Tensor], values: dict[str, Tensor], found: Any) -> Measured:
-    """What the official side gave: losses and values by name, `found` is the output of its tokenizer."""
+    """The result of the official side; `found` is the output of its tokenizer."""
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     values = {**losses, **values, "latent, continuous": found.embed, "latent, quantized": found.quant}
     return Measured(
@@ -518,7 +518,7 @@ def our_measured(
     config: LatentActionConfig,
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]],
 ) -> Measured:
-    """What our side gave, under official names.
+    """The result of our side, under official names.
 
     Args:
         policy: with LARA attached.
@@ -550,7 +550,7 @@ def our_measured(
 def official_names(
     found: dict[str, Tensor], template: dict[str, Tensor], config: LatentActionConfig
 ) -> dict[str, Tensor]:
-    """Our gradients under the official names: the policy's as they are, projector and LAM mapped.
+    """Our gradients under the official names: those of projector and LAM mapped.
 
     Args:
         found: our name to gradient.
@@ -619,7 +619,7 @@ def measure(
     return reference, result, again
 
 
-def group_of(name: str) -> str:
+def tensor_group(name: str) -> str:
     """The row of the table that a tensor belongs to."""
     for prefix, group in (
         ("backbone.", "VLM stand-in"),
@@ -643,7 +643,7 @@ def difference(ours: Tensor, theirs: Tensor, scale: float | None = None) -> tupl
 
 
 def zeros(measured: Measured) -> dict[str, set[str]]:
-    """By loss, the tensors whose gradient in float64 is zero but for rounding."""
+    """By loss, the tensors whose gradient in float64 is zero apart from rounding."""
     result = {}
     for loss, grads in measured.gradients.items():
         largest = max(float(grad.abs().max()) for grad in grads.values())
@@ -657,7 +657,7 @@ def distance(found: dict[str, Tensor], exact: dict[str, Tensor], rounding: set[s
 
 
 def compare(
-    theirs: Measured, ours: Measured, rounding: dict[str, set[str]], group: Callable[[str], str] = group_of
+    theirs: Measured, ours: Measured, rounding: dict[str, set[str]], group: Callable[[str], str] = tensor_group
 ) -> dict[str, Any]:
     """Every difference of one run.
 
@@ -730,7 +730,7 @@ def merge(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def largest_relative(result: dict[str, Any], with_gradients: bool = True) -> float:
-    """The largest relative difference of a result, over values and, if wanted, gradients."""
+    """The largest relative difference of a result, over values and optionally gradients."""
     rows = list(result["values"].values())
     if with_gradients:
         rows += [row for groups in result["gradients"].values() for row in groups.values()]
@@ -753,7 +753,7 @@ def run(
     *,
     load: Callable[[Path], Any] = import_official,
     measuring: Callable[..., tuple[Measured, Measured, Measured | None]] = measure,
-    group: Callable[[str], str] = group_of,
+    group: Callable[[str], str] = tensor_group,
     settings: dict[str, str] = SETTINGS,
 ) -> dict[str, Any]:
     """Run the comparisons.
@@ -762,7 +762,7 @@ def run(
         source: checkout of LARA_full.
         seeds: how many draws of weights, batches and noise.
         chosen: which cases.
-        load: gives the official modules; this and the next three are parity_openpi.py's for the other release.
+        load: gives the official modules; this and the next three are those of openpi.py for the other release.
         measuring: runs both sides of a case.
         group: see :func:`compare`.
         settings: what is set alike on both sides, for the report.
@@ -892,14 +892,14 @@ def command(
     parser = argparse.ArgumentParser(description=f"Parity with the official release ({release})")
     parser.add_argument("--official", type=Path, default=os.environ.get(variable),
                         help=f"checkout of {release}; default: the environment variable {variable}")  # fmt: skip
-    parser.add_argument("--commit", help="its commit, where the checkout is no git work tree")
+    parser.add_argument("--commit", help="its commit, where the checkout is not a git work tree")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=result)
     options = parser.parse_args(arguments)
     if options.official is None:
         print(
-            f"no official code: git clone https://github.com/lmy1001/LARA, then pass --official LARA/{release} or set "
-            f"{variable}",
+            "the official code is missing: git clone https://github.com/lmy1001/LARA, then pass --official "
+            f"LARA/{release} or set {variable}",
             file=sys.stderr,
         )
         return 2

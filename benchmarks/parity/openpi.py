@@ -5,7 +5,7 @@
     .venv-openpi/bin/python -m pip install hydra-core omegaconf lpips
     .venv-openpi/bin/python -m benchmarks.parity.openpi --official LARA/LARA_posttrain_openpi
 
-parity_official.py for the second release, LARA_posttrain_openpi; how differences are taken, judged and printed is said
+official.py for the second release, LARA_posttrain_openpi; differences are measured, judged and printed as
 there. The official code is imported and never changed. Their openpi is used on both sides: with
 `use_latent_motion_queries=True`, and without it and with lara_adapter.integrations.openpi. Both get the same weights,
 flow noise, times, augmentations and frames; the tokenizer's weights go through `lara_adapter.convert`. The total is
@@ -245,7 +245,7 @@ def run_ours(policy: Any, lara: Any, batch: tuple[Any, ...], config: LatentActio
 
 
 def widened(policy: Any, dtype: torch.dtype) -> Any:
-    """The policy in `dtype`; the frequencies of its rotary embeddings, which meet float32 positions, stay as they are."""
+    """The policy in `dtype`; the frequencies of its rotary embeddings stay float32, as their positions."""
     policy.to(dtype)
     for module in policy.modules():
         if hasattr(module, "inv_freq"):
@@ -256,7 +256,7 @@ def widened(policy: Any, dtype: torch.dtype) -> Any:
 def measure(
     official: types.SimpleNamespace, case: PiCase, seed: int, dtype: torch.dtype
 ) -> tuple[Measured, Measured, Measured | None]:
-    """Build both sides from the same weights and run them; as :func:`parity_official.measure`."""
+    """Build both sides from the same weights and run them; as :func:`official.measure`."""
     config = parity.lam_config(case)
     torch.manual_seed(seed)
     theirs = widened(official_policy(official, case, config, seed), dtype).train()
@@ -282,7 +282,7 @@ def measure(
     return reference, result, again
 
 
-def group_of(name: str) -> str:
+def tensor_group(name: str) -> str:
     """The row of the table that a tensor belongs to."""
     for prefix, group in (
         ("paligemma_with_expert.paligemma.", "VLM"),
@@ -299,17 +299,19 @@ def group_of(name: str) -> str:
 
 
 def run(source: Path, seeds: int = 3, chosen: tuple[PiCase, ...] = CASES) -> dict[str, Any]:
-    """As :func:`parity_official.run`, for this release."""
-    return parity.run(source, seeds, chosen, load=import_official, measuring=measure, group=group_of, settings=SETTINGS)
+    """As :func:`official.run`, for this release."""
+    return parity.run(
+        source, seeds, chosen, load=import_official, measuring=measure, group=tensor_group, settings=SETTINGS
+    )
 
 
 def environment(source: Path, commit: str | None) -> dict[str, Any]:
-    """As :func:`parity_official.environment`, for this release."""
+    """As :func:`official.environment`, for this release."""
     return parity.environment(source, commit, SOURCES, PACKAGES)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """See :func:`parity_official.command`."""
+    """See :func:`official.command`."""
     return parity.command(
         arguments, "LARA_posttrain_openpi", "LARA_OFFICIAL_OPENPI_SRC", RESULT, run, environment
     )  # fmt: skip

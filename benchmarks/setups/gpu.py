@@ -82,10 +82,10 @@ def reference(policy: FixedVLA, device: torch.device) -> dict[str, torch.Tensor]
     return {name: p.grad.clone() for name, p in alone.named_parameters() if p.grad is not None}
 
 
-def compare(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
+def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
     """Fail with the worst name unless every gradient agrees relative to its norm."""
-    assert found.keys() == wanted.keys(), f"different parameters: {sorted(found.keys() ^ wanted.keys())[:5]}"
-    for name, gradient in wanted.items():
+    assert found.keys() == expected.keys(), f"different parameters: {sorted(found.keys() ^ expected.keys())[:5]}"
+    for name, gradient in expected.items():
         error = (found[name] - gradient).norm() / gradient.norm().clamp_min(1e-6)
         assert error < tolerance, f"{name}: relative error {float(error):.2e}"
 
@@ -101,10 +101,10 @@ def train_on(step: Callable[[dict[str, torch.Tensor]], torch.Tensor], device: to
 def case_ddp(device: torch.device, **flags: bool) -> None:
     """DistributedDataParallel."""
     policy = build(device)
-    wanted = reference(policy, device)
+    expected = reference(policy, device)
     model = nn.parallel.DistributedDataParallel(policy, **flags)
     model(make_batch(dist.get_rank(), device))["loss"].backward()
-    compare({n: p.grad for n, p in policy.named_parameters() if p.grad is not None}, wanted, 1e-3)
+    compare({n: p.grad for n, p in policy.named_parameters() if p.grad is not None}, expected, 1e-3)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
 
     def step(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -126,7 +126,7 @@ def case_fsdp(device: torch.device, units: bool) -> None:
     from torch.distributed.fsdp import fully_shard
 
     policy = build(device)
-    wanted = reference(policy, device)
+    expected = reference(policy, device)
     for block in policy.action_head.model.transformer_blocks:
         fully_shard(block)
     if units:
@@ -135,7 +135,7 @@ def case_fsdp(device: torch.device, units: bool) -> None:
     fully_shard(policy)
     policy(make_batch(dist.get_rank(), device))["loss"].backward()
     found = {n: p.grad.full_tensor() for n, p in policy.named_parameters() if p.grad is not None}
-    compare(found, wanted, 1e-3)
+    compare(found, expected, 1e-3)
 
 
 def case_inductor(device: torch.device) -> None:
@@ -143,11 +143,11 @@ def case_inductor(device: torch.device) -> None:
     policy = build(device)
     alone, batch = copy.deepcopy(policy), make_batch(dist.get_rank(), device)
     alone(batch)["loss"].backward()
-    wanted = {n: p.grad.clone() for n, p in alone.named_parameters() if p.grad is not None}
+    expected = {n: p.grad.clone() for n, p in alone.named_parameters() if p.grad is not None}
     compiled = torch.compile(policy)
     with torch._inductor.config.patch(fallback_random=True):  # inductor draws other numbers than eager by default
         compiled(batch)["loss"].backward()
-    compare({n: p.grad for n, p in policy.named_parameters() if p.grad is not None}, wanted, 1e-2)
+    compare({n: p.grad for n, p in policy.named_parameters() if p.grad is not None}, expected, 1e-2)
 
 
 def case_bf16(device: torch.device) -> None:
@@ -158,9 +158,9 @@ def case_bf16(device: torch.device) -> None:
     exact(batch)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         policy(batch)["loss"].backward()
-    terms, wanted = policy.lara.losses, exact.lara.losses
+    terms, expected = policy.lara.losses, exact.lara.losses
     assert terms.total.dtype == torch.float32
-    assert torch.allclose(terms.align, wanted.align, atol=0.05), (terms.align, wanted.align)
+    assert torch.allclose(terms.align, expected.align, atol=0.05), (terms.align, expected.align)
 
 
 def case_zero(device: torch.device, stage: int) -> None:
@@ -168,7 +168,7 @@ def case_zero(device: torch.device, stage: int) -> None:
     import deepspeed
 
     policy = build(device)
-    wanted, lr = reference(policy, device), 0.1
+    expected, lr = reference(policy, device), 0.1
     start = {name: p.detach().clone() for name, p in policy.named_parameters()}
     optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
     engine, *_ = deepspeed.initialize(
@@ -187,7 +187,7 @@ def case_zero(device: torch.device, stage: int) -> None:
     for name, parameter in policy.named_parameters():
         with deepspeed.zero.GatheredParameters(parameter, enabled=stage == 3):
             found[name] = (start[name] - parameter.detach().clone()) / lr
-    compare({name: found[name] for name in wanted}, wanted, 1e-2)
+    compare({name: found[name] for name in expected}, expected, 1e-2)
     train_on(lambda batch: _engine_step(engine, batch), device)
 
 
@@ -206,7 +206,7 @@ def main() -> int:
     arguments = parser.parse_args()
     on_gpu = arguments.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
-        print("no GPU here; --device cpu runs what can be run without")
+        print("no GPU; --device cpu runs the cases that need none")
         return 2
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=5))
     rank = dist.get_rank()
@@ -235,7 +235,7 @@ def main() -> int:
         except ImportError as error:
             state = "skipped"
             print(f"[{rank}] {name}: {error}")
-        except Exception as error:  # the next case may still tell something
+        except Exception as error:  # go on with the next case
             state = "failed"
             print(f"[{rank}] {name}: {type(error).__name__}: {error}")
         worst = torch.tensor(["passed", "skipped", "failed"].index(state), device=device)

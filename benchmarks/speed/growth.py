@@ -39,7 +39,7 @@ from torch import multiprocessing
 from benchmarks import RESULTS, markdown
 from benchmarks.speed.measure import environment, ratios, take_turns
 from benchmarks.speed.overhead_hosts import build
-from benchmarks.speed.step_overhead import loss_of, measure_time
+from benchmarks.speed.step_overhead import measure_time, scalar_loss
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.storage.files import read_json, write_json
 
@@ -60,20 +60,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 Ratio = dict[str, Any]  # {"median": ..., "range": [lowest, highest]}
 
 
-def seconds_of(work: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
+def time_once(work: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
     """How long it takes once, by a clock."""
     begin = clock()
     work()
     return clock() - begin
 
 
-def of_children() -> float:
+def children_time() -> float:
     """Processor time of the processes that this one has waited for."""
     times = os.times()
     return times.children_user + times.children_system
 
 
-def in_turn(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, Ratio]:
+def compare_arms(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, Ratio]:
     """Call each arm in every round, back and forth; each one's ratios to the first, as median and range."""
     found = take_turns(arms, rounds)
     return {name: ratio(values) for name, values in ratios(found, next(iter(arms))).items()}
@@ -89,7 +89,7 @@ def measure_import(rounds: int) -> dict[str, Any]:
     probe = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
 
     def fresh(code: str) -> Callable[[], float]:
-        return lambda: seconds_of(lambda: subprocess.run([sys.executable, "-c", code], check=True), of_children)
+        return lambda: time_once(lambda: subprocess.run([sys.executable, "-c", code], check=True), children_time)
 
     arms = {
         "import torch": fresh("import torch"),
@@ -104,7 +104,7 @@ def measure_import(rounds: int) -> dict[str, Any]:
         [sys.executable, "-c", f"from lara_adapter import attach_lara, LatentActionModel; {probe}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return {"ratio": in_turn(arms, rounds), "heavy_packages": brought.stdout.split()}
+    return {"ratio": compare_arms(arms, rounds), "heavy_packages": brought.stdout.split()}
 
 
 def measure_step(rounds: int) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _rank(rank: int, world: int, port: int, rounds: int, results: Any) -> None:
             adapter = attach_lara(host.policy, lam, alignment="contrastive") if lara else None
             policy = torch.nn.parallel.DistributedDataParallel(host.policy, find_unused_parameters=True)
             inputs = with_frames if lara else alone
-            steps = [seconds_of(lambda: loss_of(policy(inputs)).backward(), time.perf_counter) for _ in range(4)]  # noqa: B023
+            steps = [time_once(lambda: scalar_loss(policy(inputs)).backward(), time.perf_counter) for _ in range(4)]  # noqa: B023
             took.append(median(steps[1:]))
             if adapter is not None:
                 adapter.detach()
@@ -169,11 +169,11 @@ def measure_lam(rounds: int) -> dict[str, Ratio]:
         present, future = torch.rand(2, batch, 3, 64, 64)
 
         def once() -> float:
-            return min(seconds_of(lambda: lam(present, future).loss.backward()) for _ in range(3)) / batch
+            return min(time_once(lambda: lam(present, future).loss.backward()) for _ in range(3)) / batch
 
         return once
 
-    return in_turn({str(batch): step(batch) for batch in (8, 32, 128)}, rounds)
+    return compare_arms({str(batch): step(batch) for batch in (8, 32, 128)}, rounds)
 
 
 @contextlib.contextmanager
@@ -200,13 +200,12 @@ def measure_label(rounds: int) -> dict[str, Any]:
             def once() -> float:
                 output = folder / f"out{next(names)}"
                 return (
-                    seconds_of(lambda: label_dataset(made[size], lam, output, gap=4, batch_size=32, device="cpu"))
-                    / size
+                    time_once(lambda: label_dataset(made[size], lam, output, gap=4, batch_size=32, device="cpu")) / size
                 )
 
             return once
 
-        time_a_frame = in_turn({str(size * 40): label(size) for size in made}, rounds)
+        time_a_frame = compare_arms({str(size * 40): label(size) for size in made}, rounds)
         peak = {}
         for size in made:
             command = [sys.executable, "-c", LABEL, made[size], lam, folder / f"out{next(names)}"]
@@ -221,10 +220,10 @@ def measure_label(rounds: int) -> dict[str, Any]:
             for start in range(0, 256, 64):
                 model.encode(pictures[start : start + 64], pictures[start + 4 : start + 68])
 
-    once = in_turn(
+    once = compare_arms(
         {
-            "each pair on its own": lambda: seconds_of(each_pair),
-            "encode_sequence": lambda: seconds_of(lambda: encode_sequence(model, list(frames.numpy()), 4)),
+            "each pair on its own": lambda: time_once(each_pair),
+            "encode_sequence": lambda: time_once(lambda: encode_sequence(model, list(frames.numpy()), 4)),
         },
         rounds,
     )

@@ -45,7 +45,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def backbone_of(preset: str) -> Any:
+def make_backbone(preset: str) -> Any:
     """A frozen ViT-MAE of the preset's size with random weights."""
     from transformers import ViTMAEConfig, ViTMAEModel
 
@@ -62,7 +62,7 @@ def backbone_of(preset: str) -> Any:
         return ViTMAEModel(ViTMAEConfig(**(large if preset == "paper" else small), mask_ratio=0.0)).eval()
 
 
-def our_model(preset: str, backbone: Any) -> LatentActionModel:
+def make_ours(preset: str, backbone: Any) -> LatentActionModel:
     """Our LAM in the release's settings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -70,7 +70,7 @@ def our_model(preset: str, backbone: Any) -> LatentActionModel:
         return LatentActionModel(config, backbone=backbone).train()
 
 
-def official_model(ours: LatentActionModel, backbone: Any) -> Any:
+def make_official(ours: LatentActionModel, backbone: Any) -> Any:
     """The official tokenizer with the same weights, by its own loader; its checkout is importable."""
     import lpips
     from moto.latent_motion_tokenizer.loading import load_latent_motion_tokenizer
@@ -89,22 +89,22 @@ def official_model(ours: LatentActionModel, backbone: Any) -> Any:
             lpips.LPIPS = real
 
 
-def frames_of(model: LatentActionModel, batch: int, device: str) -> list[torch.Tensor]:
+def make_frames(model: LatentActionModel, batch: int, device: str) -> list[torch.Tensor]:
     """A batch of pairs in [0, 1], float32, at the model's size: no side has to convert or resize."""
     size, generator = model.config.image_size, torch.Generator().manual_seed(1)
     return [torch.rand(batch, 3, size, size, generator=generator).to(device) for _ in range(2)]
 
 
-def arms_of(
+def make_arms(
     arguments: argparse.Namespace, names: list[str], cache_folder: Path
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Each arm's loss on the same batch."""
-    backbone = backbone_of(arguments.preset)
-    ours = our_model(arguments.preset, backbone).to(arguments.device)
-    present, future = frames_of(ours, arguments.batch, arguments.device)
+    backbone = make_backbone(arguments.preset)
+    ours = make_ours(arguments.preset, backbone).to(arguments.device)
+    present, future = make_frames(ours, arguments.batch, arguments.device)
     arms: dict[str, Callable[[], torch.Tensor]] = {}
     if "official" in names:
-        theirs = official_model(ours, backbone).to(arguments.device)
+        theirs = make_official(ours, backbone).to(arguments.device)
         theirs.image_encoder.eval()
         arms["official"] = lambda: theirs(present, future).loss
         if names == ["official"]:
@@ -113,7 +113,7 @@ def arms_of(
         model = ours
         arms["ours"] = lambda: model(present, future).loss
     if "ours, cached" in names:
-        cached = our_model(arguments.preset, backbone).to(arguments.device)
+        cached = make_ours(arguments.preset, backbone).to(arguments.device)
         cached.cache_features(cache_folder)
         with torch.no_grad():
             cached.encode(present, future)  # seen once before, as in the second epoch
@@ -121,14 +121,14 @@ def arms_of(
     return arms
 
 
-def step(loss_of: Callable[[], torch.Tensor], arguments: argparse.Namespace) -> tuple[float, float]:
+def step(loss_fn: Callable[[], torch.Tensor], arguments: argparse.Namespace) -> tuple[float, float]:
     """Seconds of one forward and backward, and the loss."""
     kind = arguments.device.partition(":")[0]
     wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
-        loss = loss_of()
+        loss = loss_fn()
     loss.backward()
     wait()
     return time.perf_counter() - start, float(loss.detach())
@@ -137,7 +137,7 @@ def step(loss_of: Callable[[], torch.Tensor], arguments: argparse.Namespace) -> 
 def measure_time(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     """Seconds of every round and arm."""
     with tempfile.TemporaryDirectory() as folder:
-        arms = arms_of(arguments, names, Path(folder))
+        arms = make_arms(arguments, names, Path(folder))
         losses = {}
 
         def timed(name: str) -> float:
@@ -154,11 +154,11 @@ def measure_time(arguments: argparse.Namespace, names: list[str]) -> dict[str, A
 def measure_memory(arguments: argparse.Namespace, name: str) -> float:
     """Peak MB of one arm beyond what stood before its first step."""
     with tempfile.TemporaryDirectory() as folder:
-        arm = arms_of(arguments, [name], Path(folder))[name]
+        arm = make_arms(arguments, [name], Path(folder))[name]
         return peak_mb(lambda: step(arm, arguments), arguments.device)
 
 
-def report_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def make_report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is written."""
     names = [*(["official"] if arguments.official else []), "ours", "ours, cached"]
     timed = measure_time(arguments, names)
@@ -243,7 +243,7 @@ def main() -> int:
     if arguments.memory:
         print(measure_memory(arguments, arguments.memory))
         return 0
-    report = report_of(arguments)
+    report = make_report(arguments)
     write_json(arguments.out, report)
     print(table(report))
     print(f"written to {arguments.out}")

@@ -23,7 +23,7 @@ class Host:
         policy: in train mode.
         inputs: (batch size, pairs of frames [B, V, 2, 3, H, W] uint8 or None) -> the argument of its forward.
         layer: of attach_lara.
-        size: said in the table.
+        size: shown in the table.
     """
 
     policy: nn.Module
@@ -70,7 +70,7 @@ class Full:
     Attributes:
         pixels: of a camera frame.
         horizon: actions in a chunk.
-        observations: how many steps of them the policy sees; None: it wants no axis for them.
+        observations: steps of them that the policy sees; None: without an axis for them.
         settings: of the policy's configuration, beside these; what LeRobot's own defaults are.
         models: setting -> configuration of a pre-trained model that the policy builds by name.
     """
@@ -101,7 +101,7 @@ def _smolvlm2_500m() -> Any:
 
 
 def _clip_b16() -> Any:
-    """The sizes of openai/clip-vit-base-patch16: transformers' defaults but for the patches."""
+    """The sizes of openai/clip-vit-base-patch16: transformers' defaults except for the patches."""
     from transformers import CLIPConfig
 
     return CLIPConfig(vision_config={"patch_size": 16})
@@ -195,7 +195,7 @@ def build(name: str) -> Host:
     """A host by name: demo, lerobot:TYPE, lerobot-full:TYPE, gr00t-head or gr00t-head:LAYERS.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
         ImportError: its library is not installed.
     """
     kind, _, rest = name.partition(":")
@@ -210,7 +210,7 @@ def build(name: str) -> Host:
         host = gr00t_head(int(rest) if rest else None)
     else:
         raise ValueError(
-            f"no host {name!r}; there is demo, gr00t-head[:LAYERS], lerobot:{{{','.join(LEROBOT)}}}, "
+            f"unknown host {name!r}; expected demo, gr00t-head[:LAYERS], lerobot:{{{','.join(LEROBOT)}}}, "
             f"lerobot-full:{{{','.join(FULL)}}}"
         )
     millions = sum(p.numel() for p in host.policy.parameters()) / 1e6

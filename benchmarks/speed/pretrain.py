@@ -40,7 +40,7 @@ import torch
 
 from benchmarks import RESULTS, markdown
 from benchmarks.checkout import lara_full
-from benchmarks.speed.lam import backbone_of, official_model, our_model
+from benchmarks.speed.lam import make_backbone, make_official, make_ours
 from benchmarks.speed.measure import environment, medians, ranges, ratios, take_turns
 from lara_adapter.data import IndexSettings, PairStream, build_index, find_sources
 from lara_adapter.data.gap import Gap
@@ -134,24 +134,24 @@ def official_batches(data: Path, size: int, batch: int, workers: int, plain: boo
         yield from loader
 
 
-def optimiser_of(model: torch.nn.Module) -> torch.optim.Optimizer:
+def make_optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
     """The same for all."""
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-4)
 
 
-def arms_of(arguments: argparse.Namespace, data: Path, index: list[Any]) -> dict[str, Callable[[], Iterator[None]]]:
+def make_arms(arguments: argparse.Namespace, data: Path, index: list[Any]) -> dict[str, Callable[[], Iterator[None]]]:
     """For each arm what makes a fresh iterator of training steps."""
-    backbone = backbone_of(arguments.preset)
-    ours = our_model(arguments.preset, backbone).to(arguments.device)
+    backbone = make_backbone(arguments.preset)
+    ours = make_ours(arguments.preset, backbone).to(arguments.device)
     size = ours.config.image_size
     arms: dict[str, Callable[[], Iterator[None]]] = {}
     if arguments.official:
         for name in ("pytorch3d", "pytorch3d.transforms"):  # of state and action transforms only, and hard to install
             sys.modules.setdefault(name, types.ModuleType(name))
         sys.modules["pytorch3d"].transforms = sys.modules["pytorch3d.transforms"]  # type: ignore[attr-defined]
-        theirs = official_model(ours, backbone).to(arguments.device)
+        theirs = make_official(ours, backbone).to(arguments.device)
         theirs.image_encoder.eval()
-        optimiser = optimiser_of(theirs)
+        optimiser = make_optimiser(theirs)
 
         def official(plain: bool) -> Iterator[None]:
             for batch in official_batches(data, size, arguments.batch, arguments.workers, plain):
@@ -165,7 +165,7 @@ def arms_of(arguments: argparse.Namespace, data: Path, index: list[Any]) -> dict
         if not arguments.plain_only:
             arms["official"] = lambda: official(False)
         arms["official, plain"] = lambda: official(True)
-    ours_optimiser = optimiser_of(ours)
+    ours_optimiser = make_optimiser(ours)
 
     def mine(chain: int) -> Iterator[None]:
         stream = PairStream(
@@ -194,13 +194,13 @@ def arms_of(arguments: argparse.Namespace, data: Path, index: list[Any]) -> dict
 def turn(arm: Callable[[], Iterator[None]], steps: int) -> float:
     """Seconds of a fresh iterator's first steps."""
     start = time.perf_counter()
-    steps_of = arm()
+    iterator = arm()
     for _ in range(steps):
-        next(steps_of)
+        next(iterator)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     taken = time.perf_counter() - start
-    steps_of.close()
+    iterator.close()
     return taken
 
 
@@ -244,7 +244,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         write_dataset(data, arguments.episodes, arguments.frames)
         settings = IndexSettings(gap=Gap(GAP), held_out=0.0, cut_threshold=0.0, still_threshold=0.0)
         index = build_index(find_sources([data]), settings, Path(folder) / "index").sources
-        arms = arms_of(arguments, data, index)
+        arms = make_arms(arguments, data, index)
         base = next(iter(arms)) if not arguments.official else "official, plain"
         for arm in arms.values():
             turn(arm, 1)  # warms up

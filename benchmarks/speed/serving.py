@@ -204,7 +204,7 @@ def throughput(arms: list[str], clients: int, seconds: float, rounds: int) -> di
 
 
 def soak(seconds: float, clients: int, pause: float) -> dict[str, Any]:
-    """Clients for a long time: 0 gives up now and then, 1 sends what is no message, 2 comes back as a new client."""
+    """Clients for a long time: 0 gives up now and then, 1 sends an invalid observation, 2 comes back as a new client."""
     import psutil
 
     done, expected, problems = [0] * clients, {"gave_up": 0, "refused": 0, "new_clients": 0}, list[str]()

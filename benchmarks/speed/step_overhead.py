@@ -44,7 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import RESULTS, markdown
-from benchmarks.speed.lam import backbone_of
+from benchmarks.speed.lam import make_backbone
 from benchmarks.speed.measure import environment, medians, peak_mb, ranges, ratios
 from benchmarks.speed.overhead_hosts import Host, build
 from lara_adapter import LatentAction, LatentActionConfig, LatentActionModel, attach_lara
@@ -107,7 +107,7 @@ class Lams:
     def _real(self) -> LatentActionModel:
         if self.preset == "tiny":
             return LatentActionModel(LatentActionConfig.tiny())
-        return LatentActionModel(LatentActionConfig.paper(perceptual_weight=0.0), backbone=backbone_of("paper"))
+        return LatentActionModel(LatentActionConfig.paper(perceptual_weight=0.0), backbone=make_backbone("paper"))
 
 
 @contextlib.contextmanager
@@ -130,7 +130,7 @@ def attached(host: Host, way: str, lams: Lams) -> Iterator[None]:
         lara.detach()
 
 
-def loss_of(output: Any) -> Tensor:
+def scalar_loss(output: Any) -> Tensor:
     """The scalar that a loop would call backward on."""
     if isinstance(output, tuple):
         output = output[0]
@@ -150,7 +150,7 @@ def timed_step(host: Host, inputs: Any, arguments: argparse.Namespace) -> float:
     wait()
     start = clock()
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
-        loss = loss_of(host.policy(inputs))
+        loss = scalar_loss(host.policy(inputs))
     loss.backward()
     wait()
     return clock() - start
@@ -178,15 +178,15 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Host, Lams, An
     return host, Lams(arguments, folder), *(to_device(x, arguments.device) for x in (with_frames, alone))
 
 
-def ways_of(arguments: argparse.Namespace) -> list[str]:
-    """The ways that were asked for and make sense: a cache only where the LAM has a frozen image encoder."""
+def selected_ways(arguments: argparse.Namespace) -> list[str]:
+    """The selected ways; a cache only where the LAM has a frozen image encoder."""
     possible = [way for way in WAYS if way != "cached" or arguments.lam == "paper"]
     return [way for way in possible if way == "alone" or way in arguments.ways]
 
 
 def measure_time(arguments: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
     """Per way, each round's ratio to the policy alone; and the policy's size."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways_of(arguments)}
+    seconds: dict[str, list[float]] = {way: [] for way in selected_ways(arguments)}
     with tempfile.TemporaryDirectory() as folder:
         host, lams, with_frames, alone = prepare(arguments, Path(folder))
         for round_ in range(arguments.rounds):
@@ -216,10 +216,10 @@ def measure_memory(arguments: argparse.Namespace, way: str) -> float:
             return peak_mb(lambda: timed_step(host, inputs, arguments), arguments.device)
 
 
-def peaks_of(arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak MB of each way, by a process of its own; a way that runs out of memory is left out, and said."""
+def measure_peaks(arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak MB of each way, in a process of its own; a way that runs out of memory is reported and left out."""
     peaks = {}
-    for way in (way for way in ways_of(arguments) if way in ("alone", "frozen", "joint", "cached")):
+    for way in (way for way in selected_ways(arguments) if way in ("alone", "frozen", "joint", "cached")):
         command = [sys.executable, "-m", "benchmarks.speed.step_overhead", "--measure-memory", way, *sys.argv[1:]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -229,7 +229,7 @@ def peaks_of(arguments: argparse.Namespace) -> dict[str, float]:
     return peaks
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def row_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a row is a row of."""
     return {
         "host": arguments.host, "lam": arguments.lam, "batch": arguments.batch, "views": arguments.views,
@@ -237,12 +237,12 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def row_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_row(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is recorded of one run."""
-    peak = peaks_of(arguments) if arguments.memory else {}  # first: this process is still small
+    peak = measure_peaks(arguments) if arguments.memory else {}  # first: this process is still small
     relative, size = measure_time(arguments)
     return {
-        "settings": settings_of(arguments),
+        "settings": row_settings(arguments),
         "policy_parameters": size,
         "ratio": medians(relative),
         "range": ranges(relative),
@@ -265,12 +265,12 @@ def _place(row: dict[str, Any]) -> list[str]:
 
 
 def with_memory(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """The recorded row of these settings with its peak memory measured; None where there is no such row."""
+    """The recorded row of these settings with its peak memory measured; None if it is not recorded."""
     rows = read_json(arguments.out)["rows"] if arguments.out.exists() else []
-    row = next((row for row in rows if row["settings"] == settings_of(arguments)), None)
+    row = next((row for row in rows if row["settings"] == row_settings(arguments)), None)
     if row is not None:
         arguments.ways = [way for way in row["ratio"] if way != "alone"]
-        row["peak_mb"] = peaks_of(arguments)
+        row["peak_mb"] = measure_peaks(arguments)
     return row
 
 
@@ -361,10 +361,10 @@ def main() -> int:
     if arguments.measure_memory:
         print(measure_memory(arguments, arguments.measure_memory))
         return 0
-    row = with_memory(arguments) if arguments.memory_only else row_of(arguments)
+    row = with_memory(arguments) if arguments.memory_only else measure_row(arguments)
     if row is None:
         sys.stderr.write(
-            f"{arguments.out} has no row of {settings_of(arguments)}: time it first, without --memory-only\n"
+            f"{arguments.out} has no row of {row_settings(arguments)}: time it first, without --memory-only\n"
         )
         return 1
     record(row, arguments.out)

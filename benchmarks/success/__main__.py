@@ -132,12 +132,12 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
     pretraining = {"data": data, "steps": s.lam_steps, **training}
     worlds = {arm: {} if arm == CONTROL else data_changes(ARMS[arm]) for arm in arms}
     gaps = {arm: {key: value for key, value in changed.items() if key == "gap"} for arm, changed in worlds.items()}
-    of_video = {
+    pretrainings = {
         key: Job("-".join(["lam-before", *key.split()]), pretrain_lam, {**pretraining, **world}, s.lam_steps)
         for key, world in {"": {}, **{_key(world): world for world in worlds.values()}}.items()
     }
-    made = stage("LAM", [*of_video.values(), random])
-    before, random_folder = {key: path / "lam" for key, path in zip(of_video, made)}, made[-1] / "lam"
+    made = stage("LAM", [*pretrainings.values(), random])
+    before, random_folder = {key: path / "lam" for key, path in zip(pretrainings, made)}, made[-1] / "lam"
     jobs = []
     for arm in arms:
         given = {"data": data, "steps": s.policy_steps, **training}
@@ -161,16 +161,16 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
             for index, task in enumerate(s.tasks)
         ],
     )
-    asked = {"before": before[""], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
+    lams = {"before": before[""], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
     examining = {"data": data, "shown": 1, **world}
     probes = dict(
         zip(
-            asked,
+            lams,
             stage(
                 "probe",
                 [
                     Job(f"probe-{name}", examine_lam, {**examining, "lam": lam, **gaps.get(name, {})}, 1)
-                    for name, lam in asked.items()
+                    for name, lam in lams.items()
                 ],
             ),
         )

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.markdown import bullets
 from benchmarks.speed import step_overhead
 from benchmarks.success.arms import CONTROL, DEFAULTS
-from benchmarks.success.report import compare, gain, recorded, success_of
+from benchmarks.success.report import compare, gain, recorded, success_rate
 
 # One seed, measured beside the rows and not yet a record of its own.
 STILL_PAIRS = (
@@ -107,7 +107,7 @@ def ablation_reading() -> str:
     changes = {arm: row["change"] for arm, row in ten.summary.items() if (row.get("change") or {}).get("success")}
     odd = sum(low > 0 or high < 0 for low, high in (change["success"]["t"] for change in changes.values()))
     first = {key: row for key, row in ten.rows.items() if key[0] == 0}
-    one_seed = compare(first, "w1=1.0", "contrastive", success_of)
+    one_seed = compare(first, "w1=1.0", "contrastive", success_rate)
     return bullets(
         f"""**Success of few seeds says nothing here.** w1 = 1 gained {gain(one_seed, 100, 1)} points on the first
         seed; on all eight it is {gain(ten.change("w1=1.0", "success"), 100, 1)}, and its action error is worse,

@@ -35,7 +35,7 @@ ORDER = ("before", CONTROL, *ARMS)  # of the tables, in whatever order rows came
 Rows = dict[tuple[int, str], Row]  # by seed and arm, of one regime and one set of settings
 
 
-def groups_of(rows: list[Row]) -> dict[str, Rows]:
+def group_rows(rows: list[Row]) -> dict[str, Rows]:
     """Rows by regime, tasks, demonstrations and size of the policy; other settings must be one set within each."""
     groups: dict[str, Rows] = defaultdict(dict)
     seen: dict[str, Any] = {}
@@ -51,10 +51,10 @@ def groups_of(rows: list[Row]) -> dict[str, Rows]:
     return dict(groups)
 
 
-def groups_at(path: Path) -> dict[str, Rows]:
-    """The groups of a file of rows; and, apart from them, of the confirmation beside it, if there is one."""
-    confirmed = groups_of(read_rows(path.with_name(CONFIRM)))
-    return groups_of(read_rows(path)) | {f"{name}, confirmation": rows for name, rows in confirmed.items()}
+def read_groups(path: Path) -> dict[str, Rows]:
+    """The groups of a file of rows, and separately those of its confirmation, if it has one."""
+    confirmed = group_rows(read_rows(path.with_name(CONFIRM)))
+    return group_rows(read_rows(path)) | {f"{name}, confirmation": rows for name, rows in confirmed.items()}
 
 
 def solved(row: Row) -> np.ndarray:
@@ -97,17 +97,17 @@ def compare(rows: Rows, arm: str, base: str, value: Callable[[Row], float | None
     return {"mean": mean(pairs), "t": t_interval(pairs), "seeds": len(pairs)}
 
 
-def success_of(row: Row) -> float | None:
+def success_rate(row: Row) -> float | None:
     """Success rate, mean over tasks."""
     return float(solved(row).mean()) if "solved" in row else None
 
 
-def probe_of(row: Row) -> float | None:
+def probe_r2(row: Row) -> float | None:
     """R^2 of the linear probe of its LAM."""
     return row["lam"]["r2"] if "lam" in row else None
 
 
-def error_of(row: Row) -> float | None:
+def held_out_error(row: Row) -> float | None:
     """Held-out action error."""
     return row.get("action_error")
 
@@ -120,26 +120,26 @@ def summarise(rows: Rows) -> dict[str, Any]:
         own = [row for (_, name), row in sorted(rows.items()) if name == arm]
         entry: dict[str, Any] = {"seeds": len(own)}
         if "solved" in own[0]:
-            entry["success"] = mean(success_of(row) for row in own)  # type: ignore[type-var, misc]
+            entry["success"] = mean(success_rate(row) for row in own)  # type: ignore[type-var, misc]
             entry["episodes"] = int(sum(solved(row).size for row in own))
             entry["action_error"] = mean(row["action_error"] for row in own)
         if "lam" in own[0]:
             for key in ("r2", "codes_used", "mean_direction", "reconstruction_over_copy"):
                 entry[key] = mean(row["lam"][key] for row in own)
         if arm != "dit_only" and "solved" in own[0]:
-            difference = compare(rows, arm, "dit_only", success_of)
+            difference = compare(rows, arm, "dit_only", success_rate)
             if difference:
                 seeds = [seed for seed, name in rows if name == arm and (seed, "dit_only") in rows]
                 interval = bootstrap(
                     [solved(rows[seed, arm]) for seed in seeds], [solved(rows[seed, "dit_only"]) for seed in seeds]
                 )
                 entry["success_gain"] = {**difference, "bootstrap": interval}
-            entry["error_gain"] = compare(rows, arm, "dit_only", error_of)
+            entry["error_gain"] = compare(rows, arm, "dit_only", held_out_error)
         if arm not in ("before", CONTROL, "dit_only") and "lam" in own[0]:
-            entry["probe_gain"] = compare(rows, arm, CONTROL, probe_of)
+            entry["probe_gain"] = compare(rows, arm, CONTROL, probe_r2)
         if is_ablation(arm):
             base = "cosine" if arm in STAGES["cosine_depth"] else BASE
-            measures = {"success": success_of, "action_error": error_of, "r2": probe_of}
+            measures = {"success": success_rate, "action_error": held_out_error, "r2": probe_r2}
             entry["change"] = {name: compare(rows, arm, base, measure) for name, measure in measures.items()}
         summary[arm] = entry
     return summary
@@ -150,9 +150,9 @@ def is_ablation(arm: str) -> bool:
     return arm in STAGES["ablations"] or arm in STAGES["cosine_depth"]
 
 
-def points_of(rows: Rows) -> dict[str, dict[str, dict[str, list[float]]]]:
+def ablation_points(rows: Rows) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Measure -> knob -> value -> numbers of the seeds that have every arm of that knob and the unchanged one."""
-    measures = {"probe R2": probe_of, "action error": error_of, "success": success_of}
+    measures = {"probe R2": probe_r2, "action error": held_out_error, "success": success_rate}
     points: dict[str, dict[str, dict[str, list[float]]]] = {name: defaultdict(dict) for name in measures}
     for knob in (*DEFAULTS, "cosine, layer"):
         base = "cosine" if knob == "cosine, layer" else BASE
@@ -172,9 +172,9 @@ def references(rows: Rows) -> dict[str, float]:
     policy = [rows[seed, "dit_only"] for seed in seeds if (seed, "dit_only") in rows]
     lam = [rows[seed, CONTROL] for seed in seeds if (seed, CONTROL) in rows]
     found = {
-        "probe R2": [probe_of(row) for row in lam],
-        "action error": [error_of(row) for row in policy],
-        "success": [success_of(row) for row in policy],
+        "probe R2": [probe_r2(row) for row in lam],
+        "action error": [held_out_error(row) for row in policy],
+        "success": [success_rate(row) for row in policy],
     }
     return {name: mean(values) for name, values in found.items() if values}  # type: ignore[type-var, misc]
 
@@ -242,7 +242,7 @@ def power(rows: Rows) -> str:
     """What difference this many seeds could have shown."""
     arm, base = PRIMARY
     pairs = [
-        success_of(rows[seed, arm]) - success_of(rows[seed, base])  # type: ignore[operator]
+        success_rate(rows[seed, arm]) - success_rate(rows[seed, base])  # type: ignore[operator]
         for seed in {seed for seed, _ in rows}
         if (seed, arm) in rows and (seed, base) in rows
     ]
@@ -259,7 +259,7 @@ def power(rows: Rows) -> str:
 @functools.cache
 def recorded() -> dict[str, tuple[Rows, dict[str, Any]]]:
     """The committed groups of rows with their summaries."""
-    return {name: (rows, summarise(rows)) for name, rows in groups_at(ROWS).items()}
+    return {name: (rows, summarise(rows)) for name, rows in read_groups(ROWS).items()}
 
 
 def success_section() -> str:
@@ -297,7 +297,7 @@ def problems() -> Iterator[str]:
     sources = {"success.png": pictures.digest(summaries)}
     for group, summary in recorded().values():
         if ablation_table(summary):
-            sources["ablations.png"] = pictures.digest([points_of(group), references(group)])
+            sources["ablations.png"] = pictures.digest([ablation_points(group), references(group)])
     for name, source in sources.items():
         with Image.open(ROWS.with_name(name)) as picture:
             if picture.info.get("Source") != source:
@@ -306,7 +306,7 @@ def problems() -> Iterator[str]:
 
 def write(rows: Path, out: Path) -> None:
     """Write summary.json and the pictures of a file of rows."""
-    groups = groups_at(rows)
+    groups = read_groups(rows)
     summaries = {name: summarise(group) for name, group in groups.items()}
     write_json(out / "summary.json", summaries)
     pictures.gains(summaries, (*STAGES["main"], *STAGES["gradient"]), out / "success.png")
@@ -314,7 +314,7 @@ def write(rows: Path, out: Path) -> None:
         print(f"### {name}\n\n{table(summary)}\n\n{power(groups[name])}\n")
         if changed := ablation_table(summary):
             print(f"{changed}\n")
-            pictures.ablations(points_of(groups[name]), references(groups[name]), out / "ablations.png")
+            pictures.ablations(ablation_points(groups[name]), references(groups[name]), out / "ablations.png")
     print(f"written: summary.json and pictures in {out}")
 
 

@@ -57,18 +57,18 @@ def test_pairs_are_of_one_seed():
 
 def test_regimes_and_demonstrations_are_apart_and_settings_never_mixed():
     rows = [row(0, "dit_only", 0.5), row(0, "dit_only", 0.5, regime="clean"), row(0, "dit_only", 0.5, demos=3)]
-    assert set(report.groups_of(rows)) == {
+    assert set(report.group_rows(rows)) == {
         "distractors, 2 tasks, 10 demonstrations each",
         "clean, 2 tasks, 10 demonstrations each",
         "distractors, 2 tasks, 3 demonstrations each",
     }
     larger = {**row(0, "dit_only", 0.5), "settings": {**row(0, "dit_only", 0.5)["settings"], "width": 256, "depth": 8}}
-    assert "distractors, 2 tasks, 10 demonstrations each, a policy of width 256 and depth 8" in report.groups_of(
+    assert "distractors, 2 tasks, 10 demonstrations each, a policy of width 256 and depth 8" in report.group_rows(
         [larger]
     )
     rows.append({**row(1, "dit_only", 0.5), "settings": {"demos": 10, "tasks": ["a", "b"], "lr": 1.0}})
     with pytest.raises(ValueError, match="different settings"):
-        report.groups_of(rows)
+        report.group_rows(rows)
 
 
 def test_the_report_is_written(tmp_path, monkeypatch, capsys):
@@ -116,7 +116,7 @@ def test_each_ablation_is_held_against_the_arm_it_changes(tmp_path, monkeypatch)
     table = report.ablation_table(summary)
     assert table.count("\n") == 1 + len(STAGES["ablations"]) + len(STAGES["cosine_depth"])
     assert "layer=1" not in report.table(summary)
-    points = report.points_of(rows)
+    points = report.ablation_points(rows)
     assert points["probe R2"]["layer"]["2"] == pytest.approx([0.8, 0.81, 0.82])  # the unchanged arm is on each line
     assert sorted(points["probe R2"]["cosine, layer"]) == ["0", "1", "2", "3", "4"]
     assert len(points["success"]["w1"]["0.1"]) == 2  # only seeds that have all of a knob
