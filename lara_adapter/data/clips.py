@@ -21,16 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class Clip(NamedTuple):
-    """One episode of a dataset, or one video file.
+    """One episode of a dataset, or one video file."""
 
-    name: "episode 3", or the file's name, with the folders below the one that was given.
-    length: frames; for a video what its header says, or an estimate.
-    part: the episode, or the file.
-    """
-
-    name: str
-    length: int
-    part: Episode | Path
+    name: str  # "episode 3", or the file's name, with the folders below the one that was given
+    length: int  # frames; for a video what its header says, or an estimate
+    part: Episode | Path  # the episode, or the file
 
 
 class ClipSource:

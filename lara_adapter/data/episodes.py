@@ -45,18 +45,12 @@ def require_parquet() -> Any:
 
 
 class Episode(NamedTuple):
-    """Where one episode is.
+    """Where one episode is."""
 
-    number: its index.
-    length: frames.
-    data: its parquet file, relative to the dataset.
-    videos: camera -> (video file relative to the dataset, time of the first frame in it in seconds).
-    """
-
-    number: int
-    length: int
-    data: str
-    videos: Mapping[str, tuple[str, float]]
+    number: int  # its index
+    length: int  # frames
+    data: str  # its parquet file, relative to the dataset
+    videos: Mapping[str, tuple[str, float]]  # camera -> video file relative to the dataset, seconds of its first frame
 
 
 class EpisodeDataset:

@@ -11,14 +11,10 @@ __all__ = ["Gap", "parse_gap"]
 
 
 class Gap(NamedTuple):
-    """How far apart the frames of a pair are; one of the two is None.
+    """How far apart the frames of a pair are; one of the two is None."""
 
-    frames: a number of frames >= 1.
-    seconds: a time > 0; the nearest frame is taken.
-    """
-
-    frames: int | None = None
-    seconds: float | None = None
+    frames: int | None = None  # a number of frames >= 1
+    seconds: float | None = None  # a time > 0; the nearest frame is taken
 
     def __str__(self) -> str:
         return f"{self.seconds!r}s" if self.frames is None else str(self.frames)

@@ -55,35 +55,22 @@ class IndexSettings:
 
 
 class IndexedSource(NamedTuple):
-    """What training needs to know of a source.
+    """What training needs to know of a source."""
 
-    source: where the frames are.
-    pts: [T] int64, as in :class:`~lara_adapter.data.scan.Scan`.
-    keys: [K] int32, numbers of the frames at which decoding can start.
-    future: [T] int32, the other frame of each pair.
-    train: [T] bool, whether the pair that starts here is trained on.
-    held_out: [T] bool, whether it is held out.
-    parts: [P + 1] int32, where its episodes begin, and T.
-    """
-
-    source: Source
-    pts: np.ndarray
-    keys: np.ndarray
-    future: np.ndarray
-    train: np.ndarray
-    held_out: np.ndarray
-    parts: np.ndarray
+    source: Source  # where the frames are
+    pts: np.ndarray  # [T] int64, as in :class:`~lara_adapter.data.scan.Scan`
+    keys: np.ndarray  # [K] int32, numbers of the frames at which decoding can start
+    future: np.ndarray  # [T] int32, the other frame of each pair
+    train: np.ndarray  # [T] bool, whether the pair that starts here is trained on
+    held_out: np.ndarray  # [T] bool, whether it is held out
+    parts: np.ndarray  # [P + 1] int32, where its episodes begin, and T
 
 
 class VideoIndex(NamedTuple):
-    """All usable sources.
+    """All usable sources."""
 
-    sources: in the order in which they were given.
-    report: JSON-able counts, and what was left out, and why.
-    """
-
-    sources: list[IndexedSource]
-    report: dict[str, Any]
+    sources: list[IndexedSource]  # in the order in which they were given
+    report: dict[str, Any]  # JSON-able counts, and what was left out, and why
 
 
 def scan_sources(
@@ -230,16 +217,14 @@ class _Candidate(NamedTuple):
     """A source before it is known what is held out.
 
     source, pts, keys, future: as in :class:`IndexedSource`.
-    kept: [T] bool, whether the pair that starts here is of use.
-    part: [T] int32, number of the episode; -1: of none.
     """
 
     source: Source
     pts: np.ndarray
     keys: np.ndarray
     future: np.ndarray
-    kept: np.ndarray
-    part: np.ndarray
+    kept: np.ndarray  # [T] bool, whether the pair that starts here is of use
+    part: np.ndarray  # [T] int32, number of the episode; -1: of none
 
     def groups(self) -> set[str]:
         """The groups that have pairs."""

@@ -23,26 +23,16 @@ _AROUND = 2  # frames on each side that a cut is judged against
 
 
 class Scan(NamedTuple):
-    """What is known of a source of T frames after one pass.
+    """What is known of a source of T frames after one pass."""
 
-    pts: [T] int64, strictly rising time stamps; all -1 if the file has none that are of use.
-    seconds: [T] float64, rising.
-    key: [T] bool, decoding can start here.
-    broken: [T] bool, something before it could not be decoded.
-    change: [T] float32, mean absolute difference to the previous frame, [0, 1]; 0 for the first.
-    future: [T] int32, the other frame of the pair that starts here; -1: there is none.
-    motion: [T] float32, mean absolute difference of the pair where it differs most, [0, 1].
-    note: what is wrong with the file; empty if nothing is.
-    """
-
-    pts: np.ndarray
-    seconds: np.ndarray
-    key: np.ndarray
-    broken: np.ndarray
-    change: np.ndarray
-    future: np.ndarray
-    motion: np.ndarray
-    note: str = ""
+    pts: np.ndarray  # [T] int64, strictly rising time stamps; all -1 if the file has none that are of use
+    seconds: np.ndarray  # [T] float64, rising
+    key: np.ndarray  # [T] bool, decoding can start here
+    broken: np.ndarray  # [T] bool, something before it could not be decoded
+    change: np.ndarray  # [T] float32, mean absolute difference to the previous frame, [0, 1]; 0 for the first
+    future: np.ndarray  # [T] int32, the other frame of the pair that starts here; -1: there is none
+    motion: np.ndarray  # [T] float32, mean absolute difference of the pair where it differs most, [0, 1]
+    note: str = ""  # what is wrong with the file; empty if nothing is
 
 
 def scan_source(source: Source, gap: Gap) -> Scan:

@@ -19,39 +19,24 @@ PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 
 class Segment(NamedTuple):
-    """A stretch of a source that pairs may not leave: an episode of a LeRobot dataset.
+    """A stretch of a source that pairs may not leave: an episode of a LeRobot dataset."""
 
-    group: what is held out together: all cameras of one episode.
-    episode: its number.
-    start: seconds, inclusive.
-    stop: seconds, exclusive.
-    length: frames in it.
-    """
-
-    group: str
-    episode: int
-    start: float
-    stop: float
-    length: int
+    group: str  # what is held out together: all cameras of one episode
+    episode: int  # its number
+    start: float  # seconds, inclusive
+    stop: float  # seconds, exclusive
+    length: int  # frames in it
 
 
 class Source(NamedTuple):
-    """Something that gives frames in order.
+    """Something that gives frames in order."""
 
-    path: a video file, a folder of pictures, or a parquet file with pictures in a column.
-    kind: "video", "pictures" or "parquet".
-    segments: its episodes; none: all of it is one.
-    fps: frames per second of what has no times of its own (pictures, parquet).
-    column: that of a parquet file.
-    root: folder of the LeRobot dataset that it belongs to, if any.
-    """
-
-    path: Path
-    kind: str = "video"
-    segments: tuple[Segment, ...] = ()
-    fps: float = 30.0
-    column: str = ""
-    root: Path = Path()
+    path: Path  # a video file, a folder of pictures, or a parquet file with pictures in a column
+    kind: str = "video"  # "video", "pictures" or "parquet"
+    segments: tuple[Segment, ...] = ()  # its episodes; none: all of it is one
+    fps: float = 30.0  # frames per second of what has no times of its own (pictures, parquet)
+    column: str = ""  # that of a parquet file
+    root: Path = Path()  # folder of the LeRobot dataset that it belongs to, if any
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

@@ -35,20 +35,13 @@ def require_av() -> Any:
 
 
 class Decoded(NamedTuple):
-    """One frame on its way through.
+    """One frame on its way through."""
 
-    frame: av's frame, not converted yet.
-    pts: time stamp in the units of the file; None: it has none.
-    seconds: the same in seconds; NaN: it has none.
-    key: decoding can start here.
-    broken: something before it could not be decoded, or it is itself damaged.
-    """
-
-    frame: Any
-    pts: int | None
-    seconds: float
-    key: bool
-    broken: bool
+    frame: Any  # av's frame, not converted yet
+    pts: int | None  # time stamp in the units of the file; None: it has none
+    seconds: float  # the same in seconds; NaN: it has none
+    key: bool  # decoding can start here
+    broken: bool  # something before it could not be decoded, or it is itself damaged
 
 
 class VideoFile:

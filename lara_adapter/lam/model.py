@@ -214,11 +214,7 @@ class LatentActionModel(nn.Module):
         return self._infer(present, future, want_attention=True)[1]
 
     def cache_features(
-        self,
-        folder: str | os.PathLike[str] | None,
-        *,
-        dtype: torch.dtype | None = None,
-        max_gb: float | None = None,
+        self, folder: str | os.PathLike[str] | None, *, dtype: torch.dtype | None = None, max_gb: float | None = None
     ) -> FeatureCache | None:
         """Keep the frozen image encoder's features on disk, so that a frame that was seen before is not encoded again.
 

@@ -21,16 +21,11 @@ _DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class SequenceLatents(NamedTuple):
-    """Latent actions of T frames, on the CPU.
+    """Latent actions of T frames, on the CPU."""
 
-    indices: [T, N] int64.
-    latent: [T, N, D] float32, continuous.
-    valid: [T] bool; False where the future frame would lie past the end: the last frame then stood in for it.
-    """
-
-    indices: Tensor
-    latent: Tensor
-    valid: Tensor
+    indices: Tensor  # [T, N] int64
+    latent: Tensor  # [T, N, D] float32, continuous
+    valid: Tensor  # [T] bool; False where the future frame would lie past the end: the last frame then stood in for it
 
 
 def choose_device(device: str) -> torch.device:

@@ -40,31 +40,20 @@ class Thresholds(NamedTuple):
 
 
 class GapHealth(NamedTuple):
-    """One frame gap.
+    """One frame gap."""
 
-    gap: C in frames.
-    measured: see :class:`LatentHealth`; None where no clip is long enough.
-    still: share of pairs whose copy error is below what counts as still.
-    lost: share of frames without a partner C frames later.
-    """
-
-    gap: int
-    measured: LatentHealth | None
-    still: float
-    lost: float
+    gap: int  # C in frames
+    measured: LatentHealth | None  # see :class:`LatentHealth`; None where no clip is long enough
+    still: float  # share of pairs whose copy error is below what counts as still
+    lost: float  # share of frames without a partner C frames later
 
 
 class Finding(NamedTuple):
-    """One verdict.
+    """One verdict."""
 
-    name: what was judged.
-    state: "ok", "fail", or "note" (worth knowing, no failure).
-    text: the value against its threshold, and the advice where it is not ok.
-    """
-
-    name: str
-    state: str
-    text: str
+    name: str  # what was judged
+    state: str  # "ok", "fail", or "note" (worth knowing, no failure)
+    text: str  # the value against its threshold, and the advice where it is not ok
 
 
 class HealthReport(NamedTuple):

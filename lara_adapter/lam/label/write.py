@@ -22,16 +22,11 @@ SCHEMA_KEY = b"lara_adapter"  # of the parquet files' schema metadata: the prove
 
 
 class Labels(NamedTuple):
-    """Labels of one episode of T frames.
+    """Labels of one episode of T frames."""
 
-    indices: [T, N] int64.
-    latent: [T, N * D], float32 or float16.
-    valid: [T] bool.
-    """
-
-    indices: np.ndarray
-    latent: np.ndarray
-    valid: np.ndarray
+    indices: np.ndarray  # [T, N] int64
+    latent: np.ndarray  # [T, N * D], float32 or float16
+    valid: np.ndarray  # [T] bool
 
 
 class LabelColumns:
