@@ -7,24 +7,26 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .binding import Binding, call_host, refuse_export
 from .config import LaraConfig
-from .errors import LaraArgumentError, NonFiniteError, TapNeverFired
+from .errors import LaraArgumentError, NonFiniteError
 from .hostcall import HostCall, fold_loss, read_frames
 from .losses import Alignment, Contrastive, masked_mean, scale_gradient
 from .metrics import CollapseMonitor, History
 from .policies import PolicySpec
 from .schedules import Weight, weight_at
 from .terms import (
+    LaraLosses,
     align_rows,
     check_gradient,
     frozen_latent,
     latent_statistics,
+    own_draws,
     project,
     stop_if_not_finite,
     trained_latent,
@@ -39,20 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["LaraAdapter", "LaraLosses"]
 
 logger = logging.getLogger(__name__)
-
-
-class LaraLosses(NamedTuple):
-    """The LARA terms of one training forward; scalars, float32, with their graph.
-
-    Attributes:
-        align: alignment loss (LARA, Eq. 6), unweighted.
-        lam: the latent action model's loss (LARA, Eq. 3), unweighted; 0 with a frozen LAM.
-        total: w1 * align + w2 * lam.
-    """
-
-    align: torch.Tensor
-    lam: torch.Tensor
-    total: torch.Tensor
 
 
 class LaraAdapter(nn.Module):
@@ -76,18 +64,10 @@ class LaraAdapter(nn.Module):
     _seed: torch.Tensor
 
     def __init__(
-        self,
-        binding: Binding,
-        lam: nn.Module,
-        projector: nn.Module,
-        config: LaraConfig,
-        *,
-        frames: str | Callable[[Any], Any],
-        token: TokenRule,
-        alignment: Alignment,
-        align_weight: Weight,
+        self, binding: Binding, lam: nn.Module, projector: nn.Module, config: LaraConfig, *,
+        frames: str | Callable[[Any], Any], token: TokenRule, alignment: Alignment, align_weight: Weight,
         lam_weight: Weight,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.lam = lam
         self.projector = projector
@@ -292,23 +272,10 @@ class LaraAdapter(nn.Module):
             self._verified = True
         pair = read_frames(call, self._frames, taken)
         output, hidden = binding.run(policy, own, call)
-        if hidden is None:
-            raise TapNeverFired(
-                f"no tensor passed {self.config.tap!r} ({self.config.tap_kind}) in this training forward of "
-                f"{type(policy).__name__}, so nothing can be aligned. Either the host does not call its blocks "
-                "(register a PolicySpec with tap='norm' and final_norm=), or they were compiled and run before "
-                "attach_lara (attach first), or blocks= names the wrong list"
-            )
         vectors, has_action = select_rows(
-            hidden,
-            action_steps(call.batch),
-            self._token,
-            pairs=len(pair.valid),
-            width=self.config.hidden_width,
-            where=self.spec.action_tokens,
-            draws=self.spec.draws,
-            batch=call.first,
-        )
+            hidden, action_steps(call.batch), self._token, pairs=len(pair.valid), width=self.config.hidden_width,
+            where=self.spec.action_tokens, draws=self.spec.draws, batch=call.first,
+        )  # fmt: skip
         real = pair.valid.to(vectors.device)
         valid = real.expand(len(vectors), -1) if has_action is None else real & has_action
         if self._align_weight == 0:
@@ -348,7 +315,7 @@ class LaraAdapter(nn.Module):
         pairs = present.flatten(0, 1), future.flatten(0, 1)
         # a generator cannot be forked inside a compiled graph; there a LAM's draws do shift the policy's noise
         forked = self._lam_draws and self.training and not torch.compiler.is_compiling()
-        with self._forked_rng() if forked else contextlib.nullcontext():
+        with own_draws(self._seed + self._step) if forked else contextlib.nullcontext():
             if self.config.train_lam:
                 flags = real.repeat_interleave(views)
                 latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid)
@@ -383,17 +350,6 @@ class LaraAdapter(nn.Module):
             "mean_direction": direction,
             **report,
         }
-
-    @contextlib.contextmanager
-    def _forked_rng(self) -> Iterator[None]:
-        """A context in which random draws do not shift the policy's noise."""
-        device = self._step.device
-        devices = [device] if device.type != "cpu" else []
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            seed = int(self._seed + self._step)
-            # torch.manual_seed on a CPU records a stack trace for each kind of device that is not available
-            (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
-            yield
 
     def _store(self, terms: dict[str, torch.Tensor]) -> None:
         self._losses = LaraLosses(terms["align"], terms["lam"], terms["total"])

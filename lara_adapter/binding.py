@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import AttachOrderError
+from .errors import AttachOrderError, TapNeverFired
 from .hostcall import HostCall
 from .policies import PolicySpec
 from .tap import Tap, first_tensor
@@ -128,11 +128,11 @@ class Binding:
         elif self.unbound:
             self._refuse_unbound()
 
-    def run(self, policy: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> tuple[Any, torch.Tensor | None]:
-        """Run the host's forward.
+    def run(self, policy: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> tuple[Any, torch.Tensor]:
+        """Run the host's forward; returns its output and the hidden state [R, S, D] at the tap.
 
-        Returns:
-            Its output, and the hidden state [R, S, D] at the tap; None if no tensor passed it.
+        Raises:
+            TapNeverFired: no tensor passed the tap.
         """
         self._captured, self._armed = None, True
         try:
@@ -140,6 +140,13 @@ class Binding:
         finally:
             self._armed = False
             hidden, self._captured = self._captured, None
+        if hidden is None:
+            raise TapNeverFired(
+                f"no tensor passed {self.tap.path!r} ({self.tap.kind}) in this training forward of "
+                f"{type(policy).__name__}, so nothing can be aligned. Either the host does not call its blocks (register a "
+                "PolicySpec with tap='norm' and final_norm=), or they were compiled and run before attach_lara (attach first), or "
+                "blocks= names the wrong list"
+            )
         return output, hidden
 
     # ------------------------------------------------------------------ what is refused

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -10,14 +12,39 @@ from torch import nn
 from .errors import LaraArgumentError, NonFiniteError, TapDetached
 from .losses import Alignment
 
-__all__ = ["LAM_REPORT", "align_rows", "build_projector", "check_gradient", "frozen_latent", "latent_statistics", "project",
-           "stop_if_not_finite", "trained_latent"]  # fmt: skip
+__all__ = ["LAM_REPORT", "LaraLosses", "align_rows", "build_projector", "check_gradient", "frozen_latent",
+           "latent_statistics", "own_draws", "project", "stop_if_not_finite", "trained_latent"]  # fmt: skip
 
 LAM_REPORT = ("reconstruction_loss", "copy_loss", "codebook_loss", "commitment_loss", "perceptual_loss", "perplexity",
               "codes_used")  # fmt: skip
 _MEMORY = 0.95  # of the running mean direction: about the last twenty batches
 
 Latent = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+
+
+class LaraLosses(NamedTuple):
+    """The LARA terms of one training forward; scalars, float32, with their graph.
+
+    Attributes:
+        align: alignment loss (LARA, Eq. 6), unweighted.
+        lam: the latent action model's loss (LARA, Eq. 3), unweighted; 0 with a frozen LAM.
+        total: w1 * align + w2 * lam.
+    """
+
+    align: torch.Tensor
+    lam: torch.Tensor
+    total: torch.Tensor
+
+
+@contextlib.contextmanager
+def own_draws(seed: torch.Tensor) -> Iterator[None]:
+    """A context whose random draws depend on `seed` [] int64 alone and do not shift the policy's noise."""
+    device = seed.device
+    devices = [device] if device.type != "cpu" else []
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        # torch.manual_seed on a CPU records a stack trace for each kind of device that is not available
+        (torch.manual_seed if devices else torch.default_generator.manual_seed)(int(seed))
+        yield
 
 
 def frozen_latent(lam: Any, present: torch.Tensor, future: torch.Tensor) -> Latent:
