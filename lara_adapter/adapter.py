@@ -69,10 +69,8 @@ class LaraAdapter(nn.Module):
         lam_weight: Weight,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.lam = lam
-        self.projector = projector
-        self.config = config
-        self.binding = binding
+        self.lam, self.projector = lam, projector
+        self.config, self.binding = config, binding
         self._frames, self._token, self._alignment = frames, token, alignment
         self._align_weight, self._lam_weight = align_weight, lam_weight
         self._enabled, self._verified = True, False

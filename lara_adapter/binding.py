@@ -144,8 +144,8 @@ class Binding:
             raise TapNeverFired(
                 f"no tensor passed {self.tap.path!r} ({self.tap.kind}) in this training forward of "
                 f"{type(policy).__name__}, so nothing can be aligned. Either the host does not call its blocks (register a "
-                "PolicySpec with tap='norm' and final_norm=), or they were compiled and run before attach_lara (attach first), or "
-                "blocks= names the wrong list"
+                "PolicySpec with tap='norm' and final_norm=), or they were compiled and run before attach_lara "
+                "(attach first), or blocks= names the wrong list"
             )
         return output, hidden
 
