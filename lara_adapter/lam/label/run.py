@@ -1,8 +1,8 @@
 """Latent-action tokens and continuous latents of every frame of a LeRobot-format dataset.
 
-The labels of each episode are kept in a file of their own, in a hidden folder beside the output, until all are there;
-then the copy (or the sidecar) is written in that folder and takes its place with one rename. So the work can be killed
-anywhere and goes on where it was, and the output is there whole or not at all.
+The labels of each episode are first kept in a file of their own, in a hidden folder beside the output. When all exist,
+the copy (or the sidecar) is written in that folder and renamed to the output. A run can be killed at any time and
+resumes where it was, and the output is either complete or missing.
 
     .OUTPUT.labelling/plan.json            what is being labelled, by which model
     .OUTPUT.labelling/episodes/000012.safetensors
@@ -11,7 +11,7 @@ anywhere and goes on where it was, and the output is there whole or not at all.
 
 from __future__ import annotations
 
-import functools
+import json
 import logging
 import os
 import shutil
@@ -27,8 +27,9 @@ from ...errors import AdapterFormatError, LaraArgumentError
 from ...storage.files import read_json
 from ..identity import open_model
 from ..sequence import check_settings, choose_device
-from .work import COPY, check_disk, differences, fingerprint, label_episodes, open_work, read_labels, write_copy
-from .write import PROVENANCE, SCHEMA_KEY, LabelColumns, write_sidecar
+from .labels import LabelColumns, LabelSet
+from .work import COPY, EPISODES, check_disk, differences, fingerprint, label_episodes, open_work, write_copy
+from .write import PROVENANCE, SCHEMA_KEY, write_sidecar
 
 __all__ = ["LabelReport", "label_dataset"]
 
@@ -38,24 +39,15 @@ FORMAT, SCHEMA_VERSION = "lara_adapter.labels", 1
 
 
 class LabelReport(NamedTuple):
-    """What was done.
+    """What was done."""
 
-    output: the copy or the sidecar.
-    episodes: labelled, those of an earlier run included.
-    frames: in them.
-    resumed: episodes that an earlier run had labelled.
-    invalid: frames whose future lies past the end of their episode.
-    codes_used: codes chosen at least once, in valid frames.
-    features: names of the columns.
-    """
-
-    output: str
-    episodes: int
-    frames: int
-    resumed: int
-    invalid: int
-    codes_used: int
-    features: tuple[str, ...]
+    output: str  # the copy or the sidecar
+    episodes: int  # labelled, those of an earlier run included
+    frames: int  # in them
+    resumed: int  # episodes that an earlier run had labelled
+    invalid: int  # frames whose future lies past the end of their episode
+    codes_used: int  # codes chosen at least once, in valid frames
+    features: tuple[str, ...]  # names of the columns
 
 
 def label_dataset(
@@ -77,13 +69,13 @@ def label_dataset(
 ) -> LabelReport:
     """Label every frame t of a dataset with the latent action from frame t to frame t + C of its episode.
 
-    Written as features of a copy of the dataset: PREFIX.indices int64 [N], PREFIX.latent [N * D] (token by token) and
-    PREFIX.valid bool [1], with statistics, and `meta/lara.json`, which says what made them. Where t + C is past the end
-    of the episode, the last frame stands in for it and valid is False. Frames of another size than the model's are
-    resized to it, the aspect ratio not kept, as :meth:`LatentActionModel.encode` does.
+    Writes a copy of the dataset with the features PREFIX.indices int64 [N], PREFIX.latent [N * D] (token by token) and
+    PREFIX.valid bool [1], their statistics, and their provenance in `meta/lara.json`. Where t + C is past the end of the
+    episode, the last frame is used instead and valid is False. Frames are resized to the model's size without keeping
+    the aspect ratio, as :meth:`LatentActionModel.encode` does.
 
-    A killed run is continued by the same call, and gives the same bytes on the same machine. Each frame is decoded and
-    encoded once.
+    The same call resumes a killed run, and gives the same bytes on the same machine. Each frame is decoded and encoded
+    once.
 
     Args:
         dataset: folder or Hub id of a dataset in the LeRobot format, version 2.0, 2.1 or 3.0; never written to.
@@ -103,7 +95,7 @@ def label_dataset(
 
     Raises:
         DatasetError: the dataset is missing, damaged, or of an unknown version.
-        AdapterFormatError: the model is.
+        AdapterFormatError: the model is missing or damaged.
         LaraArgumentError: no such camera, an argument out of range, an output that is not ours, too little disk space,
             or an unfinished labelling with other settings.
     """
@@ -134,25 +126,22 @@ def label_dataset(
         shutil.rmtree(work, ignore_errors=True)  # of a run killed right after the rename
         return LabelReport(str(target), resumed=result["episodes"], features=columns.names, **result)
     open_work(work, plan)
-    check_disk(work, source, columns, not sidecar, link)
+    labels = LabelSet(work / EPISODES, source, columns)
+    check_disk(work, labels, not sidecar, link)
     settings = {"gap": frames, "batch_size": batch_size, "dtype": dtype, "latent_dtype": latent_dtype}
-    resumed = label_episodes(work, source, view, model.to(place), settings)
-    get_labels = functools.lru_cache(maxsize=2)(functools.partial(read_labels, work, source, columns))
+    resumed = label_episodes(labels, view, model.to(place), settings)
     invalid, used = 0, set()
     for episode in source.episodes:
-        labels = get_labels(episode.number)
-        invalid += int((~labels.valid).sum())
-        used |= set(np.unique(labels.indices[labels.valid]).tolist())
-    result = {
-        "episodes": len(source.episodes),
-        "frames": source.total_frames,
-        "invalid": invalid,
-        "codes_used": len(used),
-    }
+        own = labels.get(episode.number)
+        invalid += int((~own.valid).sum())
+        used |= set(np.unique(own.indices[own.valid]).tolist())
+    totals = {"episodes": len(source.episodes), "frames": source.total_frames}
+    result = {**totals, "invalid": invalid, "codes_used": len(used)}
+    provenance = {**plan, "result": result}
     if sidecar:
-        write_sidecar(source, work / COPY, columns, get_labels, {**plan, "result": result})
+        write_sidecar(labels, work / COPY, provenance)
     else:
-        write_copy(source, work / COPY, columns, get_labels, {**plan, "result": result}, link)
+        write_copy(labels, work / COPY, provenance, link)
     os.replace(work / COPY, target)
     shutil.rmtree(work)
     return LabelReport(str(target), resumed=resumed, features=columns.names, **result)
@@ -172,7 +161,7 @@ def _check_output(target: Path, source: EpisodeDataset, sidecar: bool) -> Path:
 def _plan(
     source: EpisodeDataset, identity: dict[str, Any], camera: str, gap: int, dtype: str, columns: LabelColumns
 ) -> dict[str, Any]:
-    """What is being made, of what and by what: the provenance, without the result."""
+    """The provenance, without the result."""
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -190,15 +179,13 @@ def _plan(
 
 
 def _finished(target: Path, plan: dict[str, Any], sidecar: bool) -> dict[str, Any]:
-    """The provenance of an output that is there already.
+    """The provenance of an output that exists already.
 
     Raises:
         LaraArgumentError: it is not ours, or was made otherwise.
     """
     try:
         if sidecar:
-            import json
-
             metadata = require_parquet().read_schema(target).metadata or {}
             content: dict[str, Any] = json.loads(metadata[SCHEMA_KEY])
         else:

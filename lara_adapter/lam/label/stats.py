@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["aggregate", "describe", "known_statistics"]
+__all__ = ["BASIC", "Stats", "aggregate", "describe", "known_statistics"]
 
 BASIC = ("min", "max", "mean", "std", "count")
 Stats = dict[str, list[float]]
 
 
 def known_statistics(present: Collection[str]) -> list[str]:
-    """Which statistics a dataset keeps: of those names the ones this module can compute, or the five basic ones."""
+    """The names among `present` that this module can compute, sorted; without any the five basic ones."""
     kinds = [kind for kind in present if kind in BASIC or _quantile(kind) is not None]
     return sorted(set(kinds)) or list(BASIC)
 
@@ -36,12 +36,9 @@ def describe(values: np.ndarray, kinds: Sequence[str]) -> Stats:
 
 
 def aggregate(episodes: Sequence[Mapping[str, list[float]]], kinds: Sequence[str]) -> Stats:
-    """Statistics of a dataset from those of its episodes, as LeRobot aggregates them: a quantile is the mean of the
-    episodes' quantiles, weighted by their frames.
+    """The `kinds` of statistics of a dataset from those of its episodes, which need the BASIC ones too.
 
-    Args:
-        episodes: with "min", "max", "mean", "std", "count" and the `kinds`.
-        kinds: which to return.
+    As LeRobot aggregates them: a quantile is the mean of the episodes' quantiles, weighted by their frames.
     """
     parts = {kind: np.array([episode[kind] for episode in episodes]) for kind in {*BASIC, *kinds}}
     weight = parts["count"].reshape(-1, 1) / parts["count"].sum()

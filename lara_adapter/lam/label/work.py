@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ import torch
 from ...data.episodes import EpisodeDataset
 from ...data.prefetch import prefetch
 from ...errors import AdapterFormatError, DatasetError, LaraArgumentError
-from ...storage.files import read_json, read_tensors, replace_file, write_json, write_tensors
+from ...storage.files import read_json, replace_file, write_json, write_tensors
 from ..model import LatentActionModel
 from ..sequence import encode_sequence
-from .write import LabelColumns, Labels, write_data_file, write_metadata
+from .labels import LabelSet
+from .write import write_data_file, write_metadata
 
-__all__ = ["differences", "fingerprint", "label_episodes", "open_work", "read_labels", "write_copy"]
+__all__ = ["check_disk", "differences", "fingerprint", "label_episodes", "open_work", "write_copy"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,9 @@ def fingerprint(dataset: EpisodeDataset) -> str:
 
 def differences(plan: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Where two plans differ, as text; empty if nowhere. Their results and the names of folders do not count."""
-    flat, flat_other = (
-        {key: value for key, value in _flat(each).items() if key not in _NAMES and not key.startswith("result.")}
-        for each in (plan, other)
-    )
+    flat, flat_other = _flat(json.loads(json.dumps(plan))), _flat(other)
     keys = sorted(key for key in flat.keys() | flat_other.keys() if flat.get(key) != flat_other.get(key))
+    keys = [key for key in keys if key not in _NAMES and not key.startswith("result.")]
     return ", ".join(f"{key} {flat_other.get(key)!r} (now {flat.get(key)!r})" for key in keys)
 
 
@@ -60,7 +58,7 @@ def open_work(work: Path, plan: Mapping[str, Any]) -> None:
     Raises:
         LaraArgumentError: the earlier run had other settings.
     """
-    # a plan of which nothing has been done yet binds nobody
+    # a plan without any labels yet does not bind
     if (work / PLAN).is_file() and any((work / EPISODES).iterdir()):
         try:
             found = differences(plan, read_json(work / PLAN))
@@ -68,7 +66,7 @@ def open_work(work: Path, plan: Mapping[str, Any]) -> None:
             raise LaraArgumentError(f"output: {error}; delete {work} to begin again") from error
         if found:
             raise LaraArgumentError(
-                f"output: an unfinished labelling with other settings lies in {work}: {found}. Finish it with those, or "
+                f"output: an unfinished labelling with other settings is in {work}: {found}. Finish it with those, or "
                 "delete that folder to begin again"
             )
         return
@@ -76,21 +74,20 @@ def open_work(work: Path, plan: Mapping[str, Any]) -> None:
     write_json(work / PLAN, plan)
 
 
-def check_disk(work: Path, dataset: EpisodeDataset, columns: LabelColumns, copies: bool, link: bool) -> None:
+def check_disk(work: Path, labels: LabelSet, copies: bool, link: bool) -> None:
     """Refuse to begin what the disk cannot hold.
 
     Args:
         work: the work folder.
-        dataset: the source.
-        columns: what is written.
-        copies: whether a copy of the dataset is made, and not the sidecar alone.
+        labels: of the dataset.
+        copies: whether the dataset is copied, and not only the sidecar written.
         link: whether videos are linked.
 
     Raises:
         LaraArgumentError: too little space is left.
     """
-    queries, width = (columns.features[name]["shape"][0] for name in columns.names[:2])
-    needed = 2 * dataset.total_frames * (8 * queries + 4 * width)  # at most: kept per episode, and written
+    dataset, columns = labels.dataset, labels.columns
+    needed = 2 * dataset.total_frames * (8 * columns.queries + 4 * columns.numbers)  # at most: per episode, and written
     for path in _files(dataset.root) if copies else ():
         if not (link and _is_large(path, dataset.root) and path.stat().st_dev == work.stat().st_dev):
             needed += path.stat().st_size
@@ -102,16 +99,13 @@ def check_disk(work: Path, dataset: EpisodeDataset, columns: LabelColumns, copie
         )
 
 
-def label_episodes(
-    work: Path, dataset: EpisodeDataset, camera: str, model: LatentActionModel, settings: Mapping[str, Any]
-) -> int:
+def label_episodes(labels: LabelSet, camera: str, model: LatentActionModel, settings: Mapping[str, Any]) -> int:
     """Label the episodes that have no labels yet.
 
     Args:
-        work: the work folder.
-        dataset: the source.
+        labels: what is there already; the rest is written to its folder.
         camera: which camera.
-        model: in eval mode, where it is to run.
+        model: in eval mode, on the device to run on.
         settings: gap, batch_size and dtype of :func:`encode_sequence`, and latent_dtype.
 
     Returns:
@@ -119,10 +113,9 @@ def label_episodes(
     """
     from tqdm import tqdm
 
+    dataset = labels.dataset
     arguments = {key: settings[key] for key in ("gap", "batch_size", "dtype")}
-    shape = model.latent_shape
-    missing = [e for e in dataset.episodes if _read(work, e.number, e.length, shape[0], shape[0] * shape[1]) is None]
-    done = len(dataset.episodes) - len(missing)
+    missing = [episode for episode in dataset.episodes if labels.load(episode) is None]
     with tqdm(total=dataset.total_frames, unit="frame", desc="label", disable=None) as progress:
         progress.update(dataset.total_frames - sum(episode.length for episode in missing))
         for episode, frames in dataset.frames(camera, missing):
@@ -133,54 +126,29 @@ def label_episodes(
                 raise DatasetError(
                     f"episode {episode.number}: the latent holds NaN or infinite values; the model has diverged"
                 )
-            tensors = {
-                "indices": latents.indices,
-                "latent": latents.latent.flatten(1).to(getattr(torch, settings["latent_dtype"])),
-                "valid": latents.valid,
-            }
-            write_tensors(_shard(work, episode.number), tensors)
-    return done
+            latent = latents.latent.flatten(1).to(getattr(torch, settings["latent_dtype"]))
+            tensors = {"indices": latents.indices, "latent": latent, "valid": latents.valid}
+            write_tensors(labels.path(episode.number), tensors)
+    return len(dataset.episodes) - len(missing)
 
 
-def read_labels(work: Path, dataset: EpisodeDataset, columns: LabelColumns, number: int) -> Labels:
-    """The labels of an episode.
-
-    Raises:
-        DatasetError: the dataset's metadata know no such episode.
-    """
-    episode = dataset.episode(number)
-    queries, width = (columns.features[name]["shape"][0] for name in columns.names[:2])
-    labels = None if episode is None else _read(work, number, episode.length, queries, width)
-    if labels is None:
-        raise DatasetError(f"{dataset.root} holds frames of episode {number}, of which its metadata know nothing")
-    return labels
-
-
-def write_copy(
-    dataset: EpisodeDataset,
-    copy: Path,
-    columns: LabelColumns,
-    get_labels: Callable[[int], Labels],
-    provenance: dict[str, Any],
-    link: bool,
-) -> None:
+def write_copy(labels: LabelSet, copy: Path, provenance: dict[str, Any], link: bool) -> None:
     """Build the labelled copy of a dataset.
 
     Args:
-        dataset: the source.
+        labels: of every episode.
         copy: folder of the copy; what an earlier run left there is used or replaced.
-        columns: the new features.
-        get_labels: labels of an episode, by its number.
         provenance: goes to `meta/lara.json` and into the parquet files.
         link: hard-link videos and pictures where the file system can.
     """
+    dataset = labels.dataset
     for left in copy.rglob(".*.new-*") if copy.exists() else ():  # of a run killed while it wrote a file
         left.unlink()
     ours = {episode.data for episode in dataset.episodes}
     ours |= {path.relative_to(dataset.root).as_posix() for path in (dataset.root / "data").rglob("*.parquet")}
     for name in sorted(ours):
-        write_data_file(dataset.root / name, copy / name, columns, get_labels, provenance)
-    ours |= set(write_metadata(dataset, copy, columns, get_labels, provenance))
+        write_data_file(labels, dataset.root / name, copy / name, provenance)
+    ours |= set(write_metadata(labels, copy, provenance))
     for path in _files(dataset.root):
         name = path.relative_to(dataset.root).as_posix()
         if name not in ours:
@@ -188,7 +156,7 @@ def write_copy(
 
 
 def _link_or_copy(source: Path, target: Path, link: bool) -> None:
-    """Hard-link a file, or copy it where that cannot be."""
+    """Hard-link a file, or copy it where that is not possible."""
     if target.exists() and target.stat().st_size == source.stat().st_size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -215,25 +183,6 @@ def _files(root: Path) -> list[Path]:
     return found
 
 
-def _shard(work: Path, number: int) -> Path:
-    return work / EPISODES / f"{number:06d}.safetensors"
-
-
-def _read(work: Path, number: int, length: int, queries: int, width: int) -> Labels | None:
-    """The labels of an episode; None if there are none, or not whole."""
-    path = _shard(work, number)
-    if not path.is_file():
-        return None
-    try:
-        tensors = read_tensors(path)
-        labels = Labels(*(tensors[name].numpy() for name in Labels._fields))
-    except (AdapterFormatError, KeyError) as error:
-        logger.warning("%s is made again: %s", path, error)
-        return None
-    fits = [array.shape for array in labels] == [(length, queries), (length, width), (length,)]
-    return labels if fits else None
-
-
 def _count_frames(frames: Iterator[np.ndarray], progress: Any) -> Iterator[np.ndarray]:
     for frame in frames:
         yield frame
@@ -241,8 +190,7 @@ def _count_frames(frames: Iterator[np.ndarray], progress: Any) -> Iterator[np.nd
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    pairs: Iterator[tuple[str, Any]] = itertools.chain.from_iterable(
-        _flat(value, f"{prefix}{key}.").items() if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-        for key, value in content.items()
-    )
-    return dict(json.loads(json.dumps(list(pairs))))
+    pairs: dict[str, Any] = {}
+    for key, value in content.items():
+        pairs |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return pairs

@@ -2,144 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ...data.episodes import EpisodeDataset, require_parquet
 from ...errors import DatasetError
 from ...storage.files import read_json, replace_file, write_json
-from .stats import BASIC, aggregate, describe, known_statistics
+from .labels import LabelColumns, Labels, LabelSet
+from .stats import BASIC, Stats, aggregate, describe, known_statistics
 
-__all__ = ["LabelColumns", "Labels", "write_data_file", "write_metadata", "write_sidecar"]
+__all__ = ["write_data_file", "write_metadata", "write_sidecar"]
 
 PROVENANCE = "meta/lara.json"
 SCHEMA_KEY = b"lara_adapter"  # of the parquet files' schema metadata: the provenance as JSON
 
 
-class Labels(NamedTuple):
-    """Labels of one episode of T frames."""
-
-    indices: np.ndarray  # [T, N] int64
-    latent: np.ndarray  # [T, N * D], float32 or float16
-    valid: np.ndarray  # [T] bool
-
-
-class LabelColumns:
-    """The three new features: their names, types and entries in `meta/info.json`.
-
-    Args:
-        prefix: PREFIX.indices, PREFIX.latent and PREFIX.valid are their names.
-        queries: N.
-        width: D.
-        dtype: of the latent, "float32" or "float16".
-    """
-
-    def __init__(self, prefix: str, queries: int, width: int, dtype: str) -> None:
-        self.names = tuple(f"{prefix}.{field}" for field in Labels._fields)
-        tokens = [f"token_{token}" for token in range(queries)]
-        numbers = [f"{token}.{number}" for token in tokens for number in range(width)]
-        self.features: dict[str, dict[str, Any]] = {
-            self.names[0]: {"dtype": "int64", "shape": [queries], "names": tokens},
-            self.names[1]: {"dtype": dtype, "shape": [queries * width], "names": numbers},
-            self.names[2]: {"dtype": "bool", "shape": [1], "names": None},
-        }
-
-    def arrays(self, labels: Labels) -> dict[str, Any]:
-        """Name -> arrow array; lists of fixed length, as LeRobot writes them, or plain numbers where that is 1."""
-        import pyarrow as pa
-
-        made = {}
-        for name, values in zip(self.names, labels):
-            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-            size = self.features[name]["shape"][0]
-            made[name] = flat if size == 1 else pa.FixedSizeListArray.from_arrays(flat, size)
-        return made
-
-    def huggingface(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """The same in the words of the datasets library, in the dialect (List or Sequence) of the `known` features."""
-        kinds = [entry.get("_type") for entry in known.values() if isinstance(entry, dict)]
-        made: dict[str, Any] = {}
-        for name, feature in self.features.items():
-            value = {"dtype": feature["dtype"], "_type": "Value"}
-            size = feature["shape"][0]
-            kind = "List" if "List" in kinds else "Sequence"
-            made[name] = value if size == 1 else {"feature": value, "length": size, "_type": kind}
-        return made
-
-
-def write_data_file(
-    source: Path,
-    target: Path,
-    columns: LabelColumns,
-    get_labels: Callable[[int], Labels],
-    provenance: Mapping[str, Any],
-) -> None:
+def write_data_file(labels: LabelSet, source: Path, target: Path, provenance: Mapping[str, Any]) -> None:
     """Copy a parquet file of frames with the new columns; row groups, compression and all other columns stay.
-
-    Args:
-        source: file with the columns episode_index and frame_index.
-        target: file to write, atomically.
-        columns: what to add.
-        get_labels: labels of an episode, by its number.
-        provenance: for the schema's metadata.
 
     Raises:
         DatasetError: it holds a frame that its dataset's metadata do not know, or cannot be read.
     """
-    parquet = require_parquet()
     try:
-        with parquet.ParquetFile(source) as file, replace_file(target) as fresh:
-            writer = None
-            try:
-                for number in range(file.num_row_groups):
-                    table = file.read_row_group(number)
-                    labels = _row_labels(source, table, get_labels)
-                    for name, array in columns.arrays(labels).items():
-                        table = table.append_column(name, array)
-                    table = table.replace_schema_metadata(_schema_metadata(file.schema_arrow, columns, provenance))
-                    if writer is None:
-                        compression = file.metadata.row_group(0).column(0).compression.lower()
-                        writer = parquet.ParquetWriter(
-                            fresh, table.schema, compression="none" if compression == "uncompressed" else compression
-                        )
-                    writer.write_table(table, row_group_size=max(1, table.num_rows))
-            finally:
-                if writer is not None:
-                    writer.close()
-            if writer is None:
+        with require_parquet().ParquetFile(source) as file:
+            if not file.num_row_groups:
                 raise DatasetError(f"{source} holds no frames")
+            compression = file.metadata.row_group(0).column(0).compression.lower()
+            metadata = _schema_metadata(file.schema_arrow, labels.columns, provenance)
+            tables = (
+                _labelled(source, file.read_row_group(number), labels).replace_schema_metadata(metadata)
+                for number in range(file.num_row_groups)
+            )
+            _write_tables(target, tables, "none" if compression == "uncompressed" else compression)
+    except DatasetError:
+        raise
     except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, DatasetError):
-            raise
         raise DatasetError(f"{source}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def write_metadata(
-    dataset: EpisodeDataset,
-    target: Path,
-    columns: LabelColumns,
-    get_labels: Callable[[int], Labels],
-    provenance: dict[str, Any],
-) -> list[str]:
-    """Write `meta/info.json`, the statistics and `meta/lara.json` of the labelled copy.
+def write_metadata(labels: LabelSet, target: Path, provenance: dict[str, Any]) -> list[str]:
+    """Write `meta/info.json`, the statistics and `meta/lara.json` of the labelled copy in the folder `target`.
 
     Statistics are over every frame, those with valid False too, as LeRobot computes its own.
-
-    Args:
-        dataset: the source.
-        target: folder of the copy.
-        columns: the new features.
-        get_labels: labels of an episode, by its number.
-        provenance: what `meta/lara.json` says.
 
     Returns:
         What was written, relative to `target`.
     """
+    dataset, columns = labels.dataset, labels.columns
     meta = dataset.root / "meta"
     write_json(target / PROVENANCE, provenance)
     # not through write_json: LeRobot keeps the features in order
@@ -151,20 +66,20 @@ def write_metadata(
         {kind for stats in (whole or {}).values() if isinstance(stats, dict) for kind in stats}
     )
     kinds = sorted({*BASIC, *in_episodes, *whole_kinds})
-    found: dict[int, dict[str, dict[str, list[float]]]] = {}
-    for episode in dataset.episodes:
-        found[episode.number] = {
-            name: describe(values, kinds) for name, values in zip(columns.names, get_labels(episode.number))
+    found = {
+        episode.number: {
+            name: describe(values, kinds) for name, values in zip(columns.names, labels.get(episode.number))
         }
+        for episode in dataset.episodes
+    }
     if whole is not None:
         total = {name: aggregate([stats[name] for stats in found.values()], whole_kinds) for name in columns.names}
         _write_plain(target / "meta/stats.json", {**whole, **total})
         written.append("meta/stats.json")
     if (meta / "episodes_stats.jsonl").is_file():
+        lines = "".join(_extended_lines(meta / "episodes_stats.jsonl", found, in_episodes))
         with replace_file(target / "meta/episodes_stats.jsonl") as fresh:
-            fresh.write_text(
-                "".join(_extended_lines(meta / "episodes_stats.jsonl", found, in_episodes)), encoding="utf-8"
-            )
+            fresh.write_text(lines, encoding="utf-8")
         written.append("meta/episodes_stats.jsonl")
     for path in sorted((meta / "episodes").glob("*/*.parquet")) if in_episodes else ():
         name = path.relative_to(dataset.root).as_posix()
@@ -173,53 +88,54 @@ def write_metadata(
     return written
 
 
-def write_sidecar(
-    dataset: EpisodeDataset,
-    target: Path,
-    columns: LabelColumns,
-    get_labels: Callable[[int], Labels],
-    provenance: dict[str, Any],
-) -> None:
+def write_sidecar(labels: LabelSet, target: Path, provenance: dict[str, Any]) -> None:
     """Write one parquet file with a row per frame, atomically: episode_index, frame_index, index, indices, latent, valid.
 
     One row group per episode; the provenance is in the schema's metadata under "lara_adapter".
     """
     import pyarrow as pa
 
-    parquet = require_parquet()
-    with replace_file(target) as fresh:
+    def tables() -> Iterator[Any]:
+        for episode in labels.dataset.episodes:
+            keys = {
+                "episode_index": np.full(episode.length, episode.number),
+                "frame_index": np.arange(episode.length),
+                **labels.dataset.rows(episode, ["index"]),
+            }
+            arrays = {name: pa.array(values.astype(np.int64)) for name, values in keys.items()}
+            arrays.update(zip(Labels._fields, labels.columns.arrays(labels.get(episode.number)).values()))
+            yield pa.table(arrays).replace_schema_metadata({SCHEMA_KEY: json.dumps(provenance, sort_keys=True)})
+
+    _write_tables(target, tables())
+
+
+def _write_tables(target: Path, tables: Iterable[Any], compression: str = "snappy") -> None:
+    """Write tables of one schema as the row groups of a parquet file, atomically."""
+    with replace_file(target) as fresh, contextlib.ExitStack() as stack:
         writer = None
-        try:
-            for episode in dataset.episodes:
-                keys = {
-                    "episode_index": np.full(episode.length, episode.number),
-                    "frame_index": np.arange(episode.length),
-                }
-                keys["index"] = dataset.rows(episode, ["index"])["index"]
-                arrays = {name: pa.array(values.astype(np.int64)) for name, values in keys.items()}
-                labels = columns.arrays(get_labels(episode.number))
-                arrays.update(zip(Labels._fields, labels.values()))
-                table = pa.table(arrays).replace_schema_metadata({SCHEMA_KEY: json.dumps(provenance, sort_keys=True)})
-                writer = writer or parquet.ParquetWriter(fresh, table.schema)
-                writer.write_table(table, row_group_size=max(1, episode.length))
-        finally:
-            if writer is not None:
-                writer.close()
+        for table in tables:
+            if writer is None:
+                writer = require_parquet().ParquetWriter(fresh, table.schema, compression=compression)
+                stack.enter_context(writer)
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
-def _row_labels(source: Path, table: Any, get_labels: Callable[[int], Labels]) -> Labels:
-    """Labels of the rows of a table, whatever episodes they are of."""
+def _labelled(source: Path, table: Any, labels: LabelSet) -> Any:
+    """A table of frames with the new columns, whatever episodes its rows are of."""
     episodes, frames = (table.column(name).to_numpy() for name in ("episode_index", "frame_index"))
     starts = [0, *(np.flatnonzero(np.diff(episodes)) + 1).tolist(), len(episodes)]
     parts = []
     for start, stop in itertools.pairwise(starts):
-        labels, places = get_labels(int(episodes[start])), frames[start:stop]
-        if places.min() < 0 or places.max() >= len(labels.valid):
+        episode, places = labels.get(int(episodes[start])), frames[start:stop]
+        if places.min() < 0 or places.max() >= len(episode.valid):
             raise DatasetError(
-                f"{source} holds frame {places.max()} of episode {episodes[start]}, which has {len(labels.valid)} frames"
+                f"{source} holds frame {places.max()} of episode {episodes[start]}, which has {len(episode.valid)} frames"
             )
-        parts.append([values[places] for values in labels])
-    return Labels(*(np.concatenate(values) for values in zip(*parts)))
+        parts.append([values[places] for values in episode])
+    rows = Labels(*(np.concatenate(values) for values in zip(*parts)))
+    for name, array in labels.columns.arrays(rows).items():
+        table = table.append_column(name, array)
+    return table
 
 
 def _schema_metadata(schema: Any, columns: LabelColumns, provenance: Mapping[str, Any]) -> dict[bytes, bytes]:
@@ -239,9 +155,8 @@ def _episode_statistics(dataset: EpisodeDataset) -> list[str]:
     meta = dataset.root / "meta"
     names: set[str] = set()
     for path in sorted((meta / "episodes").glob("*/*.parquet"))[:1]:
-        names |= {
-            name.rpartition("/")[2] for name in require_parquet().read_schema(path).names if name.startswith("stats/")
-        }
+        columns = require_parquet().read_schema(path).names
+        names |= {name.rpartition("/")[2] for name in columns if name.startswith("stats/")}
     if (meta / "episodes_stats.jsonl").is_file():
         with (meta / "episodes_stats.jsonl").open(encoding="utf-8") as file:
             stats = json.loads(file.readline() or "{}").get("stats", {})
@@ -249,7 +164,7 @@ def _episode_statistics(dataset: EpisodeDataset) -> list[str]:
     return known_statistics(names) if names else []
 
 
-def _extended_lines(path: Path, found: Mapping[int, Mapping[str, Any]], kinds: list[str]) -> Iterator[str]:
+def _extended_lines(path: Path, found: Mapping[int, Mapping[str, Stats]], kinds: list[str]) -> Iterator[str]:
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         for name, stats in found[int(entry["episode_index"])].items():
@@ -257,20 +172,17 @@ def _extended_lines(path: Path, found: Mapping[int, Mapping[str, Any]], kinds: l
         yield json.dumps(entry) + "\n"
 
 
-def _write_episodes(path: Path, target: Path, found: Mapping[int, Mapping[str, Any]], kinds: list[str]) -> None:
+def _write_episodes(path: Path, target: Path, found: Mapping[int, Mapping[str, Stats]], kinds: list[str]) -> None:
     """Copy a parquet file of episodes with the statistics of the new features."""
     import pyarrow as pa
 
     parquet = require_parquet()
     table = parquet.read_table(path)
     numbers = table.column("episode_index").to_pylist()
-    for name in next(iter(found.values())):
-        for kind in kinds:
-            values = pa.array(
-                [found[number][name][kind] for number in numbers],
-                pa.list_(pa.int64() if kind == "count" else pa.float64()),
-            )
-            table = table.append_column(f"stats/{name}/{kind}", values)
+    for name, kind in itertools.product(next(iter(found.values())), kinds):
+        values = [found[number][name][kind] for number in numbers]
+        numeric = pa.list_(pa.int64() if kind == "count" else pa.float64())
+        table = table.append_column(f"stats/{name}/{kind}", pa.array(values, numeric))
     # the datasets library infers the types of all columns where it finds no description of its own
     metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != b"huggingface"}
     with replace_file(target) as fresh:
