@@ -78,7 +78,7 @@ def test_no_attribute_of_the_adapter_and_no_point_of_the_history_stays(policy, l
     assert [step for step, _ in lara.history.points] == [1]
 
 
-def test_an_optimizer_made_too_early_is_refused_with_the_mend(policy, lam, batch):
+def test_an_optimizer_made_too_early_is_refused_with_the_fix(policy, lam, batch):
     optimizer = torch.optim.AdamW(policy.parameters())
     lara = attach_lara(policy, lam)
     with pytest.raises(OptimizerCoverageError, match=r"lacks 8 trainable.*lam\.inverse\.weight.*add_param_group"):

@@ -42,7 +42,7 @@ def test_floats_in_range_with_the_slack_of_resampling():
         ((GOOD.float() / 255).index_put((torch.tensor(0),), torch.tensor(float("nan"))), "holds NaN"),
     ],
 )
-def test_bad_frames_say_what_and_how_to_mend(frames, message):
+def test_bad_frames_say_what_and_how_to_fix_it(frames, message):
     with pytest.raises(FrameError, match=message):
         FramePair.from_tensor(frames)
 

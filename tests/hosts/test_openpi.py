@@ -327,7 +327,7 @@ def test_the_librarys_own_lam():
     assert lara.config.alignment["name"] == "contrastive"
 
 
-def test_a_stock_observation_is_refused_with_the_mend():
+def test_a_stock_observation_is_refused_with_the_fix():
     policy = policy_of("pi05")
     attach(policy, OwnLam())
     with pytest.raises(FrameError, match=r"Observation carries no lara_frames; make the data loader"):
