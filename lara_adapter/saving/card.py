@@ -77,8 +77,9 @@ class Facts:
 
     @classmethod
     def from_adapter(
-        cls, adapter: Any, *, base_model: str | None, dataset: str | Sequence[str] | None, license: str | None
-    ) -> Facts:
+        cls, adapter: Any, *, base_model: str | None = None, dataset: str | Sequence[str] | None = None,
+        license: str | None = None,
+    ) -> Facts:  # fmt: skip
         """The facts of an adapter, with the user's metadata."""
         try:
             metrics = adapter.metrics()
@@ -89,14 +90,9 @@ class Facts:
         facts.datasets = [name for value in datasets if (name := public_name(value, "dataset"))]
         facts.base_model = public_name(base_model, "base_model") if base_model is not None else None
         facts.license = public_name(license, "license") if license is not None else None
-        for name, value in (("base_model", facts.base_model), ("datasets", facts.datasets), ("license", facts.license)):
-            if value:
-                facts.overridden.add(name)
+        facts.overridden = {name for name in ("base_model", "datasets", "license") if getattr(facts, name)}
         facts.base_model = facts.base_model or adapter.config.origins.get("policy", {}).get("repo_id")
         return facts
-
-
-# ---------------------------------------------------------------------- the card
 
 
 def read_card(path: Path) -> str | None:
@@ -110,13 +106,7 @@ def read_card(path: Path) -> str | None:
 
 
 def render(facts: Facts, old: str | None = None, repo_id: str | None = None) -> str:
-    """The text of a card.
-
-    Args:
-        facts: the content.
-        old: text of the existing card; None without one.
-        repo_id: where the adapter will be; None: unknown.
-    """
+    """The text of a card: a new one, or the `old` one brought up to date; `repo_id`: where it will be, if known."""
     block = f"{_BEGIN}\n{_body(facts, repo_id)}\n{_END}"
     if not old or not old.strip():
         return f"---\n{_dump(_metadata(facts))}---\n\n# LARA adapter for {facts.config.policy_class}\n\n{block}\n"
@@ -182,11 +172,7 @@ def _metadata(facts: Facts) -> dict[str, Any]:
             for name in ("cosine", "align_loss", "reconstruction_over_copy", "perplexity")
             if name in facts.metrics
         ]
-        result = {
-            "task": {"type": "robotics"},
-            "dataset": {"type": listed[0], "name": listed[0]},
-            "metrics": metrics,
-        }
+        result = {"task": {"type": "robotics"}, "dataset": {"type": listed[0], "name": listed[0]}, "metrics": metrics}
         metadata["model-index"] = [{"name": f"LARA adapter for {facts.config.policy_class}", "results": [result]}]
     return {name: value for name, value in metadata.items() if value}
 
@@ -253,12 +239,8 @@ def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _usage(facts: Facts, repo_id: str) -> str:
-    wrap = ""
-    if facts.lora:
-        wrap = (
-            "from peft import PeftModel\n\n"
-            f'policy = PeftModel.from_pretrained(policy, "{repo_id}", subfolder="policy_lora", is_trainable=True)\n'
-        )
+    load = f'policy = PeftModel.from_pretrained(policy, "{repo_id}", subfolder="policy_lora", is_trainable=True)\n'
+    wrap = f"from peft import PeftModel\n\n{load}" if facts.lora else ""
     text = (
         "## Use\n\nTo go on training, with `policy` the base model:\n\n```python\nfrom lara_adapter import load_lara\n"
         f'{wrap}lara = load_lara(policy, "{repo_id}")\n```\n\n'
@@ -272,19 +254,8 @@ def _usage(facts: Facts, repo_id: str) -> str:
     )
 
 
-# ---------------------------------------------------------------------- the picture
-
-
 def draw_curve(history: History, path: Path) -> bool:
-    """Draw the metrics of the training, if matplotlib is installed and there are any.
-
-    Args:
-        history: of `lara.metrics()`.
-        path: a PNG to write.
-
-    Returns:
-        Whether it was drawn.
-    """
+    """Draw the metrics of the training as a PNG; False without metrics or without matplotlib."""
     series = [(title, *history.series(name)) for name, title in _CURVES]
     series = [entry for entry in series if len(entry[1]) > 1]
     if not series:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import AdapterFormatError, HostNotInstalled
-from ..storage.files import check_values, read_json, read_tensors, write_json, write_tensors
+from ..storage.files import check_tensors, read_json, read_tensors, write_json, write_tensors
 from ..storage.sharding import gathered, whole
 from ..storage.untrusted import check_tensor_file, safe_path, short
 from .layout import LORA_CONFIG, LORA_FOLDER, LORA_WEIGHTS, Part
@@ -73,10 +73,7 @@ def gather_parts(wrapped: Any) -> Iterator[Part]:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """The arguments of peft's LoraConfig for a saved adapter.
-
-    Args:
-        folder: of LARA's adapter.
+    """The arguments of peft's LoraConfig for the LoRA in an adapter's folder.
 
     Raises:
         AdapterFormatError: it is not LoRA, names code, or uses an unsupported setting.
@@ -108,11 +105,8 @@ def settings(folder: Path) -> dict[str, Any]:
                 f"{path}: init_lora_weights={short(init)} cannot be restored exactly; convert it to plain LoRA in peft"
             )
         arguments["init_lora_weights"] = init
-    unsupported = sorted(
-        name
-        for name in content.keys() - _KEPT.keys() - _DROPPED
-        if content[name] and not _is_default(name, content[name])
-    )
+    others = {name: content[name] for name in content.keys() - _KEPT.keys() - _DROPPED if content[name]}
+    unsupported = sorted(name for name, value in others.items() if not _is_default(name, value))
     if unsupported:
         raise AdapterFormatError(f"{path} asks for {unsupported}, which lara_adapter does not restore")
     # full names of modules, from the weights: the configuration may have a pattern
@@ -120,9 +114,8 @@ def settings(folder: Path) -> dict[str, Any]:
     if arguments.get("target_parameters"):
         modules = content.get("target_modules")
         targets = modules if isinstance(modules, list) else []
-    if not (targets or arguments.get("target_parameters")) or not all(
-        isinstance(target, str) and _NAME.fullmatch(target) for target in targets
-    ):
+    plain = all(isinstance(target, str) and _NAME.fullmatch(target) for target in targets)
+    if not plain or not (targets or arguments.get("target_parameters")):
         raise AdapterFormatError(f"{_weights(folder)} holds no LoRA of named modules: {short(sorted(shapes)[:5])}")
     return {**arguments, "target_modules": targets}
 
@@ -174,19 +167,8 @@ def restore(wrapped: Any, folder: Path) -> None:
     tensors = read_tensors(path)
     name = next(iter(wrapped.active_adapters))
     own = get_peft_model_state_dict(wrapped, adapter_name=name)
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unexpected:
-        raise AdapterFormatError(
-            f"{path} does not fit the policy's LoRA: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} "
-            f"unexpected {unexpected[:3]}; wrap the policy with the settings it was saved with, or let "
-            "load_lara(..., inference=True) do it"
-        )
-    for key, tensor in tensors.items():
-        if tensor.shape != own[key].shape:
-            raise AdapterFormatError(
-                f"{path}: {key} has shape {list(tensor.shape)}, but this policy expects {list(own[key].shape)}"
-            )
-        check_values(path, key, own[key], tensor)
+    fix = "wrap the policy with the settings it was saved with, or let load_lara(..., inference=True) do it"
+    check_tensors(path, tensors, own, "the policy's LoRA", f"; {fix}")
     set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
 
 
@@ -238,11 +220,10 @@ def applied(policy: nn.Module, folder: Path, *, merge: bool) -> Iterator[None]:
         if wrapped is not None:
             wrapped.unload()
         _restore_flags(policy, flags, before)
-        if isinstance(error, (ValueError, KeyError, TypeError, RuntimeError, AttributeError)) and not isinstance(
-            error, AdapterFormatError
-        ):
-            raise AdapterFormatError(f"{folder / LORA_FOLDER} does not fit this policy: {error}") from error
-        raise
+        of_peft = isinstance(error, (ValueError, KeyError, TypeError, RuntimeError, AttributeError))
+        if isinstance(error, AdapterFormatError) or not of_peft:
+            raise
+        raise AdapterFormatError(f"{folder / LORA_FOLDER} does not fit this policy: {error}") from error
 
 
 def _config(kind: Any, arguments: dict[str, Any]) -> Any:

@@ -26,29 +26,23 @@ _PEFT_MODULES = re.compile(r"(?:^|\.)(?:modules_to_save|original_module|token_ad
 
 
 def check_choice(save_policy: str | None) -> None:
-    """Refuse an unknown `save_policy`.
-
-    Raises:
-        LaraArgumentError: neither None nor "trainable".
-    """
+    """Raise LaraArgumentError for a `save_policy` that is neither None nor "trainable"."""
     if save_policy not in (None, "trainable"):
         raise LaraArgumentError(f"save_pretrained: save_policy={save_policy!r}, but None or 'trainable' is expected")
 
 
 def _own(policy: nn.Module) -> dict[str, torch.Tensor]:
     """The policy's state by the names of the bare policy, without LARA's and peft's parts."""
-    lara = [f"{path}." for path, m in policy.named_modules() if type(m).__name__ == "LaraAdapter"]
-    tuners = {
-        f".{name}." for m in policy.modules() for name in getattr(m, "adapter_layer_names", ())
-    }  # of peft's layers
+    lara = tuple(f"{path}." for path, m in policy.named_modules() if type(m).__name__ == "LaraAdapter")
+    # of peft's layers
+    tuners = {f".{name}." for m in policy.modules() for name in getattr(m, "adapter_layer_names", ())}
     own: dict[str, torch.Tensor] = {}
     # keep_vars: the parameters themselves, with their flags; FSDP2's are DTensors and ZeRO-3's are empty here
     for name, tensor in policy.state_dict(keep_vars=True).items():
         if not isinstance(tensor, torch.Tensor):
             continue  # extra state of a module
-        if any(name.startswith(prefix) for prefix in lara) or _PEFT_MODULES.search(name):
-            continue
-        if any(part in f".{name}." for part in tuners):
+        peft = _PEFT_MODULES.search(name) or any(part in f".{name}." for part in tuners)
+        if peft or name.startswith(lara):
             continue
         own[_WRAPPERS.sub("", name)] = tensor
     return own
@@ -84,9 +78,7 @@ def trained_tensors(policy: nn.Module) -> tuple[dict[str, torch.Tensor], dict[st
 def gather_parts(policy: nn.Module, max_shard_size: int | str = "4GB") -> Iterator[Part]:
     """The files of what was trained of the policy; one shard at a time, so that only one is in memory twice.
 
-    Args:
-        policy: may be sharded by FSDP2 or ZeRO-3; then every rank must run this to its end.
-        max_shard_size: bytes of a shard, or "4GB".
+    If the policy is sharded by FSDP2 or ZeRO-3, every rank must run this to its end.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -146,15 +138,12 @@ def read_index(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 @torch.no_grad()
 def restore(folder: Path, policy: nn.Module, *, dry: bool = False) -> int:
-    """Load what :func:`gather_parts` gave into a policy, strictly; the policy is unchanged if anything is wrong.
+    """Load what :func:`gather_parts` gave into a policy, strictly, and count the tensors; nothing changes on an error.
 
     Args:
         folder: of the adapter.
         policy: the base, with or without LARA and LoRA.
         dry: only check.
-
-    Returns:
-        Number of tensors.
 
     Raises:
         AdapterFormatError: the folder is damaged, or the policy lacks a tensor or has it in another shape.
@@ -186,13 +175,9 @@ def restore(folder: Path, policy: nn.Module, *, dry: bool = False) -> int:
             path = folder / POLICY_FOLDER / file
             for name, tensor in read_tensors(path).items():
                 for target in (name, *aliases.get(name, ())):
-                    _fill(path, target, own[target], tensor, only_check)
+                    if only_check:  # buffers may be infinite (statistics before the first sample, masks)
+                        buffer = not isinstance(own[target], nn.Parameter)
+                        check_values(path, target, own[target], tensor, infinite=buffer)
+                    else:
+                        own[target].copy_(tensor)
     return len(shapes)
-
-
-def _fill(path: Path, name: str, target: torch.Tensor, tensor: torch.Tensor, dry: bool) -> None:
-    if dry:
-        # buffers may be infinite (statistics before the first sample, masks)
-        check_values(path, name, target, tensor, infinite=not isinstance(target, nn.Parameter))
-    else:
-        target.copy_(tensor)

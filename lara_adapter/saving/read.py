@@ -95,14 +95,7 @@ class SavedAdapter:
             getattr(adapter, f"_{name}").copy_(tensor)
 
     def act(self, policy: nn.Module, *, merge: bool) -> nn.Module:
-        """Turn a base policy into the post-trained one, without LARA.
-
-        Args:
-            policy: the base policy.
-            merge: merge the LoRA into the weights.
-
-        Returns:
-            `policy`, in eval mode.
+        """Turn a base policy into the post-trained one, in eval mode, without LARA; `merge` its LoRA into the weights.
 
         Raises:
             AdapterFormatError: nothing of the policy was saved, or it does not fit this one.
@@ -116,12 +109,8 @@ class SavedAdapter:
             )
         bare = unwrapped(policy)
         if type(bare).__name__ != self.config.policy_class:
-            logger.warning(
-                "%s was saved from a %s, but is loaded into a %s",
-                self.source,
-                self.config.policy_class,
-                type(bare).__name__,
-            )
+            names = (self.source, self.config.policy_class, type(bare).__name__)
+            logger.warning("%s was saved from a %s, but is loaded into a %s", *names)
         warn_of_others(self.config.origins, origins_of(bare, nn.Identity()))
         if self.has_policy:
             policy_weights.restore(self.source, bare, dry=True)  # before anything changes

@@ -8,37 +8,23 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import distributed as dist
 
 from ..lam.model import LatentActionModel
+from ..metrics import History
 from ..storage.files import replace_folder, sha256, write_json, write_tensors
 from ..storage.sharding import gathered, whole
-from . import card, lora, policy_weights
-from .layout import (
-    CARD_FILE,
-    CONFIG_FILE,
-    CURVE_FILE,
-    LAM_FOLDER,
-    LORA_WEIGHTS,
-    OURS,
-    POLICY_INDEX,
-    TOP_LEVEL,
-    WEIGHTS_FILE,
-    Part,
-)
+from . import card, layout, lora, policy_weights
+from .layout import CARD_FILE, LAM_FOLDER, Part
 from .read import COUNTERS, SavedAdapter, read_adapter, restore_adapter
-
-if TYPE_CHECKING:
-    from ..adapter import LaraAdapter
-    from ..metrics import History
 
 __all__ = ["SavedAdapter", "finish", "push_adapter", "read_adapter", "restore_adapter", "save_adapter"]
 
 
 def save_adapter(
-    adapter: LaraAdapter,
+    adapter: Any,
     folder: str | os.PathLike[str],
     *,
     save_policy: str | None = None,
@@ -72,12 +58,12 @@ def save_adapter(
 
 
 def _write(
-    adapter: LaraAdapter, folder: str | os.PathLike[str], save_policy: str | None = None,
+    adapter: Any, folder: str | os.PathLike[str], save_policy: str | None = None,
     max_shard_size: int | str = "4GB", **metadata: Any,
 ) -> card.Facts:  # fmt: skip
     """See :func:`save_adapter`; returns what the model card was made from."""
     policy_weights.check_choice(save_policy)
-    facts = card.Facts.from_adapter(adapter, **{"base_model": None, "dataset": None, "license": None, **metadata})
+    facts = card.Facts.from_adapter(adapter, **metadata)
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     parts = _gather_parts(adapter, save_policy, max_shard_size)
     if not _is_sharded(adapter):
@@ -105,12 +91,12 @@ def _write(
     return facts
 
 
-def _gather_parts(adapter: LaraAdapter, save_policy: str | None, max_shard_size: int | str) -> Iterator[Part]:
+def _gather_parts(adapter: Any, save_policy: str | None, max_shard_size: int | str) -> Iterator[Part]:
     """Gather one part of an adapter after the other; of a sharded one every rank must run this to its end."""
     with gathered(adapter.projector):
         tensors = {f"projector.{name}": whole(tensor) for name, tensor in adapter.projector.state_dict().items()}
         tensors |= {name: whole(getattr(adapter, f"_{name}")) for name in COUNTERS}
-        yield WEIGHTS_FILE, partial(write_tensors, tensors=tensors)
+        yield layout.WEIGHTS_FILE, partial(write_tensors, tensors=tensors)
     lam: Any = adapter.lam
     if isinstance(lam, LatentActionModel):
         with gathered(lam):
@@ -127,10 +113,11 @@ def _gather_parts(adapter: LaraAdapter, save_policy: str | None, max_shard_size:
 
 
 def _write_parts(parts: Iterator[Part], folder: str | os.PathLike[str], facts: card.Facts, history: History) -> None:
-    with replace_folder(folder, ours=TOP_LEVEL) as fresh:
+    with replace_folder(folder, ours=layout.TOP_LEVEL) as fresh:
         for name, write in parts:
             write(fresh / name)
-        facts.lora, facts.policy = (fresh / LORA_WEIGHTS).is_file(), (fresh / POLICY_INDEX).is_file()
+        facts.lora = (fresh / layout.LORA_WEIGHTS).is_file()
+        facts.policy = (fresh / layout.POLICY_INDEX).is_file()
         finish(fresh, folder, facts, history)
 
 
@@ -144,12 +131,12 @@ def finish(fresh: Path, folder: str | os.PathLike[str], facts: card.Facts, histo
         history: of the training, for the picture.
     """
     files = {p.relative_to(fresh).as_posix(): sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
-    write_json(fresh / CONFIG_FILE, {**facts.config.to_dict(), "files": files})
-    facts.curve = card.draw_curve(history, fresh / CURVE_FILE)
+    write_json(fresh / layout.CONFIG_FILE, {**facts.config.to_dict(), "files": files})
+    facts.curve = card.draw_curve(history, fresh / layout.CURVE_FILE)
     (fresh / CARD_FILE).write_text(card.render(facts, card.read_card(Path(folder) / CARD_FILE)), encoding="utf-8")
 
 
-def _is_sharded(adapter: LaraAdapter) -> bool:
+def _is_sharded(adapter: Any) -> bool:
     """Whether some tensors are spread over ranks: FSDP2 (DTensor) or ZeRO-3."""
     modules = (adapter, adapter.policy)
     tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
@@ -157,7 +144,7 @@ def _is_sharded(adapter: LaraAdapter) -> bool:
 
 
 def push_adapter(
-    adapter: LaraAdapter, repo_id: str, *, private: bool | None = None, revision: str | None = None,
+    adapter: Any, repo_id: str, *, private: bool | None = None, revision: str | None = None,
     commit_message: str = "Upload LARA adapter", token: str | None = None, **content: Any,
 ) -> str:  # fmt: skip
     """Upload an adapter to the Hugging Face Hub, in one commit.
@@ -192,6 +179,6 @@ def push_adapter(
         if dist.is_available() and dist.is_initialized() and dist.get_rank():
             return ""
         return push_folder(
-            folder, repo_id, OURS, private=private, revision=revision, message=commit_message, token=token,
+            folder, repo_id, layout.OURS, private=private, revision=revision, message=commit_message, token=token,
             card=lambda old: card.render(facts, old, repo_id),
         )  # fmt: skip

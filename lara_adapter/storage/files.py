@@ -22,19 +22,8 @@ from ..errors import AdapterFormatError
 from .sharding import whole
 from .untrusted import check_tensor_file, not_tensors, parse_json
 
-__all__ = [
-    "check_values",
-    "exchange",
-    "load_into",
-    "missing",
-    "read_json",
-    "read_tensors",
-    "replace_file",
-    "replace_folder",
-    "sha256",
-    "write_json",
-    "write_tensors",
-]
+__all__ = ["check_tensors", "check_values", "exchange", "load_into", "missing", "read_json", "read_tensors",
+           "replace_file", "replace_folder", "sha256", "write_json", "write_tensors"]  # fmt: skip
 
 MAX_JSON_BYTES = 16 * 2**20
 
@@ -68,9 +57,6 @@ def replace_folder(
         target: folder to create or replace.
         keep_others: keep files of an existing `target` that the block did not write.
         ours: names in `target` that are ours, and not kept if the block did not write them.
-
-    Yields:
-        The folder to write into.
 
     Raises:
         AdapterFormatError: `target` exists and is not a folder.
@@ -179,14 +165,9 @@ def neighbours(folder: Path) -> str:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], **metadata: str) -> None:
-    """Write tensors as safetensors, atomically; tensors that share storage are cloned.
+    """Write tensors of any dtype and device as safetensors, atomically, with `metadata` in the header.
 
-    DTensors are gathered, and then every rank must call this.
-
-    Args:
-        path: the file.
-        tensors: name to tensor, any dtype, any device.
-        **metadata: strings for the header.
+    Tensors that share storage are cloned. DTensors are gathered, and then every rank must call this.
     """
     plain: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
@@ -201,11 +182,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tens
 
 
 def read_tensors(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-    """Read tensors of a safetensors file onto the CPU.
-
-    Args:
-        path: the file.
-        names: which; None: all.
+    """Read tensors of a safetensors file onto the CPU: `names`, or all.
 
     Raises:
         AdapterFormatError: the file is missing, truncated, or not a safetensors file.
@@ -222,44 +199,38 @@ def read_tensors(path: str | os.PathLike[str], names: Iterable[str] | None = Non
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: str | os.PathLike[str]) -> None:
-    """Load tensors into a module after checking every name, shape, kind of dtype and value.
+    """Load tensors into a module, which is unchanged if :func:`check_tensors` raises."""
+    check_tensors(source, tensors, module.state_dict(), type(module).__name__)
+    module.load_state_dict(dict(tensors), strict=True)
 
-    Args:
-        module: unchanged if anything is wrong.
-        tensors: name to tensor.
-        source: where they come from, for the message.
+
+def check_tensors(
+    source: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], owner: str,
+    fix: str = "",
+) -> None:  # fmt: skip
+    """Check tensors read from `source` before they are loaded into those of `owner`; `fix` ends the message about names.
 
     Raises:
-        AdapterFormatError: names are missing or unexpected, a shape or dtype differs, a value is not finite.
+        AdapterFormatError: names are missing or unexpected, a shape or kind of dtype differs, a value is not finite.
     """
-    own = module.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         raise AdapterFormatError(
-            f"{source} does not fit {type(module).__name__}: {len(missing)} tensors missing {missing[:5]}, "
-            f"{len(unexpected)} unexpected {unexpected[:5]}"
+            f"{source} does not fit {owner}: {len(missing)} tensors missing {missing[:5]}, {len(unexpected)} unexpected "
+            f"{unexpected[:5]}{fix}"
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise AdapterFormatError(
-                f"{source}: {name} has shape {list(tensor.shape)}, but {type(module).__name__} expects "
-                f"{list(own[name].shape)}"
+                f"{source}: {name} has shape {list(tensor.shape)}, but {owner} expects {list(own[name].shape)}"
             )
         check_values(source, name, own[name], tensor)
-    module.load_state_dict(dict(tensors), strict=True)
 
 
 def check_values(
     source: str | os.PathLike[str], name: str, target: torch.Tensor, tensor: torch.Tensor, infinite: bool = False
 ) -> None:
-    """Check kind of dtype and values of one tensor before it is loaded.
-
-    Args:
-        source: where it comes from, for the message.
-        name: its name.
-        target: what it is loaded into.
-        tensor: what was read.
-        infinite: whether infinite values are allowed; NaN never is.
+    """Check a tensor read from `source` before it is loaded into `target`; `infinite`: infinite values are allowed.
 
     Raises:
         AdapterFormatError: one is floating point and the other is not, or a value is not finite.

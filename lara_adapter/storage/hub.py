@@ -39,9 +39,6 @@ def is_repo_id(text: str) -> bool:
     return text.count("/") == 1
 
 
-# ---------------------------------------------------------------------- down
-
-
 def download(repo_id: str, revision: str | None, patterns: Sequence[str], what: str, repo_type: str = "model") -> Path:
     """Download files of a repository into the client's cache.
 
@@ -68,9 +65,8 @@ def download(repo_id: str, revision: str | None, patterns: Sequence[str], what: 
     with explained(repo_id, revision, "load"):
         for left in reversed(range(_TRIES)):
             try:
-                folder = Path(
-                    snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), repo_type=repo_type)
-                )
+                files: dict[str, Any] = {"allow_patterns": list(patterns), "repo_type": repo_type}
+                folder = Path(snapshot_download(repo_id, revision=revision, **files))
                 break
             # clients differ in which interrupted transfers they resume themselves; the next call continues
             except Exception as error:
@@ -139,10 +135,7 @@ def _contents(repo_id: str, commit: str, repo_type: str) -> str:
 
 
 def find_conversion(repo_id: str) -> str | None:
-    """The commit of the pull request in which the Hub's converter proposed safetensors for a repository of pickles, if any.
-
-    Older models often have safetensors only there.
-    """
+    """The commit in which the Hub's converter proposed safetensors for a repository of pickles, if it did."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -152,9 +145,6 @@ def find_conversion(repo_id: str) -> str | None:
             if key == (True, "SFconvertbot", "open", "Adding `safetensors` variant of this model"):
                 return api.model_info(repo_id, revision=f"refs/pr/{entry.num}").sha
     return None
-
-
-# ---------------------------------------------------------------------- up
 
 
 def check_target(repo_id: str, revision: str | None) -> None:
@@ -228,14 +218,7 @@ def locate_folder(
     source: str | os.PathLike[str], revision: str | None, patterns: list[str], what: str = "LARA adapter",
     repo_type: str = "model",
 ) -> Path:  # fmt: skip
-    """A local folder, or the downloaded snapshot of a Hub repository.
-
-    Args:
-        source: local folder, or Hub id "user/name".
-        revision: commit, tag or branch on the Hub; None: its main branch.
-        patterns: the files to download; the first one must match a file.
-        what: what they are, for messages.
-        repo_type: "model" or "dataset".
+    """A local folder, or the snapshot of the Hub repository `source`; the rest is passed to :func:`download`.
 
     Raises:
         AdapterFormatError: neither a folder nor a Hub id, or the repository holds something else.

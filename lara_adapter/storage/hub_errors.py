@@ -83,16 +83,16 @@ def _explain(chain: list[BaseException], repo_id: str, revision: str | None, doi
         return f"{name} is gated: ask for access on its page on the Hub, then {login}. The Hub replied: {reply}"
     if has(hub.RevisionNotFoundError):
         return f"{repo_id!r} has no branch, tag or commit {revision!r}; see its commits on the Hub"
-    if has(hub.RepositoryNotFoundError):
-        return _no_repository(repo_id, login)
-    if status == 401 and doing == "load" and "credentials" not in str(chain[0]):
-        return _no_repository(repo_id, login)
+    if has(hub.RepositoryNotFoundError) or (status == 401 and doing == "load" and "credentials" not in str(chain[0])):
+        return (
+            f"the Hub has no model repository {repo_id!r}, or it is private and not readable (the Hub does not tell "
+            f"which). Check the name; for a private one {login}, with a token that may read it"
+        )
     if status == 401:
         return f"the Hub does not accept the access token, or needs one ({doing} {name}): {login}. It replied: {reply}"
     if status == 403:
-        return (
-            f"no permission to {doing} {name}: {login}, with a token that may {_MAY[doing]}. The Hub replied: {reply}"
-        )
+        may = "read it" if doing == "load" else "write to it"
+        return f"no permission to {doing} {name}: {login}, with a token that may {may}. The Hub replied: {reply}"
     if status in (409, 412):
         return f"{name} was changed by somebody else in the meantime, and nothing was overwritten; {doing} again"
     if status == 429:
@@ -107,13 +107,3 @@ def _explain(chain: list[BaseException], repo_id: str, revision: str | None, doi
             f"{type(chain[-1]).__name__}: {reply}"
         )
     return f"cannot {doing} {name}: {type(chain[0]).__name__}: {reply}; {again}"
-
-
-def _no_repository(repo_id: str, login: str) -> str:
-    return (
-        f"the Hub has no model repository {repo_id!r}, or it is private and not readable (the Hub does not tell which). "
-        f"Check the name; for a private one {login}, with a token that may read it"
-    )
-
-
-_MAY = {"load": "read it", "push": "write to it"}

@@ -36,12 +36,7 @@ def checked(value: Any) -> Origin | None:
 
 
 def snapshot_origin(path: str | Path, *, root: bool = False) -> Origin | None:
-    """The repository and commit of a path in the client's cache; None for another path.
-
-    Args:
-        path: a snapshot's folder, or something in it.
-        root: only the folder itself counts.
-    """
+    """The origin of a snapshot's folder in the client's cache, or of a path in it unless `root`; None for other paths."""
     match = _SNAPSHOT.search(str(path))
     if match is None or (root and match.end() < len(str(path).rstrip("/\\"))):
         return None
@@ -55,15 +50,11 @@ def origins_of(policy: nn.Module, lam: nn.Module) -> dict[str, Origin]:
     with several in the cache, it is left out rather than guessed.
     """
     config = getattr(lam, "config", None)
+    encoder, commit = getattr(config, "image_encoder", None), getattr(config, "image_encoder_revision", None)
     origins = {
         "policy": _policy_origin(getattr(policy, "config", None)),
         "lam": checked(getattr(lam, "origin", None)),
-        "image_encoder": checked(
-            {
-                "repo_id": getattr(config, "image_encoder", None),
-                "revision": getattr(config, "image_encoder_revision", None),
-            }
-        ),
+        "image_encoder": checked({"repo_id": encoder, "revision": commit}),
     }
     return {name: origin for name, origin in origins.items() if origin is not None}
 

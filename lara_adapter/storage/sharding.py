@@ -21,9 +21,6 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def gathered(module: nn.Module | Iterable[torch.Tensor]) -> Iterator[bool]:
     """A context in which parameters that ZeRO-3 has partitioned are whole on every rank; outside they are empty.
 
-    Args:
-        module: a module, or some parameters.
-
     Yields:
         Whether they are partitioned; then the context is a collective: every rank must enter it.
     """

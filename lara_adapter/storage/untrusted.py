@@ -31,15 +31,8 @@ def short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
 
 
-# ---------------------------------------------------------------------- JSON
-
-
 def parse_json(data: bytes, source: str | Path) -> dict[str, Any]:
-    """The JSON object in `data`.
-
-    Args:
-        data: UTF-8.
-        source: where it comes from, for the message.
+    """The JSON object in `data`, UTF-8 read from `source`.
 
     Raises:
         AdapterFormatError: not JSON, not an object, a name given twice, NaN or infinity, an integer of more than 64 bits,
@@ -104,9 +97,6 @@ def _walk(content: Any) -> None:
     raise ValueError(f"nested deeper than {_MAX_DEPTH}")
 
 
-# ---------------------------------------------------------------------- safetensors
-
-
 def check_tensor_file(path: Path) -> dict[str, tuple[int, ...]]:
     """Check a safetensors file by its header; no tensor is read.
 
@@ -151,15 +141,8 @@ def _guess_format(start: bytes) -> str:
     return "its header does not fit in the file"
 
 
-# ---------------------------------------------------------------------- names
-
-
 def safe_path(folder: Path, name: str) -> Path:
-    """`folder / name`, checked to stay inside the folder.
-
-    Args:
-        folder: what was downloaded or saved.
-        name: relative, with forward slashes; the file need not exist.
+    """`folder / name`, with forward slashes, checked to stay inside the folder; the file need not exist.
 
     Raises:
         AdapterFormatError: the name, or a link on the way, leads out of the folder. Links of the Hub client's cache, from a
