@@ -260,7 +260,7 @@ def test_mistakes_on_the_command_line(folder, tmp_path):
     assert "LARA needs the frames of a LeRobot dataset" in done.stderr
     done = launch(tmp_path, "debug_pi05", LARA_OPENPI_SRC=str(tmp_path))
     assert done.returncode == 2
-    assert "is no checkout of openpi" in done.stderr
+    assert "is not a checkout of openpi" in done.stderr
     assert "Traceback" not in done.stderr
 
 
