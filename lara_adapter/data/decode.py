@@ -16,10 +16,7 @@ __all__ = ["decode_all", "read_frames", "require_decoder"]
 
 
 def require_decoder(decoder: str) -> None:
-    """Refuse a decoder that cannot be used here; it counts as usable only if it can be imported.
-
-    Args:
-        decoder: "av", or "torchcodec", which needs `av` too.
+    """Refuse a decoder ("av", or "torchcodec", which needs `av` too) that cannot be imported.
 
     Raises:
         DatasetError: a package, or FFmpeg's libraries for torchcodec, are missing; the message says which.

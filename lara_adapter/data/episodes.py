@@ -32,11 +32,7 @@ _ROWS = 64  # pictures held at once while a parquet file is read
 
 
 def require_parquet() -> Any:
-    """pyarrow.parquet.
-
-    Raises:
-        DatasetError: pyarrow is not installed.
-    """
+    """pyarrow.parquet, or a DatasetError that names the package to install."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -228,6 +224,9 @@ class EpisodeDataset:
         if done != episode.length:
             raise DatasetError(f"{path} holds {done} of the {episode.length} frames of episode {episode.number}")
 
+    def _path(self, template: str, **fields: Any) -> str:
+        return _inside(self.root, self.info[template].format(**fields))
+
     def _video_keys(self) -> list[str]:
         return [key for key in self.cameras if self.features[key]["dtype"] == "video"]
 
@@ -240,13 +239,8 @@ class EpisodeDataset:
         for entry in (json.loads(line) for line in lines if line.strip()):
             number = int(entry["episode_index"])
             fields = {"episode_index": number, "episode_chunk": number // int(self.info["chunks_size"])}
-            videos = {
-                key: (_inside(self.root, self.info["video_path"].format(video_key=key, **fields)), 0.0)
-                for key in self._video_keys()
-            }
-            yield Episode(
-                number, int(entry["length"]), _inside(self.root, self.info["data_path"].format(**fields)), videos
-            )
+            videos = {key: (self._path("video_path", video_key=key, **fields), 0.0) for key in self._video_keys()}
+            yield Episode(number, int(entry["length"]), self._path("data_path", **fields), videos)
 
     def _episodes_v3(self) -> Iterator[Episode]:
         parquet = require_parquet()
@@ -260,19 +254,15 @@ class EpisodeDataset:
                 videos = {}
                 for key in self._video_keys():
                     place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-                    file = self.info["video_path"].format(video_key=key, **place)
-                    videos[key] = (_inside(self.root, file), float(row[f"videos/{key}/from_timestamp"]))
+                    start = float(row[f"videos/{key}/from_timestamp"])
+                    videos[key] = self._path("video_path", video_key=key, **place), start
                 place = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
-                data = _inside(self.root, self.info["data_path"].format(**place))
+                data = self._path("data_path", **place)
                 yield Episode(int(row["episode_index"]), int(row["length"]), data, videos)
 
 
 def cell_bytes(cell: Any, root: Path) -> bytes:
-    """Content of the picture in a cell {"bytes", "path"} of a parquet column.
-
-    Args:
-        cell: the cell.
-        root: folder of the dataset, to which a path is relative.
+    """Content of the picture in a cell {"bytes", "path"} of a parquet column; the path is relative to `root`.
 
     Raises:
         DatasetError: the cell is empty, or its path leads out of the dataset.

@@ -76,14 +76,10 @@ class VideoIndex(NamedTuple):
 def scan_sources(
     sources: Sequence[Source], gap: Gap, folder: str | os.PathLike[str], workers: int = 2
 ) -> Iterator[int]:
-    """Decode every source that was not scanned before.
+    """Decode, in `workers` threads, every source that was not scanned before; each process may scan a share.
 
-    Args:
-        sources: what to scan; of several processes each may scan a share.
-        gap: how far apart the frames of a pair are.
-        folder: one file for each source is written here; any number of runs may share it. A source that was changed
-            (by size or time), or is scanned with another gap, is scanned again.
-        workers: threads that decode.
+    One file per source is written to `folder`, which any number of runs may share. A source that was changed (by size or
+    time), or is scanned with another gap, is scanned again.
 
     Yields:
         How many frames were decoded now, for each source in turn.
@@ -97,16 +93,13 @@ def scan_sources(
 def build_index(
     sources: Sequence[Source], settings: IndexSettings, folder: str | os.PathLike[str], *, log: bool = True
 ) -> VideoIndex:
-    """Find the pairs of every source.
+    """Find the pairs of every source; the result may hold no pair, or damaged episodes: see :func:`require_pairs`.
 
     Args:
-        sources: what to look at.
+        sources: where to find them.
         settings: what counts as a pair.
         folder: of the scans; :func:`scan_sources` makes them in parallel, and what is missing is scanned here.
         log: warn about damaged sources.
-
-    Returns:
-        The index. It may hold no pair, or name damaged episodes: see :func:`require_pairs`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +143,7 @@ def build_index(
 
 
 def require_pairs(report: dict[str, Any]) -> None:
-    """Refuse a collection without a single pair to train on, or with a damaged LeRobot dataset.
+    """Refuse a collection without a pair to train on, or with a damaged LeRobot dataset.
 
     Raises:
         DatasetError: episodes of a dataset are damaged; it names the first ones.
@@ -214,10 +207,7 @@ def _groups(source: Source) -> list[str]:
 
 
 class _Candidate(NamedTuple):
-    """A source before it is known what is held out.
-
-    source, pts, keys, future: as in :class:`IndexedSource`.
-    """
+    """A source before it is known what is held out; the first four fields are as in :class:`IndexedSource`."""
 
     source: Source
     pts: np.ndarray

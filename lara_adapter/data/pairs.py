@@ -9,8 +9,9 @@ copied and encoded once and not twice.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ from .decode import read_frames
 from .index import IndexedSource
 
 __all__ = ["PairBatch", "PairStream", "read_pairs"]
+
+
+_Chain = tuple[int, list[int], dict[int, np.ndarray]]  # source, presents, frames by number
 
 
 class PairBatch(NamedTuple):
@@ -96,7 +100,7 @@ class PairStream:
     def batches(self, start: int = 0) -> Generator[PairBatch, None, None]:
         """Batches of this process, from number `start` on; the same whether those before it were read or not."""
         skip = start * self.batch
-        ready: deque[tuple[int, list[int], dict[int, np.ndarray], int]] = deque()  # source, presents, frames, epoch
+        ready: deque[tuple[_Chain, int]] = deque()  # and its epoch
         waiting = 0
         for epoch, window in self._windows(skip):
             for source, chain, frames in window:
@@ -104,25 +108,25 @@ class PairStream:
                     skip -= len(chain)
                     continue
                 chain, skip = chain[skip:], 0
-                ready.append((source, chain, frames, epoch))
+                ready.append(((source, chain, frames), epoch))
                 waiting += len(chain)
                 while waiting >= self.batch:
                     yield self._collate(ready)
                     waiting -= self.batch
 
-    def _collate(self, ready: deque[tuple[int, list[int], dict[int, np.ndarray], int]]) -> PairBatch:
+    def _collate(self, ready: deque[tuple[_Chain, int]]) -> PairBatch:
         """Take B pairs from the front."""
         pictures: list[np.ndarray] = []
         present: list[int] = []
         future: list[int] = []
         where = []
-        epoch = ready[0][3]
+        epoch = ready[0][1]
         places: dict[tuple[int, int], int] = {}
         while len(present) < self.batch:
-            source, chain, frames, chain_epoch = ready.popleft()
+            (source, chain, frames), chain_epoch = ready.popleft()
             room = self.batch - len(present)
             if len(chain) > room:
-                ready.appendleft((source, chain[room:], frames, chain_epoch))
+                ready.appendleft(((source, chain[room:], frames), chain_epoch))
             for start in chain[:room]:
                 for number, into in ((start, present), (int(self.sources[source].future[start]), future)):
                     if (source, number) not in places:
@@ -142,7 +146,7 @@ class PairStream:
         window = (np.cumsum(self.sizes[mine, 1]) - 1) // self.shuffle_frames
         return np.split(mine, np.flatnonzero(np.diff(window)) + 1)
 
-    def _windows(self, skip: int) -> Iterator[tuple[int, Iterator[tuple[int, list[int], dict[int, np.ndarray]]]]]:
+    def _windows(self, skip: int) -> Iterator[tuple[int, Iterable[_Chain]]]:
         """Epoch and content of each window, in order; one is read ahead. Windows that `skip` passes over are not read."""
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="video")
         ahead: deque[tuple[int, int, np.ndarray, list[Future[np.ndarray]]]] = deque()
@@ -158,35 +162,25 @@ class PairStream:
             return known[chunk]
 
         try:
-            for epoch, number, window in self._plan():
-                pairs = int(self.sizes[window, 0].sum())
-                if skip >= pairs:
-                    skip -= pairs
-                    yield epoch, self._nothing(pairs)
-                    continue
-                skip = 0
-                ahead.append((epoch, number, window, [read(chunk) for chunk in window.tolist()]))
-                if len(ahead) > 1:
-                    yield self._content(*ahead.popleft())
+            for epoch in itertools.count():
+                for number, window in enumerate(self.order(epoch)):
+                    pairs = int(self.sizes[window, 0].sum())
+                    if skip >= pairs:
+                        skip -= pairs
+                        yield epoch, [(0, [0] * pairs, {})]
+                        continue
+                    skip = 0
+                    ahead.append((epoch, number, window, [read(chunk) for chunk in window.tolist()]))
+                    if len(ahead) > 1:
+                        yield self._content(*ahead.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    @staticmethod
-    def _nothing(pairs: int) -> Iterator[tuple[int, list[int], dict[int, np.ndarray]]]:
-        yield 0, [0] * pairs, {}
-
-    def _plan(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        epoch = 0
-        while True:
-            for number, window in enumerate(self.order(epoch)):
-                yield epoch, number, window
-            epoch += 1
-
     def _content(
         self, epoch: int, number: int, window: np.ndarray, reading: list[Future[np.ndarray]]
-    ) -> tuple[int, Iterator[tuple[int, list[int], dict[int, np.ndarray]]]]:
+    ) -> tuple[int, Iterable[_Chain]]:
         """The chains of a window, shuffled."""
-        chains: list[tuple[int, list[int], dict[int, np.ndarray]]] = []
+        chains: list[_Chain] = []
         for chunk_number, future in zip(window.tolist(), reading):
             chunk = self.chunks[chunk_number]
             source = self.sources[chunk.source]
@@ -205,17 +199,10 @@ class PairStream:
 def read_pairs(
     sources: list[IndexedSource], size: int, count: int, batch: int, decoder: str = "av"
 ) -> list[tuple[Tensor, Tensor]]:
-    """Held-out pairs, spread evenly over all there are: always the same.
-
-    Args:
-        sources: the indexed sources.
-        size: side in pixels.
-        count: how many pairs at most.
-        batch: pairs of a batch.
-        decoder: "av" or "torchcodec".
+    """Held-out pairs, spread evenly over all of them: always the same.
 
     Returns:
-        Batches (I_t, I_{t+C}), [b, 3, size, size] uint8 each.
+        At most `count` pairs in batches (I_t, I_{t+C}), [b, 3, size, size] uint8 each, b <= `batch`.
     """
     every = [(source, t) for source in sources for t in np.flatnonzero(source.held_out).tolist()]
     pairs = []

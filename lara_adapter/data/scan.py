@@ -38,10 +38,6 @@ class Scan(NamedTuple):
 def scan_source(source: Source, gap: Gap) -> Scan:
     """Decode a source once, from start to end, holding only the frames of one gap in memory (as thumbnails).
 
-    Args:
-        source: what to scan.
-        gap: how far apart the frames of a pair are.
-
     Returns:
         The scan; a file that breaks off in the middle is good up to there, and `note` says so.
 
@@ -127,7 +123,7 @@ def _close(end: int, start: int, seconds: Sequence[float], gap: float) -> bool:
 
 
 def find_cuts(change: np.ndarray, threshold: float) -> np.ndarray:
-    """Where a new shot begins: the picture changes a lot, and at once.
+    """Where a new shot begins, [T] bool: the picture changes a lot, and at once.
 
     A frame counts as a cut if it differs from the one before by `threshold` or more, and by three times the mean of the
     differences around it, so that a fast camera does not count. Fades and dissolves are not found.
@@ -135,9 +131,6 @@ def find_cuts(change: np.ndarray, threshold: float) -> np.ndarray:
     Args:
         change: [T] float, as in :class:`Scan`.
         threshold: in [0, 1]; 0: no cuts.
-
-    Returns:
-        [T] bool.
     """
     if not threshold:
         return np.zeros(len(change), bool)
@@ -151,15 +144,7 @@ def find_cuts(change: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def thin_out(still: np.ndarray, keep: float) -> np.ndarray:
-    """Which pairs are kept: all that move, and of the still ones an even share.
-
-    Args:
-        still: [T] bool.
-        keep: share of the still ones, [0, 1].
-
-    Returns:
-        [T] bool.
-    """
+    """Which pairs are kept, [T] bool: all that are not `still` [T] bool, and an even share `keep` [0, 1] of the still."""
     rank = np.cumsum(still)
     kept: np.ndarray = ~still | (np.floor(rank * keep) > np.floor((rank - 1) * keep))
     return kept

@@ -47,11 +47,8 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder in natural order; hidden files do not count."""
     with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if os.path.splitext(entry.name)[1].lower() in PICTURES and not entry.name.startswith(".")
-        ]
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    names = [name for name in names if os.path.splitext(name)[1].lower() in PICTURES]
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
@@ -117,15 +114,9 @@ def _dataset_sources(root: Path, cameras: Sequence[str]) -> Iterator[Source]:
         for episode in dataset.episodes:
             name, start = episode.videos[key] if is_video else (episode.data, rows[episode.data] / dataset.fps)
             rows[episode.data] += episode.length
-            segments.setdefault(name, []).append(
-                Segment(
-                    f"{root}#{episode.number}",
-                    episode.number,
-                    start,
-                    start + episode.length / dataset.fps,
-                    episode.length,
-                )
-            )
+            stop = start + episode.length / dataset.fps
+            segment = Segment(f"{root}#{episode.number}", episode.number, start, stop, episode.length)
+            segments.setdefault(name, []).append(segment)
         for name, inside in segments.items():
             kind, column = ("video", "") if is_video else ("parquet", key)
             yield Source(root / name, kind, tuple(inside), dataset.fps, column, root)

@@ -57,12 +57,9 @@ def read_by_time(path: Path, stamps: np.ndarray, tick: float, size: int) -> np.n
     try:
         # approximate: no pass over the whole file; the time stamps are compared below
         decoder = video_decoder(
-            path,
-            dimension_order="NHWC",
-            seek_mode="approximate",
-            num_ffmpeg_threads=1,
+            path, dimension_order="NHWC", seek_mode="approximate", num_ffmpeg_threads=1,
             transforms=[resize((size, size))],
-        )
+        )  # fmt: skip
         # half a unit later, where the frame is on show whatever way the times are rounded
         played = decoder.get_frames_played_at((times + tick / 2).tolist())
         frames: np.ndarray = played.data.numpy()

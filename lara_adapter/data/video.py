@@ -20,11 +20,7 @@ __all__ = ["Converter", "Decoded", "VideoFile", "decode_picture", "picture_frame
 
 
 def require_av() -> Any:
-    """PyAV.
-
-    Raises:
-        DatasetError: it is not installed.
-    """
+    """PyAV, or a DatasetError that names the package to install."""
     try:
         import av
         import av.error
@@ -45,10 +41,7 @@ class Decoded(NamedTuple):
 
 
 class VideoFile:
-    """A video file, open; a context manager.
-
-    Args:
-        path: the file.
+    """An open video file; a context manager.
 
     Raises:
         DatasetError: it cannot be opened, or holds no video.
@@ -264,15 +257,7 @@ class Converter:
 
 
 def picture_frame(content: bytes, name: str) -> Any:
-    """av's frame of a picture file (PNG, JPEG, ...).
-
-    Args:
-        content: the bytes of the file.
-        name: what to call it in an error.
-
-    Raises:
-        DatasetError: it cannot be decoded.
-    """
+    """av's frame of the content of a picture file (PNG, JPEG, ...); a DatasetError names it where it cannot be decoded."""
     av = require_av()
     try:
         with av.open(io.BytesIO(content), metadata_errors="ignore") as container:

@@ -118,16 +118,12 @@ class LatentActionConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> LatentActionConfig:
-        """The paper's LAM: ViT-MAE-large, M-Former of 4 layers, 8 x 32 latent, 128 codes, 12-layer decoder, LPIPS.
-
-        Args:
-            **changes: fields to set otherwise.
-        """
+        """The paper's LAM, with `changes`: ViT-MAE-large, 4-layer M-Former, 8 x 32 latent, 128 codes, LPIPS."""
         return cls(**changes)
 
     @classmethod
     def tiny(cls, **changes: Any) -> LatentActionConfig:
-        """A LAM that trains from nothing on one CPU core: 64 px, own encoder, no download.
+        """A LAM that trains from scratch on one CPU core: 64 px, own encoder, no download.
 
         Small models on small motions do not start to learn by the paper's recipe: the codebook's scale collapses and
         the copy of the present frame is hard to beat. Hence the LayerNorm on z, the warm-up without quantisation, the
@@ -136,40 +132,19 @@ class LatentActionConfig:
         Args:
             **changes: fields to set otherwise; `vq_warmup_steps` should be about a quarter of the planned steps.
         """
+        # Width 96 with ViT's initializer_range of 0.02 starts with a latent that is the same for every pair, and takes
+        # hundreds of steps to leave it. Positions must not drown in the patches: of the IDM, or z cannot say where
+        # something moved; of the FDM, or it settles for a blur that ignores z (and z then dies).
         tiny: dict[str, Any] = {
-            "image_size": 64,
-            "image_encoder": None,
-            "image_mean": (0.5, 0.5, 0.5),
-            "image_std": (0.5, 0.5, 0.5),
-            "encoder_patch_size": 8,
-            "encoder_prefix_tokens": 0,
-            "encoder_width": 64,
-            "encoder_layers": 0,
-            "idm_width": 96,
-            "idm_layers": 1,
-            "idm_heads": 4,
-            "idm_mlp": 192,
-            "difference_input": True,
-            "normalize_latent": True,
-            "fdm_width": 96,
-            "fdm_layers": 2,
-            "fdm_heads": 4,
-            "fdm_mlp": 192,
-            "fdm_patch_size": 8,
-            "fusion": "concat",
-            "residual": True,
-            "vq_warmup_steps": 150,
-            "vq_revive_every": 50,
-            "reconstruction_over_copy": True,
-            "perceptual_weight": 0.0,
-            "layer_norm_eps": 1e-6,
-            # Width 96 with ViT's 0.02 starts with a latent that is the same for every pair, and it takes hundreds of
-            # steps to leave that; the positions must not drown in the patches, or z cannot say where something moved.
-            "initializer_range": 0.1,
-            "idm_position_range": 0.8,
-            # Nor in the decoder: it must learn "z, here", or it settles for a blur that ignores z (and z then dies).
-            "fdm_position_range": 0.5,
-        }
+            "image_size": 64, "image_encoder": None, "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5),
+            "encoder_patch_size": 8, "encoder_prefix_tokens": 0, "encoder_width": 64, "encoder_layers": 0,
+            "idm_width": 96, "idm_layers": 1, "idm_heads": 4, "idm_mlp": 192,
+            "difference_input": True, "normalize_latent": True,
+            "fdm_width": 96, "fdm_layers": 2, "fdm_heads": 4, "fdm_mlp": 192, "fdm_patch_size": 8,
+            "fusion": "concat", "residual": True, "vq_warmup_steps": 150, "vq_revive_every": 50,
+            "reconstruction_over_copy": True, "perceptual_weight": 0.0, "layer_norm_eps": 1e-6,
+            "initializer_range": 0.1, "idm_position_range": 0.8, "fdm_position_range": 0.5,
+        }  # fmt: skip
         return cls(**{**tiny, **changes})
 
     def __post_init__(self) -> None:

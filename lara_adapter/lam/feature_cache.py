@@ -1,15 +1,15 @@
-"""Features of a frozen image encoder, kept on disk: in joint training the frames of a few demonstrations are seen hundreds
-of times, and the encoder is most of what a latent action model costs.
+"""Features of a frozen image encoder, kept on disk.
 
-A frame is known by a hash of its pixels, so that any dataset and any order will do, and the future frame of one pair is
-found again as the present frame of another. Features are stored as the encoder gave them.
+Joint training reads the frames of a few demonstrations hundreds of times, and the encoder is most of the cost of a latent
+action model. The key of a frame is a hash of its pixels, so any dataset and any order will do, and the future frame of
+one pair is found again as the present frame of another. Features are stored as the encoder computed them.
 
     FOLDER/<encoder>-<precision>/cache.json          what the features are of
     FOLDER/<encoder>-<precision>/<writer>.features   rows of P x E numbers, read through a memory map
     FOLDER/<encoder>-<precision>/<writer>.index      a record for each row: 128-bit key, CRC-32 of the row
 
-Every process writes files of its own and reads those that were there when it started, so that ranks and runs can share
-a folder. A row is written before its record, so that a killed process leaves whole records only.
+Every process writes its own files and reads those that existed when it started, so that ranks and runs can share a
+folder. A row is written before its record, so that a killed process leaves only complete records.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import struct
 import uuid
 import zlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from torch import Tensor
 
 from ..errors import AdapterFormatError
 from ..storage.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from .image_encoder import FrozenImageEncoder
 
 __all__ = ["FeatureCache"]
 
@@ -40,25 +43,14 @@ _GROW = 256  # rows by which a features file grows: a memory map has a fixed len
 Key = tuple[int, int]
 
 
-class CachedEncoder(Protocol):
-    """What a cache needs of an image encoder."""
-
-    network: Any  # the frozen backbone
-    config: Any  # its encoder_size, image_mean and image_std
-
-    def compute(self, images: Tensor) -> Tensor:
-        """Tokens [B, P, E] of images [B, 3, H, W]."""
-
-
 class FeatureCache:
-    """Looks up and keeps the tokens of a frozen image encoder. Made by :meth:`LatentActionModel.cache_features`.
+    """The tokens of a frozen image encoder, looked up or computed. Made by :meth:`LatentActionModel.cache_features`.
 
-    Copies (deepcopy) share one cache; out of a pickle it opens its files again.
+    Copies (deepcopy) share one cache; an unpickled one opens its files again.
 
     Attributes:
-        folder: the folder given.
-        dtype: of what is stored; None: as the encoder gives it, so that losses do not change.
-        max_bytes: stop writing beyond so many bytes of this process's own; None: no bound.
+        dtype: of the stored features; None: the encoder's, so that losses do not change.
+        max_bytes: bound on the bytes that this process writes; None: none.
         hits: frames found.
         misses: frames encoded.
     """
@@ -82,16 +74,10 @@ class FeatureCache:
         """Bytes of features that this process has added."""
         return sum(store.written for store in self._stores.values())
 
-    def encode(self, encoder: CachedEncoder, images: Tensor) -> Tensor:
-        """Tokens of images, from the cache where it has them.
+    def encode(self, encoder: FrozenImageEncoder, images: Tensor) -> Tensor:
+        """Tokens [B, P, E] of images [B, 3, H, W] float32; those not in the cache are computed by `encoder`.
 
-        Args:
-            encoder: what computes the others.
-            images: [B, 3, H, W] float32.
-
-        Returns:
-            Tokens [B, P, E], equal to `encoder.compute(images)` up to rounding, where that depends on which
-            images share a batch.
+        Equal to `encoder.compute(images)` up to rounding, where that depends on which images share a batch.
 
         Raises:
             AdapterFormatError: a stored row is damaged (its checksum is wrong), or the folder is of another schema.
@@ -101,7 +87,7 @@ class FeatureCache:
         missing = list(dict.fromkeys(key for key in keys if key not in store))
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
-        if len(missing) == len(keys):  # nothing known, nothing twice: the whole batch, as without a cache
+        if len(missing) == len(keys):  # nothing known or repeated: the whole batch, as without a cache
             tokens = encoder.compute(images)
             store.add(keys, tokens, self.max_bytes)
             return tokens
@@ -116,7 +102,7 @@ class FeatureCache:
         found = {**fresh, **dict(zip(known, rows.unbind()))}
         return torch.stack([found[key].to(store.gives) for key in keys])
 
-    def _store(self, encoder: CachedEncoder, images: Tensor) -> _Store:
+    def _store(self, encoder: FrozenImageEncoder, images: Tensor) -> _Store:
         kind = images.device.type
         autocast = torch.is_autocast_enabled(kind)
         precision = str(torch.get_autocast_dtype(kind) if autocast else torch.float32).removeprefix("torch.")
@@ -136,7 +122,7 @@ class _Store:
         self.folder, self.fingerprint, self.dtype = folder, fingerprint, dtype
         self.where: dict[Key, tuple[int, int]] = {}  # key -> which file, which row
         self.maps: list[np.memmap | None] = []
-        self.checks: dict[Key, int] = {}  # of rows not looked at yet
+        self.checks: dict[Key, int] = {}  # of rows not verified yet
         self.written = 0
         self.shape: tuple[int, ...] | None = None
         self.gives = torch.float32
@@ -174,7 +160,7 @@ class _Store:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def add(self, keys: list[Key], tokens: Tensor, max_bytes: int | None) -> None:
-        """Keep rows; a full disk ends the keeping and not the training."""
+        """Write rows; if the disk is full, training goes on without writing."""
         if self.full:
             return
         if self.shape is None:
@@ -225,7 +211,7 @@ class _Store:
                 assert self._writer is not None
                 self.maps[file] = self._writer.map()
             rows[i] = self.maps[file][row]  # type: ignore[index]
-            check = self.checks.pop(key, None)  # once for each row that another process wrote
+            check = self.checks.pop(key, None)  # once per row that another process wrote
             if check is not None and zlib.crc32(rows[i].tobytes()) != check:
                 raise AdapterFormatError(
                     f"{self.folder}: a stored row is damaged (its checksum is wrong); remove the folder, it is made again"
@@ -242,7 +228,7 @@ class _Writer:
         self.features, self.index = self.path.open("w+b"), stem.with_suffix(".index").open("wb")
 
     def add(self, key: Key, row: bytes) -> int:
-        """Append; returns the row's number."""
+        """Append a row; returns its number."""
         if self.rows == self.room:
             self.room += _GROW
             self.features.truncate(self.room * self.row_bytes)
@@ -255,7 +241,7 @@ class _Writer:
         return self.rows - 1
 
     def map(self) -> np.memmap:
-        """What is written so far."""
+        """The rows written so far."""
         return np.memmap(self.path, np.uint8, "r", shape=(self.rows, self.row_bytes))
 
 
@@ -265,11 +251,11 @@ _MIXERS: dict[tuple[int, str], Tensor] = {}
 
 
 def _keys(images: Tensor) -> list[Key]:
-    """A 128-bit key of each image [B, ...] float32, of its exact bits and order; one synchronisation with the device."""
+    """A 128-bit key of each image [B, ...] float32, of its exact bits and order; synchronises with the device once."""
     bits = images.detach().float().contiguous().flatten(1).view(torch.int32).to(torch.int64)
     where = bits.shape[1], str(images.device)
     if where not in _MIXERS:
-        # two random linear hashes modulo 2^64; a generator of its own, so that no noise of the policy's shifts
+        # two random linear hashes modulo 2^64; its own generator leaves the policy's random state alone
         generator = torch.Generator().manual_seed(0x1A2A)
         mixer = torch.randint(-(2**63), 2**63 - 1, (2, bits.shape[1]), generator=generator)
         _MIXERS[where] = (mixer | 1).to(images.device)
@@ -277,9 +263,10 @@ def _keys(images: Tensor) -> list[Key]:
     return [(high % 2**64, low % 2**64) for high, low in mixed.tolist()]
 
 
-def _fingerprint(encoder: CachedEncoder) -> str:
-    """Of the backbone's weights and of how images are brought to it: a name and a revision could be of other weights."""
+def _fingerprint(encoder: FrozenImageEncoder) -> str:
+    """Of the backbone's weights and its preprocessing: a name and a revision do not identify the weights."""
     digest = hashlib.sha256()
+    assert encoder.network is not None
     for name, tensor in sorted(encoder.network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

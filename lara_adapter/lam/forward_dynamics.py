@@ -18,9 +18,6 @@ class ForwardDynamics(nn.Module):
     The latent tokens are projected up (Linear(D, D) - tanh - Linear(D, W)) and fused: "add" flattens all N through one
     Linear(N W, W) and adds the result to every patch; "concat" puts them in front of the patches. A linear map and a
     pixel shuffle turn the last tokens into pixels.
-
-    Args:
-        config: the model's settings.
     """
 
     def __init__(self, config: LatentActionConfig) -> None:

@@ -170,14 +170,7 @@ class FrozenImageEncoder(OutsideTree):
         self.std = torch.tensor(config.image_std, device=self.home).view(1, 3, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images.
-
-        Args:
-            images: [B, 3, H, W] float, [0, 1]; resized to the encoder's size here.
-
-        Returns:
-            Tokens [B, P, E] without graph.
-        """
+        """Tokens [B, P, E], without graph, of images [B, 3, H, W] float in [0, 1], which are resized here."""
         # a look-up cannot be part of a compiled graph
         if self.cache is None or torch.compiler.is_compiling():
             return self.compute(images)
@@ -194,11 +187,7 @@ class FrozenImageEncoder(OutsideTree):
 
 
 class PatchEncoder(nn.Module):
-    """The small encoder that is trained with the rest and needs no download: patches, positions, some layers.
-
-    Args:
-        config: the model's settings.
-    """
+    """The small encoder that is trained with the rest and needs no download: patches, positions, some layers."""
 
     def __init__(self, config: LatentActionConfig) -> None:
         super().__init__()
@@ -213,14 +202,7 @@ class PatchEncoder(nn.Module):
         initialize(self, config.initializer_range)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images.
-
-        Args:
-            images: [B, 3, H, W] float, [0, 1]; resized to the encoder's size here.
-
-        Returns:
-            Tokens [B, P, E] with graph.
-        """
+        """Tokens [B, P, E], with graph, of images [B, 3, H, W] float in [0, 1], which are resized here."""
         images = resize(images.float(), self.config.encoder_size)
         channels = zip(images.unbind(1), self.config.image_mean, self.config.image_std)
         images = torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
@@ -232,11 +214,7 @@ class PatchEncoder(nn.Module):
 
 
 def build_image_encoder(config: LatentActionConfig, backbone: nn.Module | None = None) -> nn.Module:
-    """The encoder that `config` asks for.
-
-    Args:
-        config: the model's settings.
-        backbone: an already loaded frozen backbone to use instead of loading `config.image_encoder`.
+    """The encoder that `config` asks for, or a frozen `backbone` that is already loaded.
 
     Raises:
         LaraArgumentError: the backbone cannot be loaded or does not fit.

@@ -22,9 +22,6 @@ class InverseDynamics(nn.Module):
     The sequence is [N queries, P present tokens, separator, P future tokens]; one position is learnt for each. With
     `difference_input` the tokens of the difference image have their own projection and are added to the future tokens
     of the same place, so that the sequence, its cost and the attention maps keep their shape.
-
-    Args:
-        config: the model's settings.
     """
 
     def __init__(self, config: LatentActionConfig) -> None:

@@ -85,12 +85,8 @@ def measure_health(model: Any, pairs: Iterable[Sequence[Tensor]]) -> LatentHealt
     share = counts / counts.sum()
     variance = (squares / number - (total / number).square()).clamp(min=0)
     return LatentHealth(
-        pairs=number,
-        reconstruction_loss=reconstruction,
-        copy_loss=copy,
-        ratio=reconstruction / copy if copy > 0 else math.nan,
-        codes_used=int((counts > 0).sum()),
-        perplexity=float(torch.exp(-torch.xlogy(share, share).sum())),
-        latent_std=float(variance.sqrt().mean()),
+        pairs=number, reconstruction_loss=reconstruction, copy_loss=copy,
+        ratio=reconstruction / copy if copy > 0 else math.nan, codes_used=int((counts > 0).sum()),
+        perplexity=float(torch.exp(-torch.xlogy(share, share).sum())), latent_std=float(variance.sqrt().mean()),
         mean_direction=float((directions / number).square().sum()),
-    )
+    )  # fmt: skip

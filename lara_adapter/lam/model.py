@@ -159,17 +159,10 @@ class LatentActionModel(nn.Module):
             scale = copy_loss.clamp(min=STILL) if config.reconstruction_over_copy else 1.0
             loss = reconstruction_loss / scale + quantizer_loss + config.perceptual_weight * perceptual_loss
         return LatentActionOutput(
-            loss=loss,
-            reconstruction_loss=reconstruction_loss,
-            copy_loss=copy_loss,
-            codebook_loss=terms.codebook_loss,
-            commitment_loss=terms.commitment_loss,
-            perceptual_loss=perceptual_loss,
-            perplexity=terms.perplexity,
-            codes_used=terms.codes_used,
-            latent=latent,
-            reconstruction=reconstruction,
-        )
+            loss=loss, reconstruction_loss=reconstruction_loss, copy_loss=copy_loss, codebook_loss=terms.codebook_loss,
+            commitment_loss=terms.commitment_loss, perceptual_loss=perceptual_loss, perplexity=terms.perplexity,
+            codes_used=terms.codes_used, latent=latent, reconstruction=reconstruction,
+        )  # fmt: skip
 
     def predict(self, frame_t: Tensor, latent: LatentAction | Tensor) -> Tensor:
         """Predict the future frame from the present one and a latent action (LARA, Eq. 2).
@@ -324,7 +317,7 @@ class LatentActionModel(nn.Module):
         config = checkpoint.read_config(folder)
         tensors = read_tensors(folder / checkpoint.WEIGHTS)
         _check_size(config, tensors, folder)
-        # the random start is overwritten: the caller's random numbers are not to notice
+        # the random start is overwritten, and the caller's random state must not change
         with torch.random.fork_rng(devices=[]):
             model = cls(config, quantizer=quantizer, backbone=backbone)
         load_into(model, tensors, folder / checkpoint.WEIGHTS)
@@ -361,9 +354,6 @@ def count_parameters(config: LatentActionConfig) -> int:
     """Parameters in the module tree of a :class:`LatentActionModel`, all trainable, without building it.
 
     Nothing is allocated or downloaded; a frozen image encoder and the perceptual network are outside the tree.
-
-    Args:
-        config: the settings.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         parts = [InverseDynamics(config), VectorQuantizer.from_config(config), ForwardDynamics(config)]
@@ -373,11 +363,7 @@ def count_parameters(config: LatentActionConfig) -> int:
 
 
 def _check_size(config: LatentActionConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuse a configuration of far more parameters than its file holds, before anything of that size is allocated.
-
-    Raises:
-        AdapterFormatError: so it is.
-    """
+    """Refuse a configuration of far more parameters than its file holds, before anything of that size is allocated."""
     held = sum(tensor.numel() for tensor in tensors.values())
     layers = config.idm_layers + config.fdm_layers + (config.encoder_layers if config.image_encoder is None else 0)
     # the slack is for a quantiser of the user's own; its codebook may be smaller than ours

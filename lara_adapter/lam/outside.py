@@ -1,7 +1,7 @@
-"""Frozen networks that a module uses and does not own.
+"""Frozen networks outside the module tree.
 
-A frozen image encoder has a hundred times the weights of what is trained. Inside the module tree it would swell
-every checkpoint, enter optimizers and FSDP units, and leave eval mode with each `policy.train()`.
+A frozen image encoder can have a hundred times the weights of what is trained. In the module tree it would be part of
+every checkpoint, optimizer and FSDP unit, and leave eval mode with each `policy.train()`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ __all__ = ["OutsideTree"]
 
 
 class OutsideTree(nn.Module):
-    """Holds a frozen network so that state_dict, parameters, train, dtype casts and wrappers never see it.
+    """Holds a frozen network that is not part of state_dict, parameters, train, dtype casts or wrappers.
 
-    Only its device follows: when this module (or any parent) is moved, so is the network. It stays in eval mode and
-    keeps the dtype that it was loaded in.
+    It moves with this module (or any parent) to another device, stays in eval mode and keeps its dtype.
 
     Args:
         network: the network, or None to set it later by :meth:`hold`.
@@ -44,7 +43,7 @@ class OutsideTree(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        # fn may also cast (`.to(bfloat16)`) or forget the values (`.to_empty`): ask it only where things go
+        # fn may also cast (`.to(bfloat16)`) or drop the values (`.to_empty`): take only the device from it
         device = fn(torch.empty(1, device=self.home)).device
         if device != self.home and device.type != "meta":
             self._move(device)

@@ -18,9 +18,8 @@ logger = logging.getLogger(__name__)
 class PerceptualDistance(OutsideTree):
     """LPIPS (VGG) between images in [0, 1], outside the module tree.
 
-    The package `lpips` and its weights (VGG16, 528 MB) are fetched at the first use and not before: what only encodes
-    frames never needs them, and a cluster without network can still train. If they cannot be had, one warning says so
-    and the distance is 0.
+    The package `lpips` and its weights (VGG16, 528 MB) are loaded at the first use, because encoding frames does not need
+    them. If that fails (a cluster without network can still train), one warning is logged and the distance is 0.
     """
 
     def __init__(self) -> None:
@@ -52,7 +51,7 @@ class PerceptualDistance(OutsideTree):
             target: [B, 3, S, S] float32, [0, 1].
 
         Returns:
-            [B] float32, zeros where LPIPS is not to be had.
+            [B] float32, zeros where LPIPS is not available.
 
         Raises:
             LaraArgumentError: first used inside torch.compile, which cannot trace the loading.

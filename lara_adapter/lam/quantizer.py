@@ -1,8 +1,8 @@
-"""Vector quantisation of the latent tokens (LARA, Eq. 3; VQ-VAE), with the guards that keep a codebook alive.
+"""Vector quantisation of the latent tokens (LARA, Eq. 3; VQ-VAE), with safeguards against a collapsed codebook.
 
-The codebook learns by gradient, so under DDP it needs no synchronisation of its own. What is beside the gradient
-(usage, first values from data, revival of unused codes) is computed from sums over all ranks and therefore equal on
-each; it draws no random numbers and never branches on a tensor's value, so that it can be compiled.
+The codebook learns by gradient, which DDP synchronises. Everything else (usage, initial values from data, revival of
+unused codes) is computed from sums over all ranks, and so is equal on each; it draws no random numbers and never
+branches on a tensor's value, so that it can be compiled.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class VectorQuantizer(nn.Module):
     """Nearest code in float32, straight-through gradient, codebook and commitment terms.
 
     The codes in use are `weight + offset`: `weight` is the parameter, `offset` a buffer through which codes are set
-    from data. A forward never writes to a parameter: FSDP and ZeRO-3 would throw the write away with the gathered
-    copy, and autograd would refuse a second forward before the backward.
+    from data. A forward never writes to a parameter: FSDP and ZeRO-3 would discard the write with the gathered copy,
+    and autograd would refuse a second forward before the backward.
 
     Args:
         codebook_size: K.
@@ -87,17 +87,13 @@ class VectorQuantizer(nn.Module):
 
     @classmethod
     def from_config(cls, config: LatentActionConfig) -> VectorQuantizer:
-        """The quantiser that a model's settings ask for."""
+        """The quantiser with a model's settings."""
         return cls(
-            config.codebook_size,
-            config.latent_dim,
-            config.commitment_weight,
-            legacy_commitment=config.legacy_commitment,
-            warmup_steps=config.vq_warmup_steps,
-            init_from_data=config.vq_init_from_data,
-            revive_every=config.vq_revive_every,
+            config.codebook_size, config.latent_dim, config.commitment_weight,
+            legacy_commitment=config.legacy_commitment, warmup_steps=config.vq_warmup_steps,
+            init_from_data=config.vq_init_from_data, revive_every=config.vq_revive_every,
             usage_decay=config.vq_usage_decay,
-        )
+        )  # fmt: skip
 
     def forward(
         self,
@@ -112,7 +108,7 @@ class VectorQuantizer(nn.Module):
 
         Args:
             z: [B, N, D] float.
-            valid: [B] bool; latents of other samples are replaced by zeros, and neither loss nor usage sees them.
+            valid: [B] bool; latents of other samples are replaced by zeros and do not count for loss and usage.
             indices: [..., any] int64 in 0..K-1: look these up instead, and return only the codes [..., D].
             update: False: usage and codes do not change, even in training.
             want_terms: append the :class:`QuantizerTerms`.
@@ -146,7 +142,7 @@ class VectorQuantizer(nn.Module):
             else:
                 loss = codebook_loss + self.commitment_weight * commitment_loss
             quantized = torch.where(ready, z + (codes - z).detach(), z)
-            # eval mode, no_grad and a frozen codebook all promise that not one byte changes
+            # in eval mode, under no_grad and with a frozen codebook nothing may change
             if update and self.training and torch.is_grad_enabled() and self.weight.requires_grad:
                 self._refresh(z.detach().flatten(0, 1), indices.flatten(), self._rows(z, valid))
             if not want_terms:
@@ -169,9 +165,9 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _refresh(self, latents: Tensor, indices: Tensor, rows: Tensor) -> None:
-        """Count the codes, and set from data those that are due: all at the end of the warm-up, later the dead ones.
+        """Count the codes, and set codes from data: all at the end of the warm-up, later the dead ones.
 
-        The one place that writes. All ranks write the same: one sum over ranks carries the counts and each rank's
+        Only this method writes, and the same on all ranks: one sum over ranks carries the counts and each rank's
         candidates in its own slot (a sum with zeros is exact).
 
         Args:
@@ -180,7 +176,7 @@ class VectorQuantizer(nn.Module):
             rows: [M] bool, which of them count.
         """
         size, dim = self.codebook_size, self.dim
-        # asked at each forward: the model is usually built before init_process_group
+        # at each forward: the model is usually built before init_process_group
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         counts = torch.zeros(size, device=latents.device).scatter_add_(0, indices, rows.float())
         share = -(-size // ranks)
@@ -211,17 +207,12 @@ class VectorQuantizer(nn.Module):
 
 
 def _spread(latents: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Choose `count` of the latents that count, evenly and without random numbers; distinct while there are enough.
-
-    Args:
-        latents: [M, D].
-        rows: [M] bool.
-        count: how many to return; repeats when fewer count.
+    """Choose `count` of the latents [M, D] where `rows` [M] is True, evenly and without random numbers.
 
     Returns:
-        [count, D], and whether there was any, a bool scalar.
+        [count, D], with repeats only if there are fewer; and whether there was any, a bool scalar.
     """
-    # A plain stride would meet the same few of the N tokens in each sample. Multiplying by 2^32 / golden ratio
+    # A plain stride would pick the same few of the N tokens in each sample. Multiplying by 2^32 / golden ratio
     # (Knuth's hash) orders the rows so that any stretch of them is spread over samples and tokens.
     place = torch.arange(latents.shape[0], device=latents.device)
     scattered = (place * 2654435769 % 2**32).argsort()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_model import frames, moving_squares, small, trained_tiny
+from test_model import frames, moving_squares, small
 from torch import nn
 
 from lara_adapter.lam import VectorQuantizer
@@ -187,9 +187,9 @@ def test_without_lpips_one_warning_and_the_same_loss(monkeypatch, caplog):
 
 
 @pytest.mark.slow
-def test_tiny_predicts_through_its_latent():
+def test_tiny_predicts_through_its_latent(trained_tiny):
     """The ratio alone proves little: a blur that ignores z beats the copy too (0.60). Another pair's z must do worse."""
-    lam = trained_tiny()
+    lam = trained_tiny
     present, future = moving_squares(128, 10_000)
     health = lam.health([(present, future)])
     with torch.no_grad():

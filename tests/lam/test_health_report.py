@@ -1,4 +1,4 @@
-"""`lara health`: a healthy LAM, and each illness recognised, with the advice that belongs to it."""
+"""`lara health`: a healthy model, and each fault with its advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("av")
 pytest.importorskip("pyarrow")
 
 from helpers import disk_datasets as disk
-from test_model import small, trained_tiny
+from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionConfig, LatentActionModel, cli
 from lara_adapter.data.video import VideoFile
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow  # a model is trained, once
 
 
 def walk(episode: int, length: int, pixels: int, hold: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """The square that `trained_tiny` knows, ten pixels further every `hold` frames; the actions say where to."""
+    """The square that `trained_tiny` knows, ten pixels further every `hold` frames; the actions are its moves."""
     random = np.random.default_rng(episode)
     frames = np.full((length, pixels, pixels, 3), 60, np.uint8)
     actions = np.zeros((length, 2), np.float32)
@@ -51,19 +51,17 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory, trained_tiny):
     """Folder of a healthy model, of one whose latent is constant, and of one that only copies the frame."""
     folder = tmp_path_factory.mktemp("models")
-    trained_tiny().save_pretrained(folder / "healthy")
-    constant = LatentActionModel(trained_tiny().config)
-    constant.load_state_dict(trained_tiny().state_dict())
+    trained_tiny.save_pretrained(folder / "healthy")
+    constant = LatentActionModel(trained_tiny.config)
+    constant.load_state_dict(trained_tiny.state_dict())
     with torch.no_grad():
         constant.inverse_dynamics.down[2].weight.zero_()
         constant.inverse_dynamics.down[2].bias.copy_(torch.linspace(-1, 1, 32))
     constant.save_pretrained(folder / "constant")
-    LatentActionModel(LatentActionConfig.tiny()).save_pretrained(
-        folder / "copies"
-    )  # its residual decoder starts at zero
+    LatentActionModel(LatentActionConfig.tiny()).save_pretrained(folder / "copies")  # a residual decoder starts at zero
     return folder
 
 
@@ -71,7 +69,7 @@ def states(report) -> dict[str, str]:
     return {finding.name: finding.state for finding in report.findings}
 
 
-def text_of(report, name: str) -> str:
+def finding_text(report, name: str) -> str:
     return next(finding.text for finding in report.findings if finding.name == name)
 
 
@@ -87,64 +85,64 @@ def test_a_healthy_model_is_healthy(models, data):
     assert first.measured.pairs >= 110
     assert first.measured.ratio < 0.9
     assert (first.still, first.lost) == (0, pytest.approx(1 / 24))
-    # z tells where the square went: the only action of a gap of one frame
+    # z shows where the square went, which is the action of a gap of one frame
     assert report.probes["mean"].r2 > 0.5
     assert report.probes["mean"].episodes == 10
     assert "healthy" in str(report)
     assert "NOT" not in str(report)
 
 
-def test_the_measures_are_those_of_the_frames_themselves(models, data):
+def test_the_measures_are_those_of_the_frames_themselves(models, data, trained_tiny):
     """All pairs asked for: the numbers are the model's own health over every pair of the dataset."""
     report = examine(models / "healthy", data, gap=2, gaps=[2], pairs=10 * 22, batch_size=7)
     frames = [torch.from_numpy(walk(number, 24, SIDE)[0]).permute(0, 3, 1, 2) for number in range(10)]
     pairs = [(clip[:-2], clip[2:]) for clip in frames]
-    expected = trained_tiny().health(pairs)
+    expected = trained_tiny.health(pairs)
     found = report.gaps[0].measured
     assert found.pairs == expected.pairs == 220
     for name in ("reconstruction_loss", "copy_loss", "ratio", "perplexity", "latent_std", "mean_direction"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=0.02), name
 
 
-def test_a_constant_latent_is_called_a_collapse(models, data):
+def test_a_constant_latent_is_reported_as_a_collapse(models, data):
     report = examine(models / "constant", data, gap=1, pairs=60)
     assert not report.ok
     found = states(report)
     assert found["codes"] == found["latent"] == found["direction"] == "fail"
     for name in ("codes", "latent", "direction"):
-        assert "collapse: " in text_of(report, name)
-    assert "alignment='contrastive'" in text_of(report, "direction")
+        assert "collapse: " in finding_text(report, name)
+    assert "alignment='contrastive'" in finding_text(report, "direction")
     assert found["frame gap"] == "ok"
     assert "NOT healthy" in str(report)
 
 
-def test_a_model_that_copies_the_frame_is_told_so(models, data):
+def test_a_model_that_copies_the_frame_fails_the_reconstruction(models, data):
     report = examine(models / "copies", data, gap=1, pairs=60)
     assert states(report)["reconstruction"] == "fail"
-    assert "no better than copying: train longer" in text_of(report, "reconstruction")
+    assert "no better than copying: train longer" in finding_text(report, "reconstruction")
     assert report.gaps[0].measured.ratio == pytest.approx(1, abs=1e-3)
 
 
-def test_a_gap_at_which_nothing_moves_is_too_small_and_a_better_one_is_named(models, tmp_path):
+def test_a_gap_without_motion_is_too_small_and_a_better_one_is_named(models, tmp_path):
     slow = disk.make_v3(
         tmp_path / "slow", lengths=(40,) * 4, pixels=SIDE, shoot=lambda *arguments: walk(*arguments, hold=4)
     )
     report = examine(models / "healthy", slow, gap=1, gaps=[2, 4], pairs=120)
     assert states(report)["frame gap"] == "fail"
     assert report.gaps[0].still == pytest.approx(0.75, abs=0.08)
-    assert "frame gap 1 is too small" in text_of(report, "frame gap")
-    assert "4 moves enough" in text_of(report, "frame gap")
+    assert "frame gap 1 is too small" in finding_text(report, "frame gap")
+    assert "4 moves enough" in finding_text(report, "frame gap")
     better = examine(models / "healthy", slow, gaps=[1, 2, 4], pairs=120)
     assert (better.judged, better.chosen) == (4, False)
     assert better.ok, str(better)
-    assert "frame gaps up to 2 are too small" in text_of(better, "smaller gaps")
+    assert "frame gaps up to 2 are too small" in finding_text(better, "smaller gaps")
     assert "smaller gaps" not in states(report)
 
 
 def test_a_gap_longer_than_most_clips_is_too_large(models, data):
     report = examine(models / "healthy", data, gap=14, pairs=60)
     assert states(report)["partners"] == "fail"
-    assert "frame gap 14 is too large" in text_of(report, "partners")
+    assert "frame gap 14 is too large" in finding_text(report, "partners")
 
 
 def test_larger_gaps_at_which_the_model_fails_are_noted(models, data):
@@ -164,14 +162,14 @@ def test_thresholds_have_one_owner(models, data):
     assert states(report)["reconstruction"] == "ok"
 
 
-def test_a_folder_of_videos_will_do_and_a_damaged_one_is_left_out(models, tmp_path, caplog):
+def test_a_folder_of_videos_without_its_damaged_one(models, tmp_path, caplog):
     for number in range(3):
         disk.write_video(tmp_path / f"part/{number}.mp4", walk(number, 20, SIDE)[0])
     (tmp_path / "part/torn.mp4").write_bytes(b"no video")
     report = examine(models / "healthy", tmp_path, gap="0.1s", pairs=40)
     assert (report.judged, report.clips, report.camera) == (1, 3, None)
     assert states(report)["probe"] == "note"
-    assert "no column 'action'" in text_of(report, "probe")
+    assert "no column 'action'" in finding_text(report, "probe")
     assert "torn.mp4" in caplog.text
     alone = examine(models / "healthy", tmp_path / "part/1.mp4", gap=1, pairs=40)
     assert alone.clips == 1
@@ -202,7 +200,7 @@ def test_a_video_that_does_not_state_its_length_is_counted(models, tmp_path):
 # ---------------------------------------------------------------------- the probe
 
 
-def test_the_probe_finds_what_is_there_and_only_that():
+def test_the_probe_on_known_relations():
     g = torch.Generator().manual_seed(0)
     latent, episode = torch.randn(400, 12, generator=g), torch.arange(400) // 40
     target = latent[:, :3] @ torch.randn(3, 2, generator=g)
@@ -214,7 +212,7 @@ def test_the_probe_finds_what_is_there_and_only_that():
     assert cross_validated_r2(latent, still, episode).r2 > 0.999  # a number that never changes does not count
 
 
-def test_the_probe_is_not_fooled_by_what_tells_the_episodes_apart():
+def test_the_probe_ignores_what_only_identifies_the_episode():
     g = torch.Generator().manual_seed(0)
     episode = torch.arange(400) // 40
     latent = torch.nn.functional.one_hot(episode, 10).float()
@@ -250,11 +248,11 @@ def test_the_command_and_its_exit_status(models, data, capsys, tmp_path):
     assert "1 (0.10 s) *" in out
     assert out.rstrip().endswith("healthy")
     assert cli.main(["health", str(models / "constant"), str(data), "--gaps", "1", "2", "--pairs", "60", "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)
-    assert said["ok"] is False
-    assert [gap["gap"] for gap in said["gaps"]] == [1, 2]
-    assert said["gaps"][0]["measured"]["latent_std"] < 1e-3
-    assert {finding["name"] for finding in said["findings"] if finding["state"] == "fail"} >= {"latent", "direction"}
+    content = json.loads(capsys.readouterr().out)
+    assert content["ok"] is False
+    assert [gap["gap"] for gap in content["gaps"]] == [1, 2]
+    assert content["gaps"][0]["measured"]["latent_std"] < 1e-3
+    assert {finding["name"] for finding in content["findings"] if finding["state"] == "fail"} >= {"latent", "direction"}
     assert cli.main(["health", str(models / "healthy"), str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
@@ -265,6 +263,6 @@ def test_json_holds_no_nan(models, tmp_path):
     report = examine(models / "healthy", tmp_path, gaps=[1, 2], pairs=10)
     assert math.isnan(report.gaps[0].measured.ratio)
     assert not report.ok
-    said = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert said["gaps"][0]["measured"]["ratio"] is None
-    assert "no gap measured moves enough" in text_of(report, "frame gap")
+    content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert content["gaps"][0]["measured"]["ratio"] is None
+    assert "no gap measured moves enough" in finding_text(report, "frame gap")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lara_adapter import DatasetError, LaraArgumentError, LatentAction, LatentActionConfig, LatentActionModel
+from lara_adapter import FrameError, LaraArgumentError, LatentAction, LatentActionConfig, LatentActionModel
 
 SMALL = dict(
     image_size=32, image_encoder=None, encoder_patch_size=8, encoder_prefix_tokens=0, encoder_width=24, encoder_layers=1,
@@ -192,9 +191,9 @@ def test_frames_of_any_size_and_kind():
     assert torch.allclose(lam.encode(present, future).continuous, as_float, atol=1e-5)
     large = tuple(F.interpolate(f.float() / 255, 64, mode="nearest") for f in (present, future))
     assert torch.allclose(lam.encode(*large).continuous, as_float, atol=0.2)
-    with pytest.raises(DatasetError):
+    with pytest.raises(FrameError):
         lam.encode(present[:, :1], future[:, :1])
-    with pytest.raises(DatasetError):
+    with pytest.raises(FrameError):
         lam.encode(present.long(), future.long())
 
 
@@ -259,23 +258,10 @@ def moving_squares(batch, seed):
     return out[0], out[1]
 
 
-@functools.cache
-def trained_tiny():
-    """A `tiny()` after 150 steps on moving squares, in eval mode; trained once for all tests that look at it."""
-    torch.manual_seed(0)
-    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=60, vq_revive_every=25)).train()
-    optimizer = torch.optim.AdamW(lam.parameters(), lr=1e-3)
-    for step in range(150):
-        optimizer.zero_grad()
-        lam(*moving_squares(32, step)).loss.backward()
-        optimizer.step()
-    return lam.eval()
-
-
 @pytest.mark.slow
-def test_tiny_learns_what_moves():
+def test_tiny_learns_what_moves(trained_tiny):
     """In 150 steps the prediction beats copying the frame clearly, and many codes are in use."""
-    health = trained_tiny().health([moving_squares(64, 10_000 + i) for i in range(2)])
+    health = trained_tiny.health([moving_squares(64, 10_000 + i) for i in range(2)])
     assert health.ratio < 0.75
     assert health.codes_used > 10
 

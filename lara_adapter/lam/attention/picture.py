@@ -37,7 +37,7 @@ def draw(report: AttentionReport, path: str | os.PathLike[str], *, queries: bool
     except ImportError as error:
         raise LaraArgumentError("pictures need matplotlib: pip install 'lara-adapter[viz]'") from error
     columns = _columns(report, queries)
-    top = max(float(np.quantile(heat, 0.999)) for _, heats in columns for _, heat in heats)
+    top = max(float(np.quantile(heat, 0.999)) for _, heats in columns for heat in heats)
     rows, width = len(report.pairs), 2 + len(columns) * 2
     figure = Figure(figsize=(_SIDE * width + 0.8, _SIDE * rows + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
@@ -46,16 +46,14 @@ def draw(report: AttentionReport, path: str | os.PathLike[str], *, queries: bool
     for row, (name, place) in enumerate(report.pairs):
         frames = report.present[row], report.future[row]
         for column, title in enumerate((f"{name}, frame {place}", f"frame {place + report.gap}")):
-            _show(
-                axes[row, column], frames[column], title if row == 0 or column == 0 else f"frame {place + report.gap}"
-            )
+            _show(axes[row, column], frames[column], title)
         for number, (title, heats) in enumerate(columns):
             for side in (0, 1):
                 axis = axes[row, 2 + 2 * number + side]
                 _show(axis, frames[side], f"{title}\n{('present', 'future')[side]}" if row == 0 else "")
                 height, breadth = frames[side].shape[:2]
                 axis.imshow(
-                    heats[row][1][side], cmap="inferno", norm=scale, alpha=0.65, interpolation="bilinear",
+                    heats[row, side], cmap="inferno", norm=scale, alpha=0.65, interpolation="bilinear",
                     extent=(-0.5, breadth - 0.5, height - 0.5, -0.5),
                 )  # fmt: skip
     bar = figure.colorbar(ScalarMappable(scale, "inferno"), ax=axes, fraction=0.02, pad=0.01)
@@ -66,15 +64,16 @@ def draw(report: AttentionReport, path: str | os.PathLike[str], *, queries: bool
         figure.savefig(fresh, dpi=110, format="png")
 
 
-def _columns(report: AttentionReport, queries: bool) -> list[tuple[str, list[tuple[int, np.ndarray]]]]:
-    """(title, for each pair its number and heat [2, h, w] over evenly spread attention)."""
+def _columns(report: AttentionReport, queries: bool) -> list[tuple[str, np.ndarray]]:
+    """(title, heat [P, 2, h, w]: attention over evenly spread attention)."""
     columns = []
     for model in report.models:
         maps = model.maps(report.layer)
-        even = maps.shape[2] * maps.shape[3] * maps.shape[4]
-        shown = [(f"query {n}", maps[:, n]) for n in range(maps.shape[1])] if queries else [("", maps.mean(axis=1))]
-        for title, heat in shown:
-            columns.append((f"{model.name} {title}".strip(), list(enumerate(heat * even))))
+        maps = maps * (maps.shape[2] * maps.shape[3] * maps.shape[4])
+        if queries:
+            columns += [(f"{model.name} query {n}", maps[:, n]) for n in range(maps.shape[1])]
+        else:
+            columns.append((model.name, maps.mean(axis=1)))
     return columns
 
 

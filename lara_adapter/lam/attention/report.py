@@ -79,14 +79,10 @@ class AttentionReport(NamedTuple):
                 moved = _motion(now, later, (maps.shape[-2], maps.shape[-1]))
                 if moved.any():
                     ratios.append(pair[:, :, moved].sum(axis=(1, 2)).mean() / moved.mean())
-            numbers.append(
-                {
-                    "model": model.name,
-                    "present": float(maps[:, :, 0].sum(axis=(2, 3)).mean()),
-                    "on_motion": float(np.mean(ratios)) if ratios else None,
-                    "entropy": float(entropy.mean()),
-                }
-            )
+            numbers.append({
+                "model": model.name, "present": float(maps[:, :, 0].sum(axis=(2, 3)).mean()),
+                "on_motion": float(np.mean(ratios)) if ratios else None, "entropy": float(entropy.mean()),
+            })  # fmt: skip
         return numbers
 
 

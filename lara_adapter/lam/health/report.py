@@ -18,7 +18,7 @@ from ..model import LatentActionModel
 from ..sequence import choose_device
 from .probe import ProbeResult, cross_validated_r2
 from .sample import Sample, iter_pairs, sample_clips
-from .verdicts import Finding, GapHealth, HealthReport, Thresholds, judge
+from .verdicts import GapHealth, HealthReport, Thresholds, judge
 
 __all__ = ["examine"]
 
@@ -61,38 +61,29 @@ def examine(
     if pairs < 2 or batch_size < 1:
         raise LaraArgumentError(f"pairs={pairs}, batch_size={batch_size}, but at least 2 and 1 are expected")
     source = ClipSource(data, camera)
-    wanted = None if gap is None else parse_gap(gap).in_frames(source.fps)
-    ladder = _ladder(wanted, gaps, source.fps)
+    named = None if gap is None else parse_gap(gap).in_frames(source.fps)
+    ladder = _ladder(named, gaps, source.fps)
     model, identity = open_model(lam, revision)
     model = model.to(choose_device(device))
     samples, skipped = sample_clips(source, ladder, pairs, model.config.image_size)
     found = [_measure(model, samples, source.clips, each, batch_size) for each in ladder]
     measured = [each for each in found if each.measured is not None]
-    if not measured or (wanted is not None and found[ladder.index(wanted)].measured is None):
+    if not measured or (named is not None and found[ladder.index(named)].measured is None):
         raise DatasetError(
-            f"{source.name}: no clip is longer than the frame gap of {wanted or ladder[0]}; the longest has "
+            f"{source.name}: no clip is longer than the frame gap of {named or ladder[0]}; the longest has "
             f"{max(clip.length for clip in source.clips)} frames"
         )
-    judged = wanted or min(measured, key=lambda each: _ratio(each)).gap
+    judged = named or min(measured, key=lambda each: _ratio(each)).gap
     probes, reason = _probe(model, samples, judged, batch_size)
     findings = judge(found, judged, probes, reason, identity["codebook_size"], thresholds or Thresholds())
     return HealthReport(
-        lam=identity,
-        data=source.name,
-        camera=source.camera,
-        clips=len(samples),
-        skipped=skipped,
-        fps=source.fps,
-        gaps=found,
-        judged=judged,
-        chosen=wanted is not None,
-        probes=probes,
-        findings=[Finding(*finding) for finding in findings],
-    )
+        lam=identity, data=source.name, camera=source.camera, clips=len(samples), skipped=skipped, fps=source.fps,
+        gaps=found, judged=judged, chosen=named is not None, probes=probes, findings=findings,
+    )  # fmt: skip
 
 
 def _ratio(found: GapHealth) -> float:
-    """For the choice of a gap: a ratio that is none (nothing moves) is the worst."""
+    """Reconstruction over copy, to choose a gap by; infinite where next to nothing moves."""
     value = math.nan if found.measured is None else found.measured.ratio
     return math.inf if math.isnan(value) or found.still > 0.9 else value
 

@@ -109,12 +109,11 @@ def judge(
     no_probe: str,
     codebook_size: int,
     limits: Thresholds,
-) -> list[tuple[str, str, str]]:
-    """The findings about one gap: (name, "ok" | "fail" | "note", text)."""
-    here = next(gap for gap in gaps if gap.gap == judged)
-    found = here.measured
+) -> list[Finding]:
+    """The findings about one gap."""
+    health = next(gap for gap in gaps if gap.gap == judged)
+    found = health.measured
     assert found is not None
-    verdicts: list[tuple[str, bool, str, str]] = []  # name, whether ok, value against threshold, advice
     copies = not found.ratio <= limits.ratio  # NaN too
     better = [
         gap.gap for gap in gaps if gap.measured and gap.measured.ratio <= limits.ratio and gap.still <= limits.still
@@ -123,13 +122,13 @@ def judge(
     if better:
         advice += f"at a frame gap of {_nearest(better, judged)} it is; "
     advice += "train longer, on data like these, with this gap"
-    if here.still > limits.still:
+    if health.still > limits.still:
         advice = "the reconstruction is no better than copying, because next to nothing moves: see the frame gap"
-    verdicts.append(
-        ("reconstruction", not copies, f"{_number(found.ratio)} of copying, at most {limits.ratio:g}", advice)
-    )
     least = max(2.0, limits.perplexity_share * codebook_size)
-    verdicts += [
+    moving = [gap.gap for gap in gaps if gap.measured and gap.still <= limits.still and gap.gap > judged]
+    larger = f"{moving[0]} moves enough" if moving else "no gap measured moves enough; cut the still stretches"
+    verdicts = [  # name, whether ok, value against threshold, advice
+        ("reconstruction", not copies, f"{_number(found.ratio)} of copying, at most {limits.ratio:g}", advice),
         (
             "codes",
             found.perplexity >= least,
@@ -148,40 +147,32 @@ def judge(
             f"mean direction {found.mean_direction:.2f} (1: constant), at most {limits.mean_direction:g}",
             _COLLAPSE.format("the latent points the same way whatever happens"),
         ),
-    ]
-    moving = [gap.gap for gap in gaps if gap.measured and gap.still <= limits.still and gap.gap > judged]
-    verdicts.append(
         (
             "frame gap",
-            here.still <= limits.still,
-            f"{here.still:.0%} of pairs next to still, at most {limits.still:.0%}",
-            f"frame gap {judged} is too small for these data, or they are mostly still: "
-            + (f"{moving[0]} moves enough" if moving else "no gap measured moves enough; cut the still stretches"),
-        )
-    )
-    verdicts.append(
+            health.still <= limits.still,
+            f"{health.still:.0%} of pairs next to still, at most {limits.still:.0%}",
+            f"frame gap {judged} is too small for these data, or they are mostly still: {larger}",
+        ),
         (
             "partners",
-            here.lost <= limits.lost,
-            f"{here.lost:.0%} of frames have none {judged} frames later, at most {limits.lost:.0%}",
+            health.lost <= limits.lost,
+            f"{health.lost:.0%} of frames have none {judged} frames later, at most {limits.lost:.0%}",
             f"frame gap {judged} is too large for clips this short: take a smaller one",
-        )
-    )
+        ),
+    ]
     findings = [
-        (name, "ok" if good else "fail", value if good else f"{value}. {advice}")
+        Finding(name, "ok" if good else "fail", value if good else f"{value}. {advice}")
         for name, good, value, advice in verdicts
     ]
     small = [gap.gap for gap in gaps if gap.gap < judged and gap.measured and gap.still > limits.still]
     if small:
-        findings.append(
-            ("smaller gaps", "note", f"frame gaps up to {small[-1]} are too small: most pairs next to still")
-        )
+        text = f"frame gaps up to {small[-1]} are too small: most pairs next to still"
+        findings.append(Finding("smaller gaps", "note", text))
     large = [gap.gap for gap in gaps if gap.gap > judged and _too_large(gap, limits)]
     if large and not copies:
         text = f"frame gaps from {large[0]} on are too large for this model: no better than copying there"
-        findings.append(("larger gaps", "note", text))
-    findings.append(_judge_probe(probes, no_probe, limits))
-    return findings
+        findings.append(Finding("larger gaps", "note", text))
+    return [*findings, _judge_probe(probes, no_probe, limits)]
 
 
 def describe(report: HealthReport) -> str:
@@ -218,20 +209,16 @@ def describe(report: HealthReport) -> str:
     return "\n".join(lines)
 
 
-def _judge_probe(probes: Mapping[str, ProbeResult], no_probe: str, limits: Thresholds) -> tuple[str, str, str]:
+def _judge_probe(probes: Mapping[str, ProbeResult], no_probe: str, limits: Thresholds) -> Finding:
     if not probes:
-        return "probe", "note", f"not made: {no_probe}"
+        return Finding("probe", "note", f"not made: {no_probe}")
     values = ", ".join(f"{name} {probe.r2:.2f}" for name, probe in probes.items())
     first = next(iter(probes.values()))
     size = f"{first.rows} pairs, {first.episodes} episodes, {first.folds} folds"
     text = f"R2 from z to the actions of the gap: {values} ({size})"
     if max(probe.r2 for probe in probes.values()) >= limits.probe:
-        return "probe", "ok", text
-    return (
-        "probe",
-        "note",
-        f"{text}. The latent says nothing of the actions linearly: joint training (attach_lara) grounds it",
-    )
+        return Finding("probe", "ok", text)
+    return Finding("probe", "note", f"{text}. The latent says nothing linear about the actions")
 
 
 def _too_large(gap: GapHealth, limits: Thresholds) -> bool:

@@ -21,15 +21,9 @@ _LINE = 2  # white pixels between pictures
 
 @torch.no_grad()
 def prediction_picture(model: LatentActionModel, present: Tensor, future: Tensor) -> np.ndarray:
-    """One row for each pair: I_t, I_{t+C}, the prediction of I_{t+C}, and where the prediction is wrong (times two).
+    """One row per pair: I_t, I_{t+C}, the prediction of I_{t+C}, and its error times two; [height, width, 3] uint8, RGB.
 
-    Args:
-        model: in eval mode, or the codebook's usage would count these.
-        present: [B, 3, H, W], as for the model.
-        future: the same.
-
-    Returns:
-        [height, width, 3] uint8, RGB.
+    The frames are [B, 3, H, W], as for the model, which is in eval mode: the codebook's usage must not count them.
     """
     device = next(model.parameters()).device
     frames = prepare_pair(present.to(device), future.to(device), None, model.config.image_size)
@@ -45,13 +39,9 @@ def prediction_picture(model: LatentActionModel, present: Tensor, future: Tensor
 def write_predictions(
     model: LatentActionModel, pairs: Sequence[tuple[Tensor, Tensor]], path: Path, rows: int = 8
 ) -> None:
-    """Write :func:`prediction_picture` of some pairs as a PNG file, atomically; the model is left as it was.
+    """Write :func:`prediction_picture` of `rows` pairs as a PNG file, atomically; the model's mode does not change.
 
-    Args:
-        model: the model.
-        pairs: batches (I_t, I_{t+C}); the pairs shown are spread over them.
-        path: the file.
-        rows: how many pairs to show.
+    The pairs are spread evenly over the batches (I_t, I_{t+C}).
     """
     present, future = (torch.cat([batch[side] for batch in pairs]) for side in (0, 1))
     chosen = torch.linspace(0, present.shape[0] - 1, min(rows, present.shape[0])).long()

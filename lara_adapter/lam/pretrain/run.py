@@ -111,10 +111,13 @@ class _Run:
         self.mean = MeanWeights(self.model, settings.ema) if settings.ema else None
         self.step = 0
         if left:
-            self.step = load_checkpoint(
-                left[-1], self.model, self.optimizer, self.mean, settings.to_dict(), rank=rank, ranks=ranks,
-                restore=self._restore,
-            )  # fmt: skip
+            self.step, random = load_checkpoint(
+                left[-1], self.model, self.optimizer, self.mean, settings.to_dict(), rank=rank, ranks=ranks
+            )
+            if random is not None and self.accelerator.device.type == "cuda":
+                torch.cuda.set_rng_state(random, self.accelerator.device)
+            elif random is not None:
+                torch.set_rng_state(random)
             self._say("resumed from %s", left[-1])
         self._trim_health()
         self.epoch = 0
@@ -241,12 +244,6 @@ class _Run:
             write_json(self.output / CONFIG, self.model.config.to_dict())
             write_tensors(self.output / WEIGHTS, self.model.state_dict() if self.mean is None else self.mean.tensors)
         self.accelerator.wait_for_everyone()
-
-    def _restore(self, state: Tensor) -> None:
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(state, self.accelerator.device)
-        else:
-            torch.set_rng_state(state)
 
     def _trim_health(self) -> None:
         """Forget what was measured after the checkpoint that the run goes on from."""

@@ -16,11 +16,7 @@ __all__ = ["share_frames"]
 
 
 class _EncodedOnce:
-    """Stands where a feature cache would: each frame of a batch goes through the frozen encoder once.
-
-    Args:
-        batch: its indices are on the device of the model.
-    """
+    """In place of a feature cache: each frame of a batch, on the model's device, is encoded once."""
 
     def __init__(self, batch: PairBatch) -> None:
         self.places = torch.cat([batch.present, batch.future])
@@ -37,10 +33,7 @@ class _EncodedOnce:
 
 @contextlib.contextmanager
 def share_frames(model: LatentActionModel, batch: PairBatch) -> Iterator[None]:
-    """Within this context a forward on the pairs of `batch` encodes a frame once, however many pairs it belongs to.
-
-    Without a frozen image encoder it does nothing.
-    """
+    """Within this context a forward on the pairs of `batch` runs the frozen encoder, if there is one, once per frame."""
     encoder = model.image_encoder
     if not isinstance(encoder, FrozenImageEncoder):
         yield

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,7 @@ class MeanWeights:
 def list_checkpoints(output: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     folder = output / "checkpoints"
-    found = (
-        [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name)] if folder.is_dir() else []
-    )
-    return sorted(found)
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
 
 def save_checkpoint(
@@ -154,22 +151,11 @@ def load_checkpoint(
     *,
     rank: int,
     ranks: int,
-    restore: Callable[[Tensor], None],
-) -> int:
-    """Continue from a checkpoint: every process calls this.
-
-    Args:
-        folder: the checkpoint.
-        model: not wrapped.
-        optimizer: AdamW over its parameters.
-        mean: the running mean, if the settings ask for one.
-        settings: those of now.
-        rank: number of this process.
-        ranks: how many there are.
-        restore: takes the state of this process's generators.
+) -> tuple[int, Tensor | None]:
+    """Continue from a checkpoint, as in :func:`save_checkpoint`: process number `rank` of `ranks` calls this.
 
     Returns:
-        How many steps are done.
+        How many steps are done, and the state of this process's generator, if there is one.
 
     Raises:
         LaraArgumentError: the settings are not those that it was written with.
@@ -204,6 +190,4 @@ def load_checkpoint(
     if mean is not None:
         mean.load(read_tensors(folder / "ema.safetensors"), model)
     own = folder / f"random-{rank}.safetensors"
-    if own.is_file():
-        restore(read_tensors(own)["torch"])
-    return int(state["step"])
+    return int(state["step"]), read_tensors(own)["torch"] if own.is_file() else None
