@@ -1,13 +1,15 @@
-"""The hosts whose policies are trained, opened and served: how to install them, and the one error where one is missing."""
+"""The hosts: how to install them, the error where one is missing, and what is replaced in them for the time of a run."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 from lara_adapter import HostNotInstalled
 
-__all__ = ["INSTALL", "first_line", "import_host"]
+__all__ = ["INSTALL", "first_line", "import_host", "replaced"]
 
 INSTALL = {
     "gr00t": "git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T, install it as its README says (or put the "
@@ -35,9 +37,19 @@ def import_host(name: str, reason: str = "") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise HostNotInstalled(
-            f"{reason}{host} cannot be imported here ({first_line(error)}): {INSTALL[host]}"
-        ) from error
+        message = f"{reason}{host} cannot be imported here ({first_line(error)}): {INSTALL[host]}"
+        raise HostNotInstalled(message) from error
+
+
+@contextlib.contextmanager
+def replaced(module: Any, **values: Any) -> Iterator[None]:
+    """Within this context a module has other values under these names."""
+    before = {name: getattr(module, name) for name in values}
+    try:
+        vars(module).update(values)
+        yield
+    finally:
+        vars(module).update(before)
 
 
 def first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from lara_adapter.storage.files import read_json
 from .hosts import INSTALL, first_line, import_host
 from .skeleton import skeleton
 
-__all__ = ["Source", "attempt", "call_named", "identify", "open_policy"]
+__all__ = ["Source", "attempt", "call_named", "identify", "lerobot_class", "open_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,6 @@ def identify(source: str) -> Source:
     )
 
 
-# ---------------------------------------------------------------------- checkpoints
-
-
 def _find_config(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -126,9 +123,8 @@ def _find_config(source: str) -> Path:
         return Path(hf_hub_download(source, "config.json"))
     # the Hub's errors all derive from one of these, in 0.x and in 1.x
     except (OSError, ValueError) as error:
-        raise PolicySourceError(
-            f"{source!r} is not a folder here, and the Hub gave {type(error).__name__}: {first_line(error)}"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise PolicySourceError(f"{source!r} is not a folder here, and the Hub gave {reason}") from error
 
 
 def _open_gr00t(source: str, folder: Path, kind: str, weights: bool) -> nn.Module:
@@ -143,7 +139,13 @@ def _open_gr00t(source: str, folder: Path, kind: str, weights: bool) -> nn.Modul
     return _build(source, lambda: AutoModel.from_config(config, **more))
 
 
-def _open_lerobot(source: str, folder: Path, weights: bool) -> nn.Module:
+def lerobot_class(source: str, folder: Path) -> tuple[Any, Any]:
+    """The class and the configuration of a LeRobot policy.
+
+    Raises:
+        HostNotInstalled: lerobot, or a part that this policy needs, is missing.
+        PolicySourceError: LeRobot cannot read its configuration.
+    """
     import_host("lerobot.policies", f"{source} is a LeRobot policy, and ")  # registers its configuration classes
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class
@@ -152,12 +154,16 @@ def _open_lerobot(source: str, folder: Path, weights: bool) -> nn.Module:
     register_third_party_plugins()  # as its own programs do: policies of installed plug-ins
     config = attempt(source, lambda: PreTrainedConfig.from_pretrained(folder))
     try:
-        policy_class = get_policy_class(config.type)
+        return get_policy_class(config.type), config
     except ImportError as error:
         raise HostNotInstalled(
             f"{source} is a LeRobot policy of type {config.type!r}, whose parts are not all installed "
             f"({first_line(error)}): {INSTALL['lerobot']}"
         ) from error
+
+
+def _open_lerobot(source: str, folder: Path, weights: bool) -> nn.Module:
+    policy_class, config = lerobot_class(source, folder)
     if weights:
         return attempt(source, lambda: policy_class.from_pretrained(source, config=config))
     config.device = "cpu"
@@ -172,23 +178,19 @@ def _build(source: str, make: Callable[[], nn.Module]) -> nn.Module:
     except (OSError, ImportError) as error:  # a file or a package is missing: with memory it would be no better
         raise _cannot_open(source, error) from error
     except Exception as error:  # whatever a host's constructor does with its parameters
+        reason = f"{type(error).__name__}: {first_line(error)}"
         logger.warning(
-            "%s cannot be built on the meta device (%s: %s); building it on the CPU with random weights",
-            source,
-            type(error).__name__,
-            first_line(error),
+            "%s cannot be built on the meta device (%s); building it on the CPU with random weights", source, reason
         )
     return attempt(source, make)
 
 
 def attempt(source: str, make: Callable[[], Any]) -> Any:
-    """Call foreign code under our error, which keeps the original as its cause.
-
-    Raises:
-        PolicySourceError: it failed.
-    """
+    """Call a host's or the user's code, whose errors become a PolicySourceError with the original as its cause."""
     try:
         return make()
+    except (HostNotInstalled, PolicySourceError):
+        raise
     except Exception as error:
         raise _cannot_open(source, error) from error
 
@@ -197,17 +199,13 @@ def _cannot_open(source: str, error: Exception) -> PolicySourceError:
     return PolicySourceError(f"{source} cannot be opened: {type(error).__name__}: {first_line(error)}")
 
 
-# ---------------------------------------------------------------------- the user's functions
-
-
 def call_named(source: str) -> Any:
     """Call what "package.module:callable" or "path/to/file.py:callable" names; an nn.Module is returned itself.
 
     Raises:
         PolicySourceError: there is no such callable, or it fails.
     """
-    match = _NAMED.fullmatch(source)
-    if match is None:
+    if (match := _NAMED.fullmatch(source)) is None:
         raise PolicySourceError(f"{source!r} is not of the form package.module:callable or path/to/file.py:callable")
     module, name = match["module"], match["name"]
     value: Any = attempt(source, lambda: _import_file(Path(module)) if module.endswith(".py") else _import(module))

@@ -20,13 +20,12 @@ def open_served(source: str | os.PathLike[str], *, device: str = "cpu", embodime
 
     Args:
         source: one of
-            - the folder or Hub id of a LeRobot policy with its processors (lerobot must be installed here);
-            - the folder or Hub id of a GR00T N1.6 checkpoint with its processor (gr00t must be installed here);
-            - "package.module:callable" or "path/to/file.py:callable": what the callable returns, called without
-              arguments: anything with `get_action(observation)`. A torch module gets tensors on its own device, in
-              eval mode and without gradients; anything else gets what came over the wire.
+            - the folder or Hub id of a LeRobot policy or GR00T N1.6 checkpoint, with its processors;
+            - "package.module:callable" or "path/to/file.py:callable", called without arguments, which returns anything
+              with `get_action(observation)`. A torch module gets tensors on its own device, in eval mode and without
+              gradients; anything else gets what came over the wire.
         device: for checkpoints: "cpu", "cuda", "cuda:1".
-        embodiment_tag: of a GR00T checkpoint: which of its embodiments acts; may be None if it has only one.
+        embodiment_tag: which embodiment of a GR00T checkpoint acts; may be None if it has only one.
 
     Returns:
         The policy. A checkpoint takes and gives GR00T's layout (see :mod:`.observations`), and with

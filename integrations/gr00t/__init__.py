@@ -10,15 +10,6 @@ from .frames import EpisodeFrames, add_frames
 from .run import INSTALL, LaraPipeline, LoraSettings, lara_experiment, run, wrap_in_lora
 
 __all__ = [
-    "INSTALL",
-    "EpisodeFrames",
-    "LaraCallback",
-    "LaraPipeline",
-    "LaraSettings",
-    "LoraSettings",
-    "add_frames",
-    "export_policy",
-    "lara_experiment",
-    "run",
-    "wrap_in_lora",
-]
+    "INSTALL", "EpisodeFrames", "LaraCallback", "LaraPipeline", "LaraSettings", "LoraSettings", "add_frames",
+    "export_policy", "lara_experiment", "run", "wrap_in_lora",
+]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -21,23 +20,17 @@ logger = logging.getLogger(__name__)
 
 _PREFIX = f"{ADAPTER_NAME}."  # of every LARA tensor in the state_dict of a GR00T model
 _INDEX = "model.safetensors.index.json"
-# what serves training alone: files that transformers' Trainer and DeepSpeed write to resume
+# what only a resumed run needs, as transformers' Trainer and DeepSpeed write it
 _TRAINING = (
-    "optimizer.pt",
-    "optimizer.bin",
-    "scheduler.pt",
-    "scaler.pt",
-    "trainer_state.json",
-    "training_args.bin",
-    "latest",
-)
-_TRAINING_PATTERNS = ("rng_state*.pth", "zero_to_*.py")
-_FOLDERS = ("experiment_cfg",)  # of the folders in a checkpoint the one that belongs to the policy
-_PROCESSOR = "processor"  # in the output folder of a run; into a checkpoint GR00T puts its files themselves
+    "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", "latest",
+    "rng_state*.pth", "zero_to_*.py",
+)  # fmt: skip
+_CONFIG_FOLDER = "experiment_cfg"  # the one folder in a checkpoint that belongs to the policy
+_PROCESSOR = "processor"  # folder in the output folder of a run; a checkpoint has its files at the top
 
 
 def export_policy(checkpoint: str | Path, target: str | Path, *, base_model: str | None = None) -> Path:
-    """Write the policy of a checkpoint as if LARA had never been there.
+    """Write the policy of a checkpoint without LARA.
 
     Of a full fine-tune the tensors are copied file by file, without building the model. Of a LoRA run the base model is
     loaded (in float32, on the CPU) and the LoRA weights are merged into it; gr00t must then be installed.
@@ -77,10 +70,8 @@ def export_policy(checkpoint: str | Path, target: str | Path, *, base_model: str
 
 def _serves_acting(entry: Path) -> bool:
     if entry.is_dir():  # an output folder also holds checkpoints, and maybe an earlier export
-        return entry.name in _FOLDERS
-    training = entry.name in _TRAINING or any(entry.match(pattern) for pattern in _TRAINING_PATTERNS)
-    weights = entry.match("model*.safetensors*") or entry.match("adapter_*") or entry.name == "README.md"
-    return not training and not weights
+        return entry.name == _CONFIG_FOLDER
+    return not any(map(entry.match, (*_TRAINING, "model*.safetensors*", "adapter_*", "README.md")))
 
 
 def _copy_without_lara(checkpoint: Path, shards: list[Path], fresh: Path) -> None:
@@ -107,8 +98,7 @@ def _merge_lora(checkpoint: Path, fresh: Path, base_model: str | None) -> None:
     from peft import PeftModel
     from transformers import AutoModel
 
-    named = json.loads((checkpoint / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    source = base_model or named
+    source = base_model or read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path")
     if not source:
         raise AdapterFormatError(f"{checkpoint}/adapter_config.json names no base model; pass base_model=")
     merged: Any = PeftModel.from_pretrained(AutoModel.from_pretrained(source), str(checkpoint)).merge_and_unload()

@@ -2,7 +2,7 @@
 
 GR00T hands every frame of a sample to its vision-language model, so the future frame must not be asked for through the
 modality configuration (the saved processor would also expect it at inference). It is taken from the decoded episode
-instead, after GR00T has made its own sample; what the policy sees is bit-identical to stock GR00T's.
+after GR00T has made its own sample; the policy's input is bit-identical to stock GR00T's.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ _SHARDS_IN_MEMORY = 2  # GR00T keeps one shard of finished samples and prepares 
 
 
 class EpisodeFrames:
-    """Stands in for `get_datapoint` of one GR00T dataset: its sample, and the pair of frames.
-
-    Picklable, so that worker processes of any start method have it.
+    """Replaces `get_datapoint` of one GR00T dataset: its sample, and the pair of frames. Picklable, for spawned workers.
 
     Attributes:
         dataset: a ShardedSingleStepDataset, or whatever else has its `get_datapoint` and `modality_configs`.
@@ -43,16 +41,15 @@ class EpisodeFrames:
         self.dataset, self.views, self.gap, self.frame_size = dataset, tuple(views), gap, frame_size
 
     def __call__(self, episode_data: Any, step_index: int) -> dict[str, Any]:
-        """GR00T's sample of a step, with two keys more.
+        """GR00T's sample of step t, with two more keys.
 
         Args:
             episode_data: table of the whole episode, one row a step; frames are uint8 [H, W, 3].
             step_index: t.
 
         Returns:
-            The sample with `lara_frames`, uint8 [2, 3, S, S] or, of several views, [V, 2, 3, S, S], and
-            `lara_frames_valid`, bool: False where t + C lies past the end of the episode (both frames are then real,
-            the future one the episode's last).
+            The sample with `lara_frames`, uint8 [2, 3, S, S] or [V, 2, 3, S, S] for V > 1 views, and `lara_frames_valid`,
+            bool: False where t + C is past the end of the episode (the future frame is then the episode's last).
         """
         sample = type(self.dataset).get_datapoint(self.dataset, episode_data, step_index)
         last, step = len(episode_data) - 1, int(step_index)
@@ -79,7 +76,7 @@ def add_frames(
     gap: int | None = None,
     frame_size: int = 224,
 ) -> list[EpisodeFrames]:
-    """Make a GR00T dataset yield frames for LARA; the processor, the collator and all configurations stay as they are.
+    """Make a GR00T dataset yield frames for LARA; processor, collator and configurations do not change.
 
     Memory: GR00T keeps finished samples of two shards in each worker; V views add V * 6 * frame_size^2 bytes to each
     sample (301 kB for one view of 224 pixels: 0.6 GB a worker at the default of 1024 steps a shard). The sum is logged.
@@ -89,12 +86,11 @@ def add_frames(
             iterated yet.
         views: names of the video modality for the LAM, or such a list for each embodiment tag; None: the first
             view of each dataset. All datasets of a mixture must give the same number of views.
-        gap: C, the steps from the present to the future frame; None: the length of the dataset's action chunk, so
-            that the pair spans what the chunk does.
+        gap: C, steps from the present to the future frame; None: the length of the dataset's action chunk.
         frame_size: side in pixels of the square frames, best the LAM's `image_size`.
 
     Returns:
-        What was put in place, one for each dataset of the mixture.
+        One for each dataset of the mixture.
 
     Raises:
         LaraArgumentError: an argument outside the above, or no episode of a dataset is longer than C.
@@ -117,7 +113,7 @@ def add_frames(
     if len(counts) > 1:
         raise FrameError(
             f"add_frames: datasets of this mixture give {counts} views, which do not fit into one batch; "
-            "views={embodiment tag: [...]} with as many names for each"
+            "pass views={embodiment tag: [...]} with equally many names for each"
         )
     for frames in placed:
         frames.dataset.get_datapoint = frames  # the instance's own: any subclass of the dataset keeps its methods

@@ -1,7 +1,7 @@
 """GR00T's own `experiment.run` with LARA: a pipeline that attaches it, a trainer that logs, saves and resumes it.
 
-`experiment.run` offers no hook. What can be put in its way without touching the installation is the pipeline, which it
-looks up in GR00T's registry, and the trainer, a global of its module; both are put back when the run ends.
+`experiment.run` offers no hook. Two globals of its module are replaced during the run: the registry in which it looks up
+the pipeline, and the trainer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lara_adapter import HostNotInstalled, LaraAdapter
 
 from .. import hosts
 from ..checkpoints import require_adapter
-from ..hosts import import_host
+from ..hosts import import_host, replaced
 from ..settings import LaraSettings
 from ..trainer import LaraCallback, LaraTrainerMixin
 from .frames import add_frames
@@ -34,16 +34,17 @@ _HEAD_PROJECTORS = ("state_encoder", "action_encoder", "action_decoder", "positi
 
 @dataclass
 class LoraSettings:
-    """LoRA on the blocks of the DiT; the rest of the policy is frozen, the action head's encoders as `tune_projector`."""
+    """LoRA on the blocks of the DiT; the rest of the policy is frozen, the action head's encoders as `tune_projector`.
+
+    Attributes:
+        rank: 0: no LoRA, GR00T's tune_* flags decide what trains.
+        alpha: the update is multiplied by alpha / rank.
+        dropout: before the update.
+    """
 
     rank: int = 0
-    """Rank; 0: no LoRA, GR00T's tune_* flags decide what trains."""
-
     alpha: int = 32
-    """Scale: the update is multiplied by alpha / rank."""
-
     dropout: float = 0.0
-    """Dropout before the update."""
 
 
 def wrap_in_lora(model: Any, lora: LoraSettings, tune_projector: bool = True) -> Any:
@@ -85,13 +86,7 @@ class LaraPipeline:
 
     @classmethod
     def on(cls, pipeline: type, settings: LaraSettings, lora: LoraSettings | None = None) -> type[LaraPipeline]:
-        """A subclass of a GR00T pipeline that trains with LARA.
-
-        Args:
-            pipeline: Gr00tN1d6Pipeline, or any class with its `setup`, `model`, `train_dataset` and `config`.
-            settings: LARA's.
-            lora: None: no LoRA.
-        """
+        """A subclass of Gr00tN1d6Pipeline, or of any class with its `setup`, `model`, `train_dataset` and `config`."""
         content = {"settings": settings, "lora": lora or LoraSettings()}
         return type(f"Lara{pipeline.__name__}", (cls, pipeline), content)
 
@@ -106,12 +101,8 @@ class LaraPipeline:
         pipeline: Any = self
         if self.lora.rank > 0:
             pipeline.model = wrap_in_lora(pipeline.model, self.lora, pipeline.config.model.tune_projector)
-        add_frames(
-            pipeline.train_dataset,
-            views=self.settings.views or None,
-            gap=self.settings.gap,
-            frame_size=self.settings.frame_size_for(lam),
-        )
+        size = self.settings.frame_size_for(lam)
+        add_frames(pipeline.train_dataset, views=self.settings.views or None, gap=self.settings.gap, frame_size=size)
         self.lara = type(self).lara = self.settings.attach(pipeline.model, lam)
 
 
@@ -141,10 +132,9 @@ def lara_experiment(
             "Attach in your own loop instead: attach_lara(model, lam) and add_frames(train_dataset)"
         )
     _refuse_foreign_checkpoint(config)
-    stock_pipeline, stock_trainer = registry[kind], experiment.Gr00tTrainer
-    pipeline = LaraPipeline.on(stock_pipeline, settings, lora)
+    pipeline = LaraPipeline.on(registry[kind], settings, lora)
 
-    class Gr00tLaraTrainer(LaraTrainerMixin, stock_trainer):  # type: ignore[misc, valid-type]
+    class Gr00tLaraTrainer(LaraTrainerMixin, experiment.Gr00tTrainer):  # type: ignore[name-defined]
         lam_lr = settings.lam_lr
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -152,26 +142,17 @@ def lara_experiment(
             assert pipeline.lara is not None  # the pipeline's setup comes first
             LaraCallback.add_to(self, pipeline.lara)
 
-    registry[kind], experiment.Gr00tTrainer = pipeline, Gr00tLaraTrainer
-    try:
+    with replaced(experiment, MODEL_REGISTRY={**registry, kind: pipeline}, Gr00tTrainer=Gr00tLaraTrainer):
         yield pipeline
-    finally:
-        registry[kind], experiment.Gr00tTrainer = stock_pipeline, stock_trainer
 
 
 def run(config: Any, settings: LaraSettings, lora: LoraSettings | None = None) -> LaraAdapter:
     """GR00T's `experiment.run(config)` with LARA; it resumes from the last checkpoint of the output folder, as GR00T does.
 
-    Args:
-        config: GR00T's Config.
-        settings: LARA's.
-        lora: None: no LoRA.
+    For arguments and errors see :func:`lara_experiment`.
 
     Returns:
         The adapter, still attached to the trained model (`.policy`).
-
-    Raises:
-        LaraError: see :func:`lara_experiment`.
     """
     with lara_experiment(config, settings, lora) as pipeline:
         import_host("gr00t.experiment.experiment").run(config)
@@ -192,8 +173,7 @@ def _refuse_foreign_checkpoint(config: Any) -> None:
     folder = output_folder(config)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is not None:
-        require_adapter(
-            Path(last),
-            "GR00T would resume it: choose another output folder, and start from its weights: --base-model-path "
-            + last,
+        fix = (
+            f"GR00T would resume it: choose another output folder, and start from its weights: --base-model-path {last}"
         )
+        require_adapter(Path(last), fix)

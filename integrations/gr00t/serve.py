@@ -27,12 +27,7 @@ class Gr00tPolicy:
 
     @classmethod
     def load(cls, source: str, device: str, embodiment_tag: str | None) -> Gr00tPolicy:
-        """Load from a folder or the Hub.
-
-        Args:
-            source: the checkpoint with its processor.
-            device: "cpu", "cuda", "cuda:1".
-            embodiment_tag: which embodiment acts; None: the only one that the checkpoint's processor knows.
+        """Load from a folder or the Hub; see :func:`lara_adapter.integrations.served.open_served` for the arguments.
 
         Raises:
             HostNotInstalled: gr00t is missing.
@@ -45,15 +40,12 @@ class Gr00tPolicy:
             folder = locate_folder(source, None, ["*.json", "*.safetensors", "*.txt", "*.model"])
             known = list(read_json(folder / "processor_config.json")["processor_kwargs"]["modality_configs"])
         except (AdapterFormatError, KeyError, TypeError) as error:
-            raise PolicySourceError(
-                f"{source} has no processor that says which embodiments it knows: {error}"
-            ) from error
+            raise PolicySourceError(f"{source} has no processor that lists its embodiments: {error}") from error
         if embodiment_tag is None and len(known) == 1:
             embodiment_tag = known[0]
         if embodiment_tag not in known:
-            raise PolicySourceError(
-                f"{source}: embodiment_tag={embodiment_tag!r}, but the checkpoint knows {sorted(known)}"
-            )
+            known = sorted(known)
+            raise PolicySourceError(f"{source}: embodiment_tag={embodiment_tag!r}, but the checkpoint knows {known}")
         tag = EmbodimentTag(embodiment_tag)
         return attempt(source, lambda: cls(stock(embodiment_tag=tag, model_path=str(folder), device=device)))
 

@@ -19,10 +19,8 @@ from ..settings import ATTACH_ARGUMENTS, LaraSettings
 
 __all__ = ["LaraOptions", "LeRobotSettings", "parse_options"]
 
-_SOURCE = ("lam", "path", "revision")
-# they decide which parameters there are, and so the optimizer's state, which LeRobot stores by position
-_FIXED = ("layer", "blocks", "projector", "train_lam")
-_HOSTS = ("lam_lr",)  # LeRobot's policies make their own parameter groups
+# the last four decide which parameters there are, and so the optimizer's state, which LeRobot stores by position
+_FIXED = ("lam", "path", "revision", "layer", "blocks", "projector", "train_lam")
 
 
 @dataclass
@@ -46,10 +44,10 @@ class LeRobotSettings(LaraSettings):
 
 @dataclass(frozen=True)
 class LaraOptions:
-    """The `--lara.*` flags of a command line; only those that were given.
+    """The `--lara.*` flags of a command line.
 
     Attributes:
-        values: flag without `--lara.` to parsed value.
+        values: of the flags that were given: name without `--lara.` to parsed value.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -60,10 +58,10 @@ class LaraOptions:
 
     @property
     def attach_arguments(self) -> dict[str, Any]:
-        """Those that are arguments of `attach_lara`, without `lam`.
+        """Arguments of `attach_lara` other than `lam`.
 
         Raises:
-            LaraArgumentError: a temperature for another alignment than the contrastive one.
+            LaraArgumentError: a temperature without the contrastive alignment.
         """
         arguments = {name: value for name, value in self.values.items() if name in ATTACH_ARGUMENTS}
         if "temperature" in self.values:
@@ -73,7 +71,7 @@ class LaraOptions:
         return arguments
 
     def check_new_run(self) -> None:
-        """A run that starts needs one source of the LAM.
+        """A new run needs one of --lara.lam and --lara.path.
 
         Raises:
             LaraArgumentError: none, or both.
@@ -85,12 +83,12 @@ class LaraOptions:
             )
 
     def check_resume(self) -> None:
-        """A resumed run goes on with what it has; weights, alignment and data may change.
+        """A resumed run keeps its parameters; weights, alignment and data may change.
 
         Raises:
             LaraArgumentError: a flag that would change the parameters.
         """
-        wrong = [f"--lara.{name}" for name in (*_SOURCE, *_FIXED) if name in self.values]
+        wrong = [f"--lara.{name}" for name in _FIXED if name in self.values]
         if wrong:
             raise LaraArgumentError(
                 f"{', '.join(wrong)}: fixed by the checkpoint that is resumed. For a new run from its weights use "
@@ -114,12 +112,11 @@ def parse_options(argv: Sequence[str]) -> tuple[LaraOptions, list[str]]:
     theirs: list[str] = []
     rest = current_flags(argv)
     while rest:
-        token = rest.pop(0)
-        if not token.startswith("--lara."):
-            theirs.append(token)
-            continue
-        ours.append(token)
-        if "=" not in token and rest and not rest[0].startswith("--"):  # LeRobot's own rule for `--flag value`
+        part = ours if rest[0].startswith("--lara.") else theirs
+        part.append(rest.pop(0))
+        if (
+            part is ours and "=" not in ours[-1] and rest and not rest[0].startswith("--")
+        ):  # LeRobot's rule for `--flag value`
             ours.append(rest.pop(0))
     return LaraOptions(vars(make_parser().parse_args(ours))), theirs
 
@@ -136,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("LARA")
     helps = _documented(LaraSettings) | _documented(LeRobotSettings)
     for setting in fields(LeRobotSettings):
-        if setting.name in _HOSTS:
+        if setting.name == "lam_lr":  # LeRobot's policies make their own parameter groups
             continue
         default = "" if setting.default in ("", None, ()) else f" (default: {setting.default})"
         group.add_argument(
@@ -151,9 +148,6 @@ def _documented(cls: type) -> dict[str, str]:
     _, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", attributes, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
-
-
-# ---------------------------------------------------------------------- values
 
 
 def _list(text: str) -> str | list[str]:

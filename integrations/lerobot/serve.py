@@ -15,8 +15,7 @@ from lara_adapter.errors import AdapterFormatError, LaraArgumentError, PolicySou
 from lara_adapter.serving import ModalityConfig
 from lara_adapter.storage.hub import locate_folder
 
-from ..hosts import import_host
-from ..loading import attempt
+from ..loading import attempt, lerobot_class
 from ..module_policy import seeded
 from ..observations import read_instructions, read_states, read_views
 
@@ -37,15 +36,11 @@ def load_stock(folder: str | Path, device: str) -> tuple[Any, Any, Any]:
     Returns:
         Policy in eval mode, preprocessor, postprocessor.
     """
-    import lerobot.policies  # noqa: F401  (registers the configuration classes)
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-    from lerobot.utils.import_utils import register_third_party_plugins
+    policy_class, config = lerobot_class(str(folder), Path(folder))
+    from lerobot.policies.factory import make_pre_post_processors
 
-    register_third_party_plugins()
-    config = PreTrainedConfig.from_pretrained(folder)
     config.device = device
-    policy = _load_weights(get_policy_class(config.type), config, str(folder))
+    policy = _load_weights(policy_class, config, str(folder))
     processors = make_pre_post_processors(
         config, pretrained_path=str(folder), preprocessor_overrides={"device_processor": {"device": device}}
     )
@@ -107,7 +102,6 @@ class LeRobotPolicy:
                 f"{source} has no policy_preprocessor.json: its processors must be saved beside the policy "
                 "(preprocessor.save_pretrained, postprocessor.save_pretrained), as lerobot-train does"
             )
-        import_host("lerobot.policies.factory", f"{source} is a LeRobot policy, and ")
         return attempt(source, lambda: cls(*load_stock(folder, device)))
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:

@@ -21,11 +21,10 @@ Why a launcher, and neither `--policy.discover_packages_path` nor a `lerobot_pol
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from lara_adapter.check import check_optimizer
 from lara_adapter.errors import LaraArgumentError, OptimizerCoverageError
 
 from ..checkpoints import require_adapter
+from ..hosts import replaced
 from ..settings import cache_features
 from .checkpoints import DataSettings, save_beside, stock_saves
 from .dataset import FRAMES, LaraDataset
@@ -74,13 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from lerobot.scripts import lerobot_train
 
     run = _Run(options, lerobot_train)
-    before = sys.argv
-    sys.argv = [before[0], *theirs]  # LeRobot reads it again and again
-    try:
-        with _replaced(lerobot_train, run.replacements()):
-            lerobot_train.main()
-    finally:
-        sys.argv = before
+    # LeRobot reads sys.argv again and again
+    with replaced(lerobot_train, **run.replacements()), replaced(sys, argv=[sys.argv[0], *theirs]):
+        lerobot_train.main()
 
 
 class _Run:
@@ -91,8 +87,7 @@ class _Run:
         missing = sorted(name for name in self.replacements() if not hasattr(host, name))
         if missing:
             raise LaraArgumentError(
-                f"this version of LeRobot has no {missing} in lerobot.scripts.lerobot_train; lara_adapter was tested with "
-                "lerobot 0.6.1"
+                f"this LeRobot has no {missing} in lerobot.scripts.lerobot_train; tested with lerobot 0.6.1"
             )
         self.host: dict[str, Callable[..., Any]] = {name: getattr(host, name) for name in self.replacements()}
         self.source: Path | str | None = None  # a saved adapter to go on from
@@ -100,12 +95,10 @@ class _Run:
         self.lara: LaraAdapter  # set by make_optimizer_and_scheduler
 
     def replacements(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "make_train_eval_datasets": self.make_train_eval_datasets,
-            "make_optimizer_and_scheduler": self.make_optimizer_and_scheduler,
-            "save_checkpoint": self.save_checkpoint,
-            "submit_to_hf": self.submit_to_hf,
-        }
+        functions = (
+            self.make_train_eval_datasets, self.make_optimizer_and_scheduler, self.save_checkpoint, self.submit_to_hf,
+        )  # fmt: skip
+        return {function.__name__: function for function in functions}
 
     def make_train_eval_datasets(self, cfg: Any) -> tuple[LaraDataset, Any]:
         """The evaluation set stays as it is: LARA does nothing in eval mode and needs no frames."""
@@ -165,20 +158,16 @@ class _Run:
         if getattr(getattr(cfg, "parallelism", None), "is_sharded", False):  # LeRobot 0.6.2's own flags
             sharded.append("--parallelism.dp_shard")
         if sharded:
-            raise LaraArgumentError(
-                f"this launcher has not been tried under {sharded[0]}; use DDP (accelerate's default)"
-            )
+            raise LaraArgumentError(f"this launcher is not tested under {sharded[0]}; use DDP (accelerate's default)")
         if not cfg.resume:
             self.options.check_new_run()
             self.source = self.options.get("path")
             return
         self.options.check_resume()
         pretrained = Path(cfg.policy.pretrained_path)
-        self.source = require_adapter(
-            pretrained,
-            f"Start a new run from its weights: --policy.path={pretrained} --lara.lam=FOLDER, without --resume; or resume "
-            "it with lerobot-train",
-        )
+        weights = f"--policy.path={pretrained} --lara.lam=FOLDER, without --resume"
+        fix = f"Start a new run from its weights: {weights}; or resume it with lerobot-train"
+        self.source = require_adapter(pretrained, fix)
 
 
 def _chunk_length(policy: Any) -> int:
@@ -187,18 +176,6 @@ def _chunk_length(policy: Any) -> int:
     if not steps:
         raise LaraArgumentError(f"--policy.type={policy.type} has no action chunk; give --lara.gap= in frames")
     return int(max(steps)) + 1
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    before = {name: getattr(module, name) for name in functions}
-    try:
-        for name, function in functions.items():
-            setattr(module, name, function)
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(module, name, function)
 
 
 if __name__ == "__main__":

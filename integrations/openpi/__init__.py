@@ -13,17 +13,6 @@ from .script import find_training_script
 INSTALL = f"openpi is not installed: {hosts.INSTALL['openpi']}"
 
 __all__ = [
-    "INSTALL",
-    "FramePlan",
-    "KeepFrames",
-    "LaraDataLoader",
-    "OpenpiLaraSettings",
-    "attach",
-    "create_data_loader",
-    "find_training_script",
-    "lara_training",
-    "load_policy",
-    "observation_frames",
-    "run",
-    "save_policy",
-]
+    "INSTALL", "FramePlan", "KeepFrames", "LaraDataLoader", "OpenpiLaraSettings", "attach", "create_data_loader",
+    "find_training_script", "lara_training", "load_policy", "observation_frames", "run", "save_policy",
+]  # fmt: skip

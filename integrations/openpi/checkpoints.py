@@ -24,24 +24,13 @@ __all__ = ["CheckpointFiles", "adapter_to_resume", "latest_checkpoint", "load_po
 
 
 def save_policy(lara: LaraAdapter, filename: str | Path) -> None:
-    """Write `model.safetensors` of the policy as if LARA had never been attached; a plain PI0Pytorch loads it strictly.
-
-    Args:
-        lara: attached to a PI0Pytorch.
-        filename: the file.
-    """
+    """Write `model.safetensors` of the policy without LARA; a plain PI0Pytorch loads it strictly."""
     with without_lara(lara.policy):
         safetensors.torch.save_model(lara.policy, str(filename))
 
 
 def load_policy(lara: LaraAdapter, filename: str | Path, **kwargs: Any) -> Any:
-    """Load a `model.safetensors` strictly into a policy that has LARA, whether or not the file holds LARA's weights.
-
-    Args:
-        lara: attached to a PI0Pytorch.
-        filename: the file.
-        **kwargs: of `safetensors.torch.load_model`.
-    """
+    """`safetensors.torch.load_model`, strictly, for a policy that has LARA; the file may hold LARA's weights or not."""
     with safe_open(str(filename), framework="pt") as file:
         inside = any(name.startswith(f"{ADAPTER_NAME}.") for name in file.keys())  # noqa: SIM118
     with contextlib.nullcontext() if inside else without_lara(lara.policy):
@@ -55,22 +44,18 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def adapter_to_resume(checkpoint: Path) -> Path:
-    """The adapter's folder in a `<step>` folder.
-
-    Raises:
-        AttachOrderError: the checkpoint was saved by a run without LARA.
-    """
+    """:func:`require_adapter` for a `<step>` folder."""
     fix = f"Start a new run from its weights: another --exp-name, --pytorch-weight-path {checkpoint}, without --resume"
     return require_adapter(checkpoint, fix)
 
 
 class CheckpointFiles:
-    """Stands in for the module `safetensors` in openpi's training script, which calls two of its functions.
+    """Replaces the module `safetensors` in openpi's training script, which calls two of its functions.
 
-    openpi saves into a temporary folder that it renames: `lara/` written here belongs to the same rename.
+    openpi saves into a temporary folder and renames it: `lara/` written here is part of the same rename.
 
     Attributes:
-        run_folder: of the run; a file below it is a checkpoint that the run resumes from, any other is base weights.
+        run_folder: a file below it is a checkpoint that the run resumes from, any other is base weights.
         lara: set when LARA has been attached.
     """
 

@@ -1,9 +1,9 @@
 """Present and future frames for the latent action model, from openpi's own data pipeline, out of the model's sight.
 
 openpi asks LeRobot for a sequence of actions and never of images, and its transforms build the model's image dict from
-fixed keys. So the cameras get delta timestamps (0, C) when LeRobot's dataset has been made, and one transform in front
-of openpi's takes the future frame out again, hands openpi's transforms the item they know, and puts the pair beside
-what they return. The model's inputs are bit-identical to stock openpi's.
+fixed keys. So the cameras get delta timestamps (0, C) after LeRobot's dataset has been made, and one transform around
+openpi's takes the future frame out, passes on a stock item, and adds the pair to the result. The model's inputs are
+bit-identical to stock openpi's.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FramePlan:
 
 @dataclass(frozen=True)
 class KeepFrames:
-    """A transform of openpi's kind: the transforms inside it see a stock item, and the pair comes out beside their result.
+    """An openpi transform around others: they see a stock item, and the pair is added to their result.
 
     Attributes:
         views: keys whose value in the item is [2, 3, H, W] (now, C steps later), with flags `<key>_is_pad` [2].
@@ -64,10 +64,7 @@ class KeepFrames:
     inputs: tuple[Any, ...]
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Transform one item.
-
-        Args:
-            item: of a LeRobotDataset; images are float in [0, 1] or uint8.
+        """Transform one item of a LeRobotDataset; its images are float in [0, 1] or uint8.
 
         Returns:
             What the inner transforms return, with `lara_frames` (uint8 [2, 3, S, S], or [V, 2, 3, S, S] of V cameras)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import torch
 from lara_adapter import HostNotInstalled, LaraArgumentError
 
 from ..frames import FRAMES, VALID, check_gap
-from ..hosts import import_host
+from ..hosts import import_host, replaced
 from .frames import FramePlan, KeepFrames
 from .script import TESTED
 
@@ -29,8 +28,8 @@ class LaraDataLoader:
     """Around openpi's data loader: the same batches as `(LaraObservation, actions)`.
 
     Attributes:
-        loader: openpi's DataLoaderImpl; whatever is not found here is looked up there.
-        plan: the frames, with views and gap as they were resolved.
+        loader: openpi's DataLoaderImpl; other attributes are looked up there.
+        plan: the frames, with views and gap resolved.
     """
 
     def __init__(self, loader: Any, plan: FramePlan) -> None:
@@ -73,11 +72,11 @@ def create_data_loader(config: Any, plan: FramePlan | None = None, *, shuffle: b
     """
     module = import_host("openpi.training.data_loader")
     build = _Build(module, plan or FramePlan())
-    with build.in_place():
+    with replaced(module, create_torch_dataset=build.create_torch_dataset, transform_dataset=build.transform):
         loader = module.create_data_loader(config, framework="pytorch", shuffle=shuffle, **kwargs)
     if build.resolved is None:
         raise LaraArgumentError(
-            "openpi made no LeRobot dataset for this config (RLDS data?), and LARA takes its frames from one"
+            "openpi made no LeRobot dataset for this config (RLDS data?), which LARA needs for frames"
         )
     plan = build.resolved
     logger.info("LARA frames: %s, t and t+%d, %d x %d", list(plan.views), plan.gap, plan.frame_size, plan.frame_size)
@@ -85,25 +84,16 @@ def create_data_loader(config: Any, plan: FramePlan | None = None, *, shuffle: b
 
 
 class _Build:
-    """Two functions of openpi's data loader module, replaced while it builds one data loader."""
+    """What replaces two functions of openpi's data loader module while it builds one data loader."""
 
     def __init__(self, module: Any, plan: FramePlan) -> None:
-        self.module, self.plan = module, plan
+        self.plan = plan
         self.resolved: FramePlan | None = None
         names = ("create_torch_dataset", "transform_dataset")
         missing = [name for name in names if not callable(getattr(module, name, None))]
         if missing:
             raise HostNotInstalled(f"this openpi has no {missing} in openpi/training/data_loader.py; {TESTED}")
         self.stock = {name: getattr(module, name) for name in names}
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        self.module.create_torch_dataset, self.module.transform_dataset = self.create_torch_dataset, self.transform
-        try:
-            yield
-        finally:
-            for name, function in self.stock.items():
-                setattr(self.module, name, function)
 
     def create_torch_dataset(self, data_config: Any, action_horizon: int, *args: Any, **kwargs: Any) -> Any:
         dataset = self.stock["create_torch_dataset"](data_config, action_horizon, *args, **kwargs)
@@ -114,7 +104,7 @@ class _Build:
         index = lerobot.episode_data_index
         check_gap("create_data_loader", gap, int((index["to"] - index["from"]).max()))
         for camera in views:
-            # what LeRobot itself makes of delta_timestamps; asked for at construction openpi would have to be edited
+            # as LeRobot itself sets them from delta_timestamps=, which openpi has no argument for
             lerobot.delta_indices[camera] = [0, gap]
             lerobot.delta_timestamps[camera] = [0.0, gap / lerobot.fps]
         self.resolved = dataclasses.replace(self.plan, views=views, gap=gap)
@@ -138,8 +128,8 @@ def _innermost(dataset: Any) -> Any:
         dataset = dataset._dataset
     if not hasattr(dataset, "meta"):
         raise LaraArgumentError(
-            f"this config's data is a {type(dataset).__name__}, but LARA needs the frames of a LeRobot dataset; choose a "
-            "config with one (not debug, not RLDS)"
+            f"this config's data is a {type(dataset).__name__}, but a LeRobot dataset is expected: choose a config with "
+            "one (not debug, not RLDS)"
         )
     if not isinstance(getattr(dataset, "delta_indices", None), dict) or not hasattr(dataset, "episode_data_index"):
         raise HostNotInstalled(f"this version of LeRobot keeps its delta timestamps elsewhere; {TESTED}")
@@ -162,20 +152,18 @@ def _choose_views(views: Sequence[str], meta: Any, dataset: Any, inputs: Sequenc
 
 
 def _feeding_base_image(known: Sequence[str], dataset: Any, inputs: Sequence[Any]) -> list[str]:
-    """The cameras that the model's main image changes with: each is inverted in turn, on its way through openpi's
-    transforms. The mapping is code (a policy's Inputs class), so it is asked, not read."""
+    """The cameras that the model's main image depends on, found by inverting each in turn: the mapping is code (a
+    policy's Inputs class)."""
 
     def base_image(item: dict[str, Any]) -> Any:
         for transform in inputs:
             item = transform(item)
         return np.asarray(item.get("image", {}).get(BASE_IMAGE))
 
+    def inverted(image: torch.Tensor) -> torch.Tensor:
+        return 1 - image if image.is_floating_point() else 255 - image
+
     item = dataset[0]
     plain = base_image(dict(item))
-    return [
-        camera for camera in known if not np.array_equal(base_image({**item, camera: _inverted(item[camera])}), plain)
-    ]
-
-
-def _inverted(image: torch.Tensor) -> torch.Tensor:
-    return 1 - image if image.is_floating_point() else 255 - image
+    changed = {camera: base_image({**item, camera: inverted(item[camera])}) for camera in known}
+    return [camera for camera in known if not np.array_equal(changed[camera], plain)]

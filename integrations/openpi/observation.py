@@ -27,12 +27,6 @@ class LaraObservation(Observation):
 
     @classmethod
     def around(cls, observation: Observation, frames: Any, valid: Any) -> LaraObservation:
-        """The same observation with frames.
-
-        Args:
-            observation: openpi's.
-            frames: see above.
-            valid: see above.
-        """
+        """The same observation with frames."""
         fields = {name: getattr(observation, name) for name in Observation.__dataclass_fields__}
         return cls(**fields, lara_frames=frames, lara_frames_valid=valid)

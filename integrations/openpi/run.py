@@ -1,10 +1,9 @@
 """openpi's own training loop (scripts/train_pytorch.py) with LARA.
 
-The loop is a script of openpi's repository and is in no wheel, so it is run from the checkout that openpi is installed
-from, or from one that you name. It offers no hook. What is replaced while it runs, and put back afterwards:
-`build_datasets` and `safetensors` among the script's globals, the model's constructor in openpi, and, for a learning
-rate of the LAM's own, `torch.optim.AdamW`. The model stays of its stock class; openpi's own check of its patched
-transformers runs as always.
+The loop is a script of openpi's repository, in no wheel, so it is run from the checkout that openpi is installed from, or
+from one that you name. It offers no hook. Replaced while it runs: `build_datasets` and `safetensors` among the script's
+globals, the model's constructor in openpi, and, if the LAM has its own learning rate, `torch.optim.AdamW`. The model keeps
+its stock class, and openpi's check of its patched transformers still runs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from lara_adapter.check import check_optimizer
 from lara_adapter.policies import PolicySpec, find_spec
 from lara_adapter.saving.layout import LAM_FOLDER
 
-from ..hosts import import_host
+from ..hosts import import_host, replaced
 from ..old_names import accept_old_names
 from ..settings import LaraSettings
 from .checkpoints import CheckpointFiles, adapter_to_resume, latest_checkpoint
@@ -74,15 +73,15 @@ def attach(policy: Any, lam: Any, settings: OpenpiLaraSettings | None = None) ->
         _, _, tap = locate(policy, settings.layer, None, spec)
         if tap.layer != tap.depth:
             raise LaraArgumentError(
-                f"after_norm=True is for the last layer, but layer={settings.layer} (--lara.layer -1)"
+                f"after_norm=True is for the last layer, got layer={settings.layer} (--lara.layer -1)"
             )
     return settings.attach(policy, lam, frames=observation_frames, spec=spec)
 
 
 def _spec(policy: Any, after_norm: bool) -> PolicySpec:
-    """The row of the policy table whose last tap is before or after the final norm.
+    """The policy's row of the table, with its last tap before or after the final norm.
 
-    After it, the state is read where the model's last projection does: it has the action tokens alone, in float32.
+    After it, the state is read at the input of the model's last projection: the action tokens alone, in float32.
     """
     spec = find_spec(policy)
     if spec.tap != "norm" or not hasattr(policy, "action_out_proj"):
@@ -91,9 +90,6 @@ def _spec(policy: Any, after_norm: bool) -> PolicySpec:
         )
     norm = f"{str(spec.blocks).rpartition('.')[0]}.norm"
     return replace(spec, final_norm="action_out_proj" if after_norm else norm)
-
-
-# ---------------------------------------------------------------------- one run
 
 
 @contextlib.contextmanager
@@ -108,7 +104,7 @@ def lara_training(
         source: see :func:`.script.find_training_script`.
 
     Yields:
-        The script as a module, whose `train_loop(config)` is to be called, and a function that returns the adapter.
+        The script as a module, to call its `train_loop(config)`, and a function that returns the adapter.
 
     Raises:
         HostNotInstalled: no openpi, no script, or not the one this was written for.
@@ -129,16 +125,10 @@ def lara_training(
 def run(config: Any, settings: OpenpiLaraSettings, source: str | Path | None = None) -> LaraAdapter:
     """openpi's `train_loop(config)` with LARA; `config.resume` resumes as in openpi.
 
-    Args:
-        config: openpi's TrainConfig.
-        settings: LARA's.
-        source: see :func:`.script.find_training_script`.
+    For arguments and errors see :func:`lara_training`.
 
     Returns:
         The adapter, still attached to the trained model (`.policy`).
-
-    Raises:
-        LaraError: see :func:`lara_training`.
     """
     with lara_training(config, settings, source) as (script, adapter):
         script.train_loop(config)
@@ -162,23 +152,14 @@ class _Training:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        script = self.script
-        stock = script.build_datasets, script.safetensors
-        script.build_datasets, script.safetensors = self.build_datasets, self.files
-        self.models.PI0Pytorch = self.build_model
-        if self.settings.lam_lr is not None:
-            torch.optim.AdamW = self.build_optimizer  # type: ignore[assignment, misc]
-        hooks = (
-            register_optimizer_step_pre_hook(self.before_step),
-            register_optimizer_step_post_hook(self.after_step),
-        )
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(replaced(self.script, build_datasets=self.build_datasets, safetensors=self.files))
+            stack.enter_context(replaced(self.models, PI0Pytorch=self.build_model))
+            if self.settings.lam_lr is not None:
+                stack.enter_context(replaced(torch.optim, AdamW=self.build_optimizer))
+            stack.callback(register_optimizer_step_pre_hook(self.before_step).remove)
+            stack.callback(register_optimizer_step_post_hook(self.after_step).remove)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            script.build_datasets, script.safetensors = stock
-            self.models.PI0Pytorch, torch.optim.AdamW = self.stock_model, self.stock_adamw  # type: ignore[misc]
 
     def build_datasets(self, config: Any) -> tuple[Any, Any]:
         plan = FramePlan(self.settings.views, self.settings.gap, self.settings.frame_size_for(self.lam))
@@ -186,18 +167,16 @@ class _Training:
         return loader, loader.data_config()
 
     def build_model(self, *args: Any, **kwargs: Any) -> Any:
-        """In place of the class PI0Pytorch: the attached model, before it is wrapped, loaded and optimised."""
+        """Replaces the class PI0Pytorch: attaches before the model is wrapped, loaded and optimised."""
         policy = self.stock_model(*args, **kwargs)
         self.files.lara = attach(policy, self.lam, self.settings)
         return policy
 
     def build_optimizer(self, parameters: Any, *args: Any, **kwargs: Any) -> Any:
         """The LAM's parameters in a group of their own, last; the loop sets one rate for all, `before_step` this one."""
-        own = {id(parameter) for parameter in self.adapter().lam.parameters()}
-        everything = list(parameters)
-        others = {"params": [p for p in everything if id(p) not in own]}
-        lams: dict[str, Any] = {"params": [p for p in everything if id(p) in own], "name": _LAM_GROUP}
-        return self.stock_adamw([others, lams], *args, **kwargs)
+        lam, everything = {id(p) for p in self.adapter().lam.parameters()}, list(parameters)
+        own: dict[str, Any] = {"params": [p for p in everything if id(p) in lam], "name": _LAM_GROUP}
+        return self.stock_adamw([{"params": [p for p in everything if id(p) not in lam]}, own], *args, **kwargs)
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self.files.lara is None:
@@ -210,7 +189,7 @@ class _Training:
                 group["lr"] *= self.settings.lam_lr / self.config.lr_schedule.peak_lr
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """Log when openpi does: the adapter counts the same steps and its count is saved."""
+        """Log when openpi does: the adapter counts the same steps, and its count is saved."""
         lara = self.files.lara
         main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         step = lara.step - 1 if lara is not None else 1

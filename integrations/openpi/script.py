@@ -55,20 +55,17 @@ def load_training_script(source: str | Path | None = None) -> Any:
     """
     path = find_training_script(source)
     spec = importlib.util.spec_from_file_location("openpi_train_pytorch", path)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
-        raise HostNotInstalled(
-            f"{path} needs {error.name}, which is not installed: pip install {error.name}"
-        ) from error
+        raise HostNotInstalled(f"{path} needs {error.name}: pip install {error.name}") from error
     missing = [name for name in _GLOBALS if not hasattr(module, name)]
     if missing:
         raise HostNotInstalled(
-            f"{path} has no {missing}; {TESTED}. Attach in a loop of your own instead: attach(policy, lam) and "
+            f"{path} has no {missing}; {TESTED}. Attach in your own loop instead: attach(policy, lam) and "
             "create_data_loader(config)"
         )
     return module

@@ -15,11 +15,7 @@ from lara_adapter.evaluation import Simulator
 
 __all__ = ["SIMULATORS", "open_simulator"]
 
-SIMULATORS = {
-    "metaworld": "metaworld:MetaWorld",
-    "libero": "libero:Libero",
-    "simpler": "simpler:Simpler",
-}
+SIMULATORS = {"metaworld": "metaworld:MetaWorld", "libero": "libero:Libero", "simpler": "simpler:Simpler"}
 
 
 def open_simulator(name: str, **settings: Any) -> Simulator:

@@ -35,7 +35,6 @@ __all__ = ["GLMissing", "MetaWorld", "MetaWorldEnvironment", "Scene", "describe"
 
 INSTALL = "pip install metaworld==3.1.1 mujoco==3.3.0 packaging"
 _STARTS_PER_BENCHMARK = 50  # Meta-World draws 50 starts per seed
-_PICTURE = 256  # pixels, for videos
 
 _PROBE = """
 import mujoco
@@ -106,7 +105,7 @@ class Scene:
     """Several environments of one Meta-World task behind one renderer."""
 
     def __init__(self, task: str, num_envs: int = 1, image_size: int = 64) -> None:
-        """Build the environments (0.1 s each).
+        """Build `num_envs` environments (0.1 s each).
 
         Args:
             task: a Meta-World task, without the version: "drawer-open".
@@ -137,7 +136,7 @@ class Scene:
         self._renderers: dict[int, Any] = {}
 
     def reset(self, split: int, index: int, env: int = 0) -> NDArray[np.float64]:
-        """Put an environment at a start position.
+        """Put environment number `env` at a start position.
 
         Args:
             split: set of starts (demonstrations, held-out, ...); no two sets share a start.
@@ -208,7 +207,7 @@ class MetaWorld:
         """
         if image_size < 16 or not 0 <= split < 1_000_000:
             raise LaraArgumentError(
-                f"metaworld: image_size={image_size} must be at least 16, and split={split} in 0..999999"
+                f"metaworld: {image_size=}, but at least 16 is expected, and {split=}, but 0 to 999999"
             )
         if importlib.util.find_spec("metaworld") is None:
             raise HostNotInstalled(f"Meta-World is not installed: {INSTALL}")
@@ -224,7 +223,7 @@ class MetaWorld:
 
     def open(self, task: str) -> MetaWorldEnvironment:
         """Build the environment of a task."""
-        return MetaWorldEnvironment(task, self.settings["image_size"], self.settings["split"])
+        return MetaWorldEnvironment(task, **self.settings)
 
 
 class MetaWorldEnvironment:
@@ -256,7 +255,7 @@ class MetaWorldEnvironment:
 
     def picture(self) -> NDArray[np.uint8]:
         """A larger image of the scene: [256, 256, 3]."""
-        return self._scene.render(size=_PICTURE).transpose(1, 2, 0)
+        return self._scene.render(size=256).transpose(1, 2, 0)
 
     def close(self) -> None:
         """Free the renderers."""

@@ -6,6 +6,7 @@ Tested only against a mock of SimplerEnv's interface.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +37,7 @@ class Simpler:
     name = "simpler"
 
     def __init__(self) -> None:
-        """Open SimplerEnv.
-
-        Raises:
-            HostNotInstalled: SimplerEnv is missing.
-        """
+        """Raise HostNotInstalled if SimplerEnv is missing."""
         if importlib.util.find_spec("simpler_env") is None:
             raise HostNotInstalled(f"SimplerEnv is not installed: {INSTALL}")
         self.settings: dict[str, Any] = {}
@@ -120,22 +117,14 @@ class SimplerEnvironment:
 def rotation(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
     """The matrix [3, 3] of a quaternion (w, x, y, z)."""
     w, x, y, z = quaternion / np.linalg.norm(quaternion)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
 
 
 def euler(matrix: NDArray[np.float64]) -> tuple[float, float, float]:
     """Roll, pitch and yaw about fixed axes x, y, z, in radians."""
-    cosine = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    cosine = math.hypot(matrix[0, 0], matrix[1, 0])
+    pitch = math.atan2(-matrix[2, 0], cosine)
     if cosine < 1e-8:
-        return float(np.arctan2(-matrix[1, 2], matrix[1, 1])), float(np.arctan2(-matrix[2, 0], cosine)), 0.0
-    return (
-        float(np.arctan2(matrix[2, 1], matrix[2, 2])),
-        float(np.arctan2(-matrix[2, 0], cosine)),
-        float(np.arctan2(matrix[1, 0], matrix[0, 0])),
-    )
+        return math.atan2(-matrix[1, 2], matrix[1, 1]), pitch, 0.0
+    return math.atan2(matrix[2, 1], matrix[2, 2]), pitch, math.atan2(matrix[1, 0], matrix[0, 0])
