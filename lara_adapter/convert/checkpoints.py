@@ -95,34 +95,25 @@ def convert_checkpoint(
         raise LaraArgumentError(f"convert: {source} already has the layout {layout!r}; choose another with to=")
     if adapter and (layout != "lara_adapter" or read.policy is None):
         raise LaraArgumentError("convert: adapter=True needs a policy's checkpoint as source and our layout as target")
-    state, config, folded = read.state, read.config, False
+    state, config = read.state, read.config
     if layout == "lara_adapter":
         state = fold(state, config, read.frames)
         config = replace(config, image_mean=read.frames.mean, image_std=read.frames.std)
-        folded = not read.frames.is_unit
     elif read.layout == "lara_adapter":
         state = unfold(state, config, read.frames)
-        folded = not read.frames.is_unit
+    folded = "lara_adapter" in (layout, read.layout) and not read.frames.is_unit
     mapped = official_shapes(config)
     report = ConversionReport(
         source=str(source) + (f"/{subfolder}" if subfolder else ""),
         revision=root.name if root.parent.name == "snapshots" else revision,
-        destination=str(target),
-        source_layout=read.layout,
-        target_layout=layout,
+        destination=str(target), source_layout=read.layout, target_layout=layout,
         prefix=read.place.prefix if read.place else "",
         read={str(file.relative_to(root) if file.is_relative_to(root) else file): sha256(file) for file in read.files},
-        tensors=len(mapped),
-        parameters=sum(torch.Size(shape).numel() for shape in mapped.values()),
+        tensors=len(mapped), parameters=sum(torch.Size(shape).numel() for shape in mapped.values()),
         dtypes=sorted({str(t.dtype).removeprefix("torch.") for t in read.state.values() if t.is_floating_point()}),
-        image_encoder=read.image_encoder,
-        frames_mean=read.frames.mean,
-        frames_std=read.frames.std,
-        frames_reason=read.frames_reason,
-        frames_folded=folded,
-        dropped=read.dropped,
-        notes=read.notes,
-    )
+        image_encoder=read.image_encoder, frames_mean=read.frames.mean, frames_std=read.frames.std,
+        frames_reason=read.frames_reason, frames_folded=folded, dropped=read.dropped, notes=read.notes,
+    )  # fmt: skip
     with replace_folder(target, keep_others=False) as fresh:
         if adapter:
             write_adapter(fresh, read, config, state)
@@ -135,11 +126,7 @@ def convert_checkpoint(
 
 
 def _check_destination(target: Path) -> None:
-    """Refuse to replace anything but an earlier conversion.
-
-    Raises:
-        LaraArgumentError: the destination holds something else.
-    """
+    """Refuse to replace anything but an earlier conversion."""
     if target.is_file():
         raise LaraArgumentError(f"convert: the destination {target} is a file, but a folder is expected")
     if not target.is_dir():

@@ -41,13 +41,7 @@ IMAGENET = FrameRange((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def fold(state: Mapping[str, Tensor], config: LatentActionConfig, frames: FrameRange) -> dict[str, Tensor]:
-    """Rescale a state whose decoder takes and predicts `frames` to one for [0, 1].
-
-    Args:
-        state: our name to tensor.
-        config: its settings.
-        frames: what the decoder was trained on.
-    """
+    """Rescale a state (our names) whose decoder takes and predicts `frames` to one for [0, 1]."""
     return dict(state) if frames.is_unit else _rescale(state, config, frames, into_weights=True)
 
 

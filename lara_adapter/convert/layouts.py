@@ -116,12 +116,12 @@ def parse(values: Mapping[str, Any], path: Path, ignore: Collection[str] = ()) -
     for where, used in _USED.items():
         part, _, inner = where.partition(".")
         section = top.get(part + suffix)
+        named = f"{part}{suffix}.{inner}".rstrip(".")
         if inner and isinstance(section, Mapping):
             section = section.get(inner)
         if not isinstance(section, Mapping):
-            named = f"{part}{suffix}{'.' if inner else ''}{inner}"
             raise AdapterFormatError(f"{path}: {named}={section!r}, but a mapping is expected")
-        _check_keys(section, used, f"{part}{suffix}{'.' if inner else ''}{inner}.", path, dropped, ignore)
+        _check_keys(section, used, f"{named}.", path, dropped, ignore)
     unused = sorted(key for key in ignore if not dropped.get(key, "").endswith("as requested"))
     if unused:
         raise LaraArgumentError(f"convert: ignore_settings={unused}, but {path} does not have such unknown settings")
@@ -135,12 +135,7 @@ def parse(values: Mapping[str, Any], path: Path, ignore: Collection[str] = ()) -
 
 
 def _check_keys(
-    section: Mapping[str, Any],
-    used: set[str],
-    where: str,
-    path: Path,
-    dropped: dict[str, str],
-    ignore: Collection[str],
+    section: Mapping[str, Any], used: set[str], where: str, path: Path, dropped: dict[str, str], ignore: Collection[str]
 ) -> None:
     for key in section:
         if key in used or key in _HYDRA:
@@ -192,7 +187,7 @@ def _check_labels(values: Mapping[str, Any], layout: str, suffix: str, nested: b
 
 
 def choose_encoder(settings: OfficialSettings, width: int, path: Path) -> tuple[str, str]:
-    """The image encoder for our settings, and why.
+    """The image encoder for our settings, and why it was chosen.
 
     Raises:
         AdapterFormatError: the settings name one that does not exist here, and none of this width is published.
@@ -218,11 +213,7 @@ def to_moto(values: Mapping[str, Any]) -> dict[str, Any]:
             return {key: relabelled(inner) for key, inner in value.items()}
         return value.replace(_MODULES["official"], _MODULES["moto"]) if isinstance(value, str) else value
 
-    renamed = {f"{part}_config": part for part in _PARTS}
-    moto = {
-        renamed.get(key, key): value if key == "image_encoder_config" else relabelled(value)
-        for key, value in values.items()
-    }
+    moto = {with_moto_names(k): v if k == "image_encoder_config" else relabelled(v) for k, v in values.items()}
     return {"_target_": f"{_MODULES['moto']}.{_TOKENIZER}", **moto}
 
 

@@ -25,13 +25,7 @@ __all__ = ["write_adapter"]
 
 
 def write_adapter(folder: Path, model: Model, config: LatentActionConfig, state: dict[str, Tensor]) -> None:
-    """Write projector and latent action model as a saved adapter, for :func:`lara_adapter.load_lara`.
-
-    Args:
-        folder: created or replaced.
-        model: read from a policy's checkpoint.
-        config: settings of the latent action model.
-        state: its tensors.
+    """Write a policy's projector and latent action model (`config`, `state`) for :func:`lara_adapter.load_lara`.
 
     Raises:
         AdapterFormatError: the checkpoint has no projector that reads a block's output, or its settings do not fit it.
@@ -74,21 +68,13 @@ def write_adapter(folder: Path, model: Model, config: LatentActionConfig, state:
         )
     architectures = policy.get("architectures")
     lara = LaraConfig(
-        layer=layer,
-        depth=place.depth,
-        blocks=place.blocks,
-        tap=f"{place.blocks}.{layer - 1}",
-        tap_kind="output",
-        hidden_width=weight.shape[1],
-        latent_width=width,
-        token="last",
-        projector="linear",
+        layer=layer, depth=place.depth, blocks=place.blocks, tap=f"{place.blocks}.{layer - 1}", tap_kind="output",
+        hidden_width=weight.shape[1], latent_width=width, token="last", projector="linear",
         align_weight=_number(head, "latent_loss_weight", policy_path),
-        lam_weight=_number(head, "tokenizer_vae_loss_weight", policy_path),
-        train_lam=tuned,
+        lam_weight=_number(head, "tokenizer_vae_loss_weight", policy_path), train_lam=tuned,
         policy_class=str(architectures[0]) if isinstance(architectures, list) and architectures else "",
         lara_version=__version__,
-    )
+    )  # fmt: skip
     tensors = {"projector.weight": weight, "projector.bias": bias}
     tensors |= zip(COUNTERS, (torch.zeros((), dtype=torch.long), torch.zeros(width), torch.tensor(0)))
     with replace_folder(folder, ours=TOP_LEVEL) as fresh:

@@ -67,23 +67,10 @@ class Model(NamedTuple):
 
 
 def read_model(
-    path: Path,
-    *,
-    settings: str | os.PathLike[str] | None,
-    frames: str,
-    image_encoder: str | None,
-    allow_pickle: bool,
+    path: Path, *, settings: str | os.PathLike[str] | None, frames: str, image_encoder: str | None, allow_pickle: bool,
     ignore: Collection[str],
-) -> Model:
-    """Read a model from its files; the arguments are those of :func:`convert_checkpoint`.
-
-    Args:
-        path: folder or weights file.
-        settings: file of the settings, or None.
-        frames: "auto", "unit" or "imagenet".
-        image_encoder: to name instead.
-        allow_pickle: whether a pickle may be opened.
-        ignore: unknown settings to ignore.
+) -> Model:  # fmt: skip
+    """Read a model from a folder or weights file; the arguments are those of :func:`convert_checkpoint`.
 
     Raises:
         AdapterFormatError: damaged, foreign, or with parts that have no counterpart.
@@ -140,31 +127,20 @@ def _read_ours(path: Path, folder: Path, image_encoder: str | None, frames: str)
         config_to_official(config)
     with _naming(file):
         state_to_official(state, config)
-    notes = []
-    if state["quantizer.offset"].any():
-        notes.append("the codebook is written as the quantizer uses it: quantizer.weight + quantizer.offset")
+    note = "the codebook is written as the quantizer uses it: quantizer.weight + quantizer.offset"
+    notes = [note] if state["quantizer.offset"].any() else []
+    encoder = f"{config.image_encoder} ({'as requested' if image_encoder else 'config.json'})"
     return Model(
-        layout="lara_adapter",
-        config=config,
-        state=state,
-        frames=FrameRange(config.image_mean, config.image_std),
-        frames_reason="image_mean and image_std of config.json",
-        image_encoder=f"{config.image_encoder} ({'as requested' if image_encoder else 'config.json'})",
-        files=[folder / checkpoint.CONFIG, file],
-        dropped=dropped,
-        notes=notes,
-    )
+        layout="lara_adapter", config=config, state=state, frames=FrameRange(config.image_mean, config.image_std),
+        frames_reason="image_mean and image_std of config.json", image_encoder=encoder,
+        files=[folder / checkpoint.CONFIG, file], dropped=dropped, notes=notes,
+    )  # fmt: skip
 
 
 def _read_official(
-    path: Path,
-    content: tuple[dict[str, Any], Path],
-    given: bool,
-    frames: str,
-    image_encoder: str | None,
-    allow_pickle: bool,
-    ignore: Collection[str],
-) -> Model:
+    path: Path, content: tuple[dict[str, Any], Path], given: bool, frames: str, image_encoder: str | None,
+    allow_pickle: bool, ignore: Collection[str],
+) -> Model:  # fmt: skip
     folder = path.parent if path.is_file() else path
     weights = Weights(path if path.is_file() else find_weights(folder), allow_pickle)
     place = place_in(weights)
@@ -193,19 +169,11 @@ def _read_official(
     frame_range, reason = _choose_frames(frames, settings.layout, place.in_policy, folder)
     shards = weights.files(own)
     return Model(
-        layout=settings.layout,
-        config=config,
-        state=state,
-        frames=frame_range,
-        frames_reason=reason,
-        image_encoder=f"{encoder} ({why})",
-        files=[file, *([] if weights.path in shards else [weights.path]), *shards],
-        dropped={**settings.dropped, **_unmapped(place)},
-        notes=_notes(settings.layout, frame_range, place),
-        place=place,
-        weights=weights,
-        policy=policy,
-    )
+        layout=settings.layout, config=config, state=state, frames=frame_range, frames_reason=reason,
+        image_encoder=f"{encoder} ({why})", files=[file, *([] if weights.path in shards else [weights.path]), *shards],
+        dropped={**settings.dropped, **_unmapped(place)}, notes=_notes(settings.layout, frame_range, place),
+        place=place, weights=weights, policy=policy,
+    )  # fmt: skip
 
 
 def _unmapped(place: Place) -> dict[str, str]:

@@ -97,23 +97,15 @@ def recorded_frames(folder: Path) -> FrameRange | None:
     Raises:
         AdapterFormatError: the record is damaged.
     """
-    path = folder / RECORD
-    if not path.is_file():
+    path, content = folder / RECORD, _read_record(folder)
+    if not content:
         return None
-    content = read_json(path)
-    if content.get("format") != FORMAT:
-        return None
-    values = [content.get(name) for name in ("frames_mean", "frames_std")]
-    for value in values:
-        if (
-            not isinstance(value, list)
-            or len(value) != 3
-            or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-        ):
-            raise AdapterFormatError(
-                f"{path} is damaged: frames_mean, frames_std = {values}; two times three numbers are expected"
-            )
-    mean, std = (tuple(map(float, value)) for value in values if isinstance(value, list))
+    values: list[Any] = [content.get(name) for name in ("frames_mean", "frames_std")]
+    if not all(isinstance(value, list) and [type(x) in (int, float) for x in value] == 3 * [True] for value in values):
+        raise AdapterFormatError(
+            f"{path} is damaged: frames_mean, frames_std = {values}; two times three numbers are expected"
+        )
+    mean, std = (tuple(map(float, value)) for value in values)
     if min(std) <= 0:
         raise AdapterFormatError(f"{path} is damaged: frames_std = {std}, but numbers > 0 are expected")
     return FrameRange(mean, std)  # type: ignore[arg-type]  # three each, checked above
@@ -125,11 +117,11 @@ def recorded_files(folder: Path) -> dict[str, str]:
     Raises:
         AdapterFormatError: the record is damaged.
     """
-    path = folder / RECORD
-    if not path.is_file():
-        return {}
-    content = read_json(path)
-    written = content.get("written")
-    if content.get("format") != FORMAT or not isinstance(written, dict):
-        return {}
-    return {str(name): str(sha) for name, sha in written.items()}
+    written = _read_record(folder).get("written")
+    return {str(name): str(sha) for name, sha in written.items()} if isinstance(written, dict) else {}
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The record of an earlier conversion; empty if there is none."""
+    content = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    return content if content.get("format") == FORMAT else {}

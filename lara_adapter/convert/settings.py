@@ -13,6 +13,8 @@ from .state import check_expressible
 __all__ = ["config_from_official", "config_to_official"]
 
 _ENCODER = "facebook/vit-mae-large"
+_TRANSFORMER = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+                "mlp": "intermediate_size"}  # fmt: skip
 
 
 class _Reader:
@@ -31,34 +33,31 @@ class _Reader:
     def count(self, name: str) -> int:
         """An integer >= 1."""
         value = self.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise AdapterFormatError(f"the official configuration has {self._at(name)}={value!r}, not an integer >= 1")
-        return value
+        valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        self._check(name, value, valid, "not an integer >= 1")
+        return value  # type: ignore[return-value]
 
     def number(self, name: str, default: float | None = None) -> float:
         """A number."""
         value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise AdapterFormatError(f"the official configuration has {self._at(name)}={value!r}, not a number")
+        self._check(name, value, isinstance(value, int | float) and not isinstance(value, bool), "not a number")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
         """True or False."""
         value = self.values.get(name, default)
-        if not isinstance(value, bool):
-            raise AdapterFormatError(f"the official configuration has {self._at(name)}={value!r}, not true or false")
-        return value
+        self._check(name, value, isinstance(value, bool), "not true or false")
+        return bool(value)
 
     def require(self, name: str, expected: Any, default: Any) -> None:
         """Refuse a setting that our model cannot have."""
         value = self.values.get(name, default)
-        if value != expected:
-            raise AdapterFormatError(
-                f"the official configuration has {self._at(name)}={value!r}, but only {expected!r} can be converted"
-            )
+        self._check(name, value, value == expected, f"but only {expected!r} can be converted")
 
-    def _at(self, name: str) -> str:
-        return f"{self.path}.{name}" if self.path else name
+    def _check(self, name: str, value: Any, valid: bool, problem: str) -> None:
+        if not valid:
+            where = f"{self.path}.{name}" if self.path else name
+            raise AdapterFormatError(f"the official configuration has {where}={value!r}, {problem}")
 
 
 def config_from_official(values: Mapping[str, Any], **changes: Any) -> LatentActionConfig:
@@ -110,15 +109,9 @@ def config_from_official(values: Mapping[str, Any], **changes: Any) -> LatentAct
         "encoder_width": former.count("input_hidden_size"),
         "queries": former.count("query_num"),
         "latent_dim": quantizer.count("e_dim"),
-        "idm_width": former.count("hidden_size"),
-        "idm_layers": former.count("num_hidden_layers"),
-        "idm_heads": former.count("num_attention_heads"),
-        "idm_mlp": former.count("intermediate_size"),
+        **{f"idm_{name}": former.count(official) for name, official in _TRANSFORMER.items()},
         "legacy_token_types": former.flag("legacy", True),
-        "fdm_width": decoder.count("hidden_size"),
-        "fdm_layers": decoder.count("num_hidden_layers"),
-        "fdm_heads": decoder.count("num_attention_heads"),
-        "fdm_mlp": decoder.count("intermediate_size"),
+        **{f"fdm_{name}": decoder.count(official) for name, official in _TRANSFORMER.items()},
         "fdm_patch_size": decoder.count("patch_size"),
         "fusion": decoder.values.get("query_fusion_mode", "add"),
         "mask_token": decoder.flag("use_mask_token", False),
@@ -188,10 +181,7 @@ def config_to_official(config: LatentActionConfig, image_encoder: str | None = N
                 **shared,
                 "input_hidden_size": c.encoder_width,
                 "num_patches": c.encoder_tokens,
-                "hidden_size": c.idm_width,
-                "num_hidden_layers": c.idm_layers,
-                "num_attention_heads": c.idm_heads,
-                "intermediate_size": c.idm_mlp,
+                **{official: getattr(c, f"idm_{name}") for name, official in _TRANSFORMER.items()},
                 "legacy": c.legacy_token_types,
             },
         },
@@ -208,10 +198,7 @@ def config_to_official(config: LatentActionConfig, image_encoder: str | None = N
             "_target_": f"{moto}.latent_motion_decoder.LatentMotionDecoder",
             "config": {
                 **shared,
-                "hidden_size": c.fdm_width,
-                "num_hidden_layers": c.fdm_layers,
-                "num_attention_heads": c.fdm_heads,
-                "intermediate_size": c.fdm_mlp,
+                **{official: getattr(c, f"fdm_{name}") for name, official in _TRANSFORMER.items()},
                 "image_size": c.image_size,
                 "patch_size": c.fdm_patch_size,
                 "num_channels": 3,

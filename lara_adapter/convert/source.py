@@ -35,12 +35,6 @@ def find(
 ) -> tuple[Path, Path]:
     """The folder or file of `source`, and the local or downloaded folder that holds it.
 
-    Args:
-        source: folder, weights file, or Hub id.
-        subfolder: inside the folder or repository.
-        revision: commit, tag or branch on the Hub.
-        allow_pickle: download pickled weights as well.
-
     Raises:
         AdapterFormatError: it does not exist.
         LaraArgumentError: `subfolder` leads out of the source, or the source is a file.
