@@ -123,19 +123,12 @@ class Layout:
 
     def request(self, past: Sequence[Observation]) -> dict[str, Any]:
         """Arrange the last observations, the present one last; the first one stands for those before it."""
-
-        def at(delta: int) -> Observation:
-            return past[max(0, len(past) - 1 + delta)]
-
+        steps = {kind: [past[max(0, len(past) - 1 + delta)] for delta in self.deltas[kind]] for kind in self.deltas}
+        views = {name: np.stack([o.views[own] for o in steps["video"]])[None] for name, own in self.views.items()}
+        states = {name: np.stack([o.states[own] for o in steps["state"]])[None] for name, own in self.states.items()}
         return {
-            "video": {
-                name: np.stack([at(delta).views[own] for delta in self.deltas["video"]])[None]
-                for name, own in self.views.items()
-            },
-            "state": {
-                name: np.stack([at(delta).states[own] for delta in self.deltas["state"]])[None].astype(np.float32)
-                for name, own in self.states.items()
-            },
+            "video": views,
+            "state": {name: state.astype(np.float32) for name, state in states.items()},
             "language": {self.language: [[past[-1].instruction]]},
         }
 

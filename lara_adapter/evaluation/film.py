@@ -21,11 +21,7 @@ class Film:
     """Collects every n-th step of an episode and writes an .mp4."""
 
     def __init__(self, path: Path, fps: float) -> None:
-        """Begin.
-
-        Args:
-            path: of the video.
-            fps: steps of the environment per second; the video runs at its speed.
+        """Begin a video of `fps` steps of the environment per second, which runs at its speed.
 
         Raises:
             HostNotInstalled: PyAV is missing.

@@ -14,15 +14,9 @@ __all__ = ["EpisodeStore", "format_report", "make_report", "wilson_interval"]
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a success rate, which is accurate near 0 and 1 too.
+    """Ends, in [0, 1], of Wilson's score interval of a success rate, which is accurate near 0 and 1 too.
 
-    Args:
-        successes: number of successes.
-        trials: number of trials, > 0.
-        z: normal quantile; 1.96 for 95 %.
-
-    Returns:
-        Lower and upper end, in [0, 1].
+    `trials` > 0; `z` is the normal quantile, 1.96 for 95 %.
     """
     rate, spread = successes / trials, z * z / trials
     centre = (rate + spread / 2) / (1 + spread)
@@ -70,22 +64,15 @@ class EpisodeStore:
 
 
 def make_report(settings: Mapping[str, Any], episodes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Summarise episodes.
-
-    Args:
-        settings: of the run.
-        episodes: of each task: `success`, `steps`, `seed`, ...
+    """Summarise the episodes of each task (`success`, `steps`, `seed`, ...).
 
     Returns:
         `settings`; `tasks`: for each its successes, episodes, rate, 95 % interval (Wilson), mean steps when solved, and the
         episodes (`runs`); `all`: the same over all tasks.
     """
     tasks = {task: {**_count(rows), "runs": [dict(row) for row in rows]} for task, rows in episodes.items()}
-    return {
-        "settings": dict(settings),
-        "tasks": tasks,
-        "all": _count([row for rows in episodes.values() for row in rows]),
-    }
+    everything = [row for rows in episodes.values() for row in rows]
+    return {"settings": dict(settings), "tasks": tasks, "all": _count(everything)}
 
 
 def _count(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -31,16 +31,9 @@ class Rollouts:
     """
 
     def __init__(
-        self,
-        client: PolicyClient,
-        simulator: Simulator,
-        output: Path,
-        *,
-        execute: int | None = None,
-        ensemble: float | None = None,
-        rename: Mapping[str, str] | None = None,
-        max_steps: int | None = None,
-    ) -> None:
+        self, client: PolicyClient, simulator: Simulator, output: Path, *, execute: int | None = None,
+        ensemble: float | None = None, rename: Mapping[str, str] | None = None, max_steps: int | None = None,
+    ) -> None:  # fmt: skip
         """Ask the server for its policy, and open the folder.
 
         Args:
@@ -126,10 +119,8 @@ class Rollouts:
         if unfilmed:
             logger.warning(
                 "%d of the episodes to film were finished without a film and are not run again: use another output folder, "
-                "or delete their files in %s",
-                unfilmed,
-                self.store.folder / "episodes",
-            )
+                "or delete their files in %s", unfilmed, self.store.folder / "episodes",
+            )  # fmt: skip
         report = make_report(self.settings, episodes)
         write_json(self.store.folder / "report.json", report)
         return report

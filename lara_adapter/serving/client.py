@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from types import TracebackType
 from typing import Any
 
 from ..errors import LaraArgumentError, ServingError, ServingTimeout
@@ -28,14 +27,9 @@ class PolicyClient:
     """
 
     def __init__(
-        self,
-        host: str = "127.0.0.1",
-        port: int = 5555,
-        *,
-        timeout_ms: int = 15_000,
-        api_token: str | None = None,
+        self, host: str = "127.0.0.1", port: int = 5555, *, timeout_ms: int = 15_000, api_token: str | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Set up; nothing is sent.
 
         Args:
@@ -59,15 +53,13 @@ class PolicyClient:
         self._socket: Any = None
         self._lock = threading.Lock()
 
-    # ------------------------------------------------------------------ endpoints
-
     def get_action(self, observation: Any, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Ask for an action.
 
         Args:
             observation: input of the policy; GR00T's layout is `{"video": {view: uint8 [B, T, H, W, 3]}, "state":
                 {key: float32 [B, T, D]}, "language": {key: [[str]] * B}}`.
-            options: further options of the policy.
+            options: of the policy.
 
         Returns:
             The action, in GR00T's layout `{key: float32 [B, H, D]}`, and the policy's further information.
@@ -135,26 +127,17 @@ class PolicyClient:
         """Stop the server, if it allows that."""
         self.call_endpoint("kill")
 
-    # ------------------------------------------------------------------ one call
-
     def call_endpoint(
-        self,
-        endpoint: str,
-        data: dict[str, Any] | None = None,
-        requires_input: bool = True,
-        *,
+        self, endpoint: str, data: dict[str, Any] | None = None, requires_input: bool = True, *,
         timeout_ms: int | None = None,
-    ) -> Any:
-        """Call any endpoint.
+    ) -> Any:  # fmt: skip
+        """Call any endpoint, and return what it returned.
 
         Args:
             endpoint: its name.
             data: its arguments, if any.
             requires_input: whether to send `data`, as in GR00T's client.
             timeout_ms: for this call; None: the client's.
-
-        Returns:
-            What the endpoint returned.
 
         Raises:
             ServingTimeout: no answer in time.
@@ -250,7 +233,5 @@ class PolicyClient:
     def __enter__(self) -> PolicyClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -116,13 +116,9 @@ def unpack(message: bytes) -> Any:
 
     try:
         return msgpack.unpackb(
-            message,
-            object_hook=lambda value: _decode(count(value)),
-            list_hook=count,
-            ext_hook=_refuse_extension,
-            max_array_len=2**16,
-            max_map_len=2**12,
-        )
+            message, object_hook=lambda value: _decode(count(value)), list_hook=count, ext_hook=_refuse_extension,
+            max_array_len=2**16, max_map_len=2**12,
+        )  # fmt: skip
     except ServingError:
         raise
     # msgpack's own exceptions derive from ValueError or Exception, depending on its version
@@ -182,8 +178,6 @@ def _from_npy(content: Any) -> NDArray[Any]:
         if version not in _HEADERS:
             raise ValueError(f"version {version} of .npy, but 1.0 or 2.0 is expected")
         shape, fortran, dtype = _HEADERS[version](file)
-    except ServingError:
-        raise
     except Exception as error:  # a header is a Python literal: its parser may raise nearly anything
         raise ServingError(f"{len(content)} bytes are not a .npy array: {error}") from error
     if dtype.hasobject or dtype.kind not in _KINDS or dtype.subdtype is not None:

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -56,16 +55,9 @@ class PolicyServer:
     """
 
     def __init__(
-        self,
-        policy: Any,
-        host: str = "127.0.0.1",
-        port: int = 5555,
-        *,
-        api_token: str | None = None,
-        allow_kill: bool = False,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        description: str | None = None,
-    ) -> None:
+        self, policy: Any, host: str = "127.0.0.1", port: int = 5555, *, api_token: str | None = None,
+        allow_kill: bool = False, max_message_bytes: int = MAX_MESSAGE_BYTES, description: str | None = None,
+    ) -> None:  # fmt: skip
         """Bind the socket; requests are answered by :meth:`run`.
 
         Args:
@@ -131,8 +123,6 @@ class PolicyServer:
         """Answer requests for `name` by `function(**data)`, or by `function()` where it requires no input."""
         self._endpoints[name] = _Endpoint(function, requires_input)
 
-    # ------------------------------------------------------------------ running
-
     def run(self) -> None:
         """Answer until :meth:`stop` (from any thread or a signal handler) or, if allowed, a client's `kill`."""
         zmq, waiting, busy = self._zmq, dict[bytes, list[bytes]](), 0.0
@@ -190,12 +180,8 @@ class PolicyServer:
     def __enter__(self) -> PolicyServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    # ------------------------------------------------------------------ one request
 
     def _answer(self, message: bytes) -> bytes:
         """The reply to any message."""
@@ -213,17 +199,17 @@ class PolicyServer:
         request = unpack(message)
         if not isinstance(request, dict):
             raise ServingError(f"a request is a map with the key endpoint, but got a {type(request).__name__}")
-        self._check_token(request.get("api_token"))
+        token = request.get("api_token")
+        offered = token.encode(errors="replace") if isinstance(token, str) else b""
+        if self._token is not None and not hmac.compare_digest(offered, self._token):
+            raise ServingError("Unauthorized: Invalid API token")
         name = request.get("endpoint", "get_action")
         endpoint = self._endpoints.get(name) if isinstance(name, str) else None
         if endpoint is None:
-            known = ", ".join(sorted(self._endpoints))
-            raise ServingError(f"Unknown endpoint: {str(name)[:100]!r}; known are {known}")
+            raise ServingError(f"Unknown endpoint: {str(name)[:100]!r}; known are {', '.join(sorted(self._endpoints))}")
         if not endpoint.requires_input:
             return endpoint.function()
-        data = request.get("data")
-        if data is None:
-            data = {}
+        data = {} if request.get("data") is None else request["data"]
         if not isinstance(data, dict):
             raise ServingError(f"{name}: data is a map of arguments, but got a {type(data).__name__}")
         try:
@@ -232,21 +218,12 @@ class PolicyServer:
             raise ServingError(f"{name}: {error}; got {sorted(map(str, data))[:10]}") from None
         return endpoint.function(**data)
 
-    def _check_token(self, given: Any) -> None:
-        if self._token is None:
-            return
-        offered = given.encode(errors="replace") if isinstance(given, str) else b""
-        if not hmac.compare_digest(offered, self._token):
-            raise ServingError("Unauthorized: Invalid API token")
-
     def _get_action(self, observation: Any, options: dict[str, Any] | None = None) -> list[Any]:
         if options is not None and not self._takes_options:
             raise ServingError(f"{self.description}.get_action takes no options, but got {sorted(options)}")
         result = self.policy.get_action(observation, **({"options": options} if self._takes_options else {}))
-        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
-            action, info = result
-        else:
-            action, info = result, {}
+        with_info = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
+        action, info = result if with_info else (result, {})
         _check_finite(action, "action")
         return [action, info]
 
