@@ -154,13 +154,8 @@ class PolicyReport:
         state = f"after block {self.layer} of {self.depth}" if self.layer else "the embeddings, before block 1"
         reads = "what it returns" if self.tap_kind == "output" else "what it is given"
         yield "tap", f"{self.tap}, {reads}: layer {self.layer}, {state}"
-        yield (
-            "below it",
-            (
-                f"{self.trainable_blocks_below} of {self.blocks_below} blocks trainable; "
-                f"{self.trainable_elsewhere:,} trainable parameters outside the blocks"
-            ),
-        )
+        elsewhere = f"{self.trainable_elsewhere:,} trainable parameters outside the blocks"
+        yield "below it", f"{self.trainable_blocks_below} of {self.blocks_below} blocks trainable; {elsewhere}"
         keys = [f'batch["{key}"]' for key in self.steps_from]
         yield "actions", f"the {self.action_tokens} T positions of the sequence; T and padding from {keys[0]},"
         yield "", f"else from {keys[1]}, else T alone from {' or '.join(keys[2:])}"
@@ -259,38 +254,30 @@ def describe_policy(
 
 def _describe_tap(report: PolicyReport, policy: nn.Module, spec: PolicySpec, tap: Tap) -> None:
     blocks: Any = policy.get_submodule(tap.blocks)
-    report.blocks, report.block_class, report.depth, report.width = (
-        tap.blocks, type(blocks[0]).__name__, tap.depth, tap.width,
-    )  # fmt: skip
+    report.blocks, report.block_class = tap.blocks, type(blocks[0]).__name__
+    report.depth, report.width = tap.depth, tap.width
     report.tap, report.tap_kind, report.layer = tap.path, tap.kind, tap.layer
     in_blocks = {id(p) for p in blocks.parameters()}
     report.blocks_below = tap.layer
-    report.trainable_blocks_below = sum(
-        any(p.requires_grad for p in block.parameters()) for block in list(blocks)[: tap.layer]
-    )
+    below = list(blocks)[: tap.layer]
+    report.trainable_blocks_below = sum(any(p.requires_grad for p in block.parameters()) for block in below)
     report.trainable_elsewhere = _count(p for p in policy.parameters() if p.requires_grad and id(p) not in in_blocks)
     report.action_tokens, report.draws = spec.action_tokens, spec.draws
     report.steps_from = [MASK_KEY, PADDING_KEY, *ACTION_KEYS]
     report.frames, report.frames_valid = spec.frames, f"{spec.frames}_valid"
     report.adapter = f"{spec.owner}.lara".lstrip(".")
     if report.trainable_blocks_below == 0 and (tap.layer or not report.trainable_elsewhere):
-        report.warnings.append(
-            "no block at or below the tap is trainable: "
-            + (
-                "the alignment reaches at most what feeds the blocks"
-                if report.trainable_elsewhere
-                else "training will raise TapDetached; unfreeze the blocks, or wrap them in LoRA first"
-            )
-        )
+        effect = "training will raise TapDetached; unfreeze the blocks, or wrap them in LoRA first"
+        if report.trainable_elsewhere:
+            effect = "the alignment reaches at most what feeds the blocks"
+        report.warnings.append(f"no block at or below the tap is trainable: {effect}")
 
 
 def _describe_lam(lam: nn.Module | LatentActionConfig | str | Path | None, train_lam: bool) -> dict[str, Any]:
     """The fields of the report that depend on the LAM alone."""
     if lam is None:
-        return {
-            **_describe_config(LatentActionConfig.paper(), "LatentActionConfig.paper()", train_lam),
-            "lam_assumed": True,
-        }
+        paper = _describe_config(LatentActionConfig.paper(), "LatentActionConfig.paper()", train_lam)
+        return {**paper, "lam_assumed": True}
     if isinstance(lam, (str, Path)):
         return _describe_config(read_config(locate_lam(lam, None)), str(lam), train_lam)
     if isinstance(lam, LatentActionConfig):
@@ -301,10 +288,8 @@ def _describe_lam(lam: nn.Module | LatentActionConfig | str | Path | None, train
             f"describe_policy: lam is a {type(lam).__name__} with latent_width={width!r}, but a LatentActionModel, its "
             "configuration, a folder or Hub id of one, or a module with an integer latent_width is expected"
         )
-    outside: dict[str, int | None] = {}
-    for part in lam.modules():
-        if isinstance(part, OutsideTree) and part.network is not None:
-            outside[type(part.network).__name__] = _count(part.network.parameters())
+    networks = [m.network for m in lam.modules() if isinstance(m, OutsideTree) and m.network is not None]
+    outside = {type(network).__name__: _count(network.parameters()) for network in networks}
     return {
         "lam": type(lam).__name__,
         "latent_shape": None if shape is None else tuple(shape),
@@ -331,11 +316,7 @@ def _describe_config(config: LatentActionConfig, name: str, train_lam: bool) -> 
 
 
 def _projector_size(projector: str | nn.Module, hidden_width: int | None, latent_width: int) -> int:
-    """Trainable parameters of the projector that `attach_lara` would build; it is not allocated.
-
-    Raises:
-        LaraArgumentError: unknown kind, or the width of the hidden state is unknown.
-    """
+    """Trainable parameters of the projector that `attach_lara` would build; it is not allocated."""
     with torch.device("meta"):
         head = build_projector(projector, hidden_width, latent_width)
     return _count(p for p in head.parameters() if p.requires_grad)

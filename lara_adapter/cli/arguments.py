@@ -18,6 +18,10 @@ from ..errors import LaraArgumentError
 __all__ = ["replace_old_flags", "split_pairs", "takes"]
 
 _Command = TypeVar("_Command", bound=Callable[..., int])
+_HELP = {  # of arguments that several commands have
+    "json": "print JSON instead of text.",
+    "token_file": "file with the server's token; None: LARA_API_TOKEN of the environment, if set.",
+}
 _TYPES = (type(None), bool, int, float, Path, str)  # what can be typed, in the order in which it is tried
 
 
@@ -38,7 +42,7 @@ def takes(
         own = {name: p for name, p in inspect.signature(command).parameters.items() if p.kind is not p.VAR_KEYWORD}
         parameters: dict[str, inspect.Parameter] = {}
         hints: dict[str, Any] = {}
-        helps: dict[str, str] = {}
+        helps = dict(_HELP)
         sources: tuple[Callable[..., Any], ...] = (*functions, command)
         for source in sources:
             for name, parameter in own.items() if source is command else inspect.signature(source).parameters.items():

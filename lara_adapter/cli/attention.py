@@ -22,7 +22,6 @@ def attention(*, output: Path, queries: bool, json: bool = False, **arguments: A
 
     Args:
         output: folder for attention.png and attention.npz.
-        json: print JSON instead of text.
     """
     report = measure_attention(**arguments)
     if output.is_file():

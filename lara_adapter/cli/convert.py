@@ -17,9 +17,6 @@ def convert(*, json: bool = False, **arguments: Any) -> int:
 
     Every tensor and setting is accounted for; nothing that a file names is imported. Exit status: 0; 2 if it is
     refused, and then nothing is written.
-
-    Args:
-        json: print JSON instead of text.
     """
     report = convert_checkpoint(**arguments)
     write_result(report.to_dict(), str(report), json)

@@ -54,21 +54,17 @@ def evaluate(
         simulator: metaworld, libero or simpler; the last two must be installed by you.
         episodes: of each task.
         seed: of the first episode; each further one has the next. It decides the start and the policy's noise.
-        token_file: file with the server's token; None: LARA_API_TOKEN of the environment, if set.
         timeout_s: longest wait for one answer.
         wait_s: longest wait for a server that is still loading.
         rename: POLICY=SIMULATOR, for views and states that have different names.
         setting: KEY=VALUE for the simulator: image_size=224, suite=libero_10.
-        json: print JSON instead of a table.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports an accelerator that nobody needs
     if episodes < 1 or seed < 0:
         raise LaraArgumentError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0")
-    numbers = {
-        key: int(value) if value.isdecimal() else value for key, value in split_pairs("setting", setting).items()
-    }
-    world = open_simulator(simulator, **numbers)
+    pairs = split_pairs("setting", setting).items()
+    world = open_simulator(simulator, **{key: int(value) if value.isdecimal() else value for key, value in pairs})
     with PolicyClient(host, port, timeout_ms=int(1000 * timeout_s), api_token=read_token(token_file)) as client:
         try:
             client.wait_until_ready(min(1.0, wait_s))

@@ -16,9 +16,6 @@ def health(*, json: bool = False, **arguments: Any) -> int:
     """Is this latent action model any good on this data? Reconstruction, codes, collapse, frame gap, probe; and advice.
 
     Exit status: 0 healthy; 1 a threshold failed; 2 the question cannot be answered.
-
-    Args:
-        json: print JSON instead of text.
     """
     report = examine(**arguments)
     write_result(report.to_dict(), str(report), json)

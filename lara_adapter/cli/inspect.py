@@ -26,7 +26,6 @@ def inspect(source: str, *, json: bool = False, **arguments: Any) -> int:
     Args:
         source: folder or Hub id of a checkpoint (only its config.json is read), or a function that returns a policy:
             package.module:function or path/to/file.py:function.
-        json: print JSON instead of text.
     """
     with contextlib.redirect_stdout(io.StringIO()) as printed:  # hosts print while they build a policy
         policy = open_policy(source)

@@ -17,9 +17,6 @@ def label(*, json: bool = False, **arguments: Any) -> int:
 
     A run that was killed is continued by the same command. Exit status: 0; 2 if something is wrong with the arguments,
     the dataset or the model.
-
-    Args:
-        json: print JSON instead of text.
     """
     report = label_dataset(**arguments)
     columns = "indices, latent, valid" if arguments["sidecar"] else ", ".join(report.features)

@@ -40,7 +40,6 @@ def serve(
         source: folder or Hub id of a LeRobot policy or a GR00T N1.6 checkpoint, or a function that returns an object with
             get_action(observation): package.module:function or path/to/file.py:function.
         device: of a checkpoint: cpu, cuda, cuda:1; None: a GPU if there is one.
-        token_file: file with the token that clients must send; None: LARA_API_TOKEN of the environment, if set.
         max_message_mb: larger messages are refused.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

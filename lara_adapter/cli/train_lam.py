@@ -24,14 +24,11 @@ def train_lam(**arguments: Any) -> int:
     """
     with _log_to_stderr():
         result = pretrain_lam(PretrainSettings(**arguments))
-    health = result.health
-    if health is None:
-        write(f"{result.output}: {result.steps} steps; nothing was held out to measure on")
-    else:
-        write(
-            f"{result.output}: {result.steps} steps, reconstruction / copy {health.ratio:.3f} on {health.pairs} held-out "
-            f"pairs, {health.codes_used} codes, perplexity {health.perplexity:.1f}"
-        )
+    text, health = "; nothing was held out to measure on", result.health
+    if health is not None:
+        text = f", reconstruction / copy {health.ratio:.3f} on {health.pairs} held-out pairs, {health.codes_used} codes"
+        text += f", perplexity {health.perplexity:.1f}"
+    write(f"{result.output}: {result.steps} steps{text}")
     return 0
 
 
