@@ -51,11 +51,10 @@ def warn_of_another_tap(lara: LaraAdapter, folder: Path) -> None:
 @contextlib.contextmanager
 def without_lara(policy: nn.Module) -> Iterator[None]:
     """Within this context the adapter is not in the policy's module tree, and so in no state_dict of it."""
-    owners = [
-        (module, dict(module._modules))
-        for module in policy.modules()
-        if any(isinstance(child, LaraAdapter) for child in module._modules.values())
-    ]
+    owners = []
+    for module in policy.modules():
+        if any(isinstance(child, LaraAdapter) for child in module._modules.values()):
+            owners.append((module, dict(module._modules)))
     try:
         for owner, children in owners:
             for name, child in children.items():

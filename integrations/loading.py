@@ -50,8 +50,8 @@ def open_policy(source: str | os.PathLike[str], *, weights: bool = False) -> nn.
             - "package.module:callable" or "path/to/file.py:callable": what the callable returns, called without
               arguments. The current folder can be imported from, and the file's own folder. It runs that code.
         weights: load the weights of a checkpoint. False: only `config.json` is read or downloaded, and the policy's
-            parameters are on the meta device: for inspection, not for running. Hosts that fetch their backbone while
-            they are built still do so. A callable decides itself.
+            parameters are on the meta device, for inspection (a host may still fetch its backbone). A callable decides
+            itself.
 
     Returns:
         The policy, as its host builds it.
@@ -238,7 +238,7 @@ def _import_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise ImportError(f"{path} is not a Python file")
     if str(path.parent) not in sys.path:
-        # its neighbours can be imported, as with `python file.py`; last, so that none of them shadows an installed module
+        # as with `python file.py`, but last: no neighbour shadows an installed module
         sys.path.append(str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses and pickle look classes up there

@@ -18,9 +18,7 @@ __all__ = ["ModulePolicy", "seeded"]
 
 @contextlib.contextmanager
 def seeded(options: Mapping[str, Any] | None, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within it torch draws from `options["seed"]`, if there is one; after it as if nothing had been drawn.
-
-    So that a call has the same noise whoever else is served in between.
+    """Within this context torch draws from `options["seed"]`, if there is one; afterwards its state is as before.
 
     Raises:
         LaraArgumentError: the seed is not an integer of 0 ... 2^63 - 1.

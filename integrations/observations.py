@@ -31,15 +31,12 @@ def read_views(observation: Any, views: list[str], steps: int) -> dict[str, NDAr
     read = {}
     for view in views:
         if view not in part:
-            raise FrameError(
-                f"observation: the policy expects the view {view!r}, but the video entries are {sorted(part)}"
-            )
+            raise FrameError(f"observation: the view {view!r} is expected, but the video entries are {sorted(part)}")
         array = part[view]
         shape: tuple[int, ...] = getattr(array, "shape", ())
         if getattr(array, "dtype", None) != np.uint8 or len(shape) != 5 or shape[1] != steps or shape[-1] != 3:
-            raise FrameError(
-                f"observation: video[{view!r}] must be uint8 [B, {steps}, H, W, 3], but is {_describe(array)}"
-            )
+            got = _describe(array)
+            raise FrameError(f"observation: video[{view!r}] must be uint8 [B, {steps}, H, W, 3], but is {got}")
         read[view] = array
     return read
 
@@ -72,7 +69,7 @@ def read_instructions(observation: Any, key: str, batch: int) -> list[str]:
     """
     part = _part(observation, "language")
     rows = part.get(key, next(iter(part.values())) if len(part) == 1 else None)
-    if not isinstance(rows, list) or len(rows) != batch or not all(_is_text(row) for row in rows):
+    if not (isinstance(rows, list) and len(rows) == batch and all(map(_is_text, rows))):
         raise LaraArgumentError(
             f"observation: language[{key!r}] must hold [str] for each of {batch} samples, but is {rows!r:.200}"
         )
@@ -88,7 +85,7 @@ def _part(observation: Any, name: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         keys = sorted(map(str, observation)) if isinstance(observation, dict) else type(observation).__name__
         raise LaraArgumentError(
-            f'observation: a map with the maps "video", "state" and "language" is expected, got {keys}'
+            f'observation: expected a map with the maps "video", "state" and "language", got {keys}'
         )
     return part
 

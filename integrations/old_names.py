@@ -54,7 +54,6 @@ def current_flags(arguments: Sequence[str]) -> list[str]:
     return replaced
 
 
-@functools.cache
+@functools.cache  # once per name and process
 def _warn(old: str, new: str) -> None:
-    """Once per name and process."""
     logger.warning("%s is now %s; the old name will be removed in the next release", old, new)

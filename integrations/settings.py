@@ -89,13 +89,7 @@ class LaraSettings:
         return self.frame_size or int(getattr(config, "image_size", 224))
 
     def attach(self, policy: nn.Module, lam: nn.Module, **arguments: Any) -> LaraAdapter:
-        """`attach_lara` with these settings.
-
-        Args:
-            policy: see :func:`lara_adapter.attach_lara`.
-            lam: likewise.
-            **arguments: likewise; they win over the settings.
-        """
+        """:func:`lara_adapter.attach_lara` with these settings; `arguments` take precedence."""
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name in ATTACH_ARGUMENTS}
         if self.alignment == "contrastive":
             settings["alignment"] = Contrastive(self.temperature)

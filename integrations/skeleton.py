@@ -23,8 +23,7 @@ __all__ = ["skeleton"]
 def skeleton() -> Iterator[None]:
     """Within this context the parameters of new modules are on the meta device; buffers and all else are real.
 
-    Weights are not initialised, and transformers does not ask whether the kernels of flash-attn are there, since nothing
-    will run. Not for use beside other threads that build modules.
+    Weights are not initialised, and transformers does not check for flash-attn. Not thread-safe.
     """
     with contextlib.ExitStack() as stack:
         handle = register_module_parameter_registration_hook(_without_memory)
@@ -41,7 +40,7 @@ def _without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None
 
 
 class _StayOnMeta(TorchFunctionMode):
-    """`self.to(device)` in a constructor changes the dtype at most: there is nothing to copy."""
+    """`self.to(device)` in a constructor only changes the dtype: there is nothing to copy."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

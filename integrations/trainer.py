@@ -27,9 +27,6 @@ class LaraCallback(TrainerCallback):
 
     Use `LaraCallback.add_to(trainer, lara)`: it must come before the callbacks that write logs, and a callback given to
     Trainer(callbacks=[...]) comes after them.
-
-    Attributes:
-        lara: the attached adapter.
     """
 
     def __init__(self, lara: LaraAdapter) -> None:
@@ -37,21 +34,15 @@ class LaraCallback(TrainerCallback):
 
     @classmethod
     def add_to(cls, trainer: Trainer, lara: LaraAdapter) -> LaraCallback:
-        """Add a callback to a trainer, before all others.
-
-        Args:
-            trainer: not yet training.
-            lara: attached to the trainer's model.
+        """Add a callback to a trainer that is not yet training, before all others.
 
         Raises:
-            AttachOrderError: LARA is attached to another model. Resuming from a checkpoint that was written without LARA
-                raises it too.
+            AttachOrderError: LARA is attached to another model than the trainer's. Resuming from a checkpoint that was
+                written without LARA raises it too.
         """
         host: Any = trainer
         if lara not in set(host.model.modules()):
-            raise AttachOrderError(
-                "LaraCallback: lara is not part of trainer.model; attach_lara first, then Trainer(...)"
-            )
+            raise AttachOrderError("LaraCallback: lara is not in trainer.model; attach_lara first, then Trainer(...)")
         callback = cls(lara)
         trainer.callback_handler.callbacks.insert(0, callback)
         load = host._load_from_checkpoint
@@ -65,10 +56,10 @@ class LaraCallback(TrainerCallback):
         return callback
 
     def _restore(self, checkpoint: Path) -> None:
-        """Before a resumed run goes on: the checkpoint must have been written with LARA; load what the Trainer does not.
+        """Check the checkpoint of a resumed run, and load what the Trainer does not.
 
-        Of a PeftModel it saves and restores the LoRA weights alone. DeepSpeed, which restores all that trains, does not
-        come here.
+        Of a PeftModel it saves and restores only the LoRA weights. DeepSpeed restores all that trains, and never calls
+        this.
         """
         folder = require_adapter(checkpoint, "Start a new run from its weights instead of resuming")
         warn_of_another_tap(self.lara, folder)

@@ -78,12 +78,9 @@ def save_beside(lara: LaraAdapter, pretrained_model: Path, data: DataSettings) -
 
 
 def stock_saves(lara: LaraAdapter) -> None:
-    """From now on `policy.save_pretrained(...)` writes the policy without LARA, as if nothing were attached.
+    """From now on the `save_pretrained` of `lara.policy`, which LeRobot's training loop calls, writes it without LARA.
 
-    For policies of LeRobot, whose training loop saves with that method. The adapter has its own: `lara.save_pretrained`.
-
-    Args:
-        lara: attached.
+    The adapter has its own: `lara.save_pretrained`.
     """
     policy = lara.policy
     prefix = ".".join(filter(None, (lara.spec.owner, ADAPTER_NAME, "")))
@@ -91,11 +88,10 @@ def stock_saves(lara: LaraAdapter) -> None:
     def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
         # LeRobot hands over a state_dict that it gathered itself, where the policy is sharded
         if kwargs.get("state_dict") is not None:
-            kept = {name: value for name, value in kwargs["state_dict"].items() if not name.startswith(prefix)}
-            kwargs["state_dict"] = kept
+            kwargs["state_dict"] = {k: v for k, v in kwargs["state_dict"].items() if not k.startswith(prefix)}
         with without_lara(self):
             type(self)._save_pretrained(self, *args, **kwargs)
         if not any(isinstance(module, LaraAdapter) for module in self.modules()):
-            self.__dict__.pop("_save_pretrained", None)  # detached: nothing of ours stays
+            self.__dict__.pop("_save_pretrained", None)  # detached: remove this method too
 
     object.__setattr__(policy, "_save_pretrained", types.MethodType(_save_pretrained, policy))

@@ -31,10 +31,9 @@ class LaraDataset(Dataset):
     cameras. `observation.lara.frames_valid`: bool, False where C steps later is past the end of the episode; the future
     frame is then a copy of the present one.
 
-    The future frame is not asked of LeRobot through `delta_timestamps`: that would put it into the camera's own key,
-    where SmolVLA and X-VLA silently take it for the present one. Attributes that are not found here are the wrapped
-    dataset's, so that LeRobot's samplers and training loop can use this in its place. It can be pickled, for workers
-    that are spawned.
+    LeRobot's `delta_timestamps` would put the future frame into the camera's own key, where SmolVLA and X-VLA silently
+    take it for the present one. Other attributes are the wrapped dataset's, so that LeRobot's samplers and training loop
+    can use this in its place. Picklable, for spawned workers.
 
     Attributes:
         dataset: the wrapped dataset.
@@ -59,8 +58,7 @@ class LaraDataset(Dataset):
             gap: C >= 1, frames between the two; the paper takes the length of the policy's action chunk.
             views: key of a camera ("observation.images.top", or its last part "top"), several keys for several views,
                 or "all"; None: the only one.
-            frame_size: resize to this height and width (an int: square); saves memory and time between the workers and the
-                LAM, which resizes to its own size anyway. None: as recorded.
+            frame_size: resize to this height and width (an int: square), as the LAM would later; None: as recorded.
 
         Raises:
             LaraArgumentError: a streaming or foreign dataset, a camera that does not exist or must be chosen, or no
@@ -68,8 +66,8 @@ class LaraDataset(Dataset):
         """
         if isinstance(dataset, torch.utils.data.IterableDataset):
             raise LaraArgumentError(
-                f"LaraDataset: {type(dataset).__name__} streams its frames in an order of its own and cannot look C "
-                "steps ahead; use a LeRobotDataset on disk (--dataset.streaming=false)"
+                f"LaraDataset: a {type(dataset).__name__} streams its frames and cannot look C steps ahead; use a "
+                "LeRobotDataset on disk (--dataset.streaming=false)"
             )
         if not isinstance(dataset, LeRobotDataset):
             raise LaraArgumentError(
@@ -83,14 +81,11 @@ class LaraDataset(Dataset):
         self.views = resolve_views(dataset.meta, views)
         shapes = {name: tuple(dataset.meta.features[name]["shape"]) for name in self.views}
         if self.frame_size is None and len(set(shapes.values())) > 1:
-            raise LaraArgumentError(
-                f"LaraDataset: cameras of different shapes {shapes}; pass frame_size= to make them equal"
-            )
+            raise LaraArgumentError(f"LaraDataset: cameras of different shapes {shapes}; pass frame_size=")
         self._ends = list(dataset.meta.episodes["dataset_to_index"])
         starts = list(dataset.meta.episodes["dataset_from_index"])
         episodes = range(len(starts)) if dataset.episodes is None else dataset.episodes
-        longest = max((self._ends[e] - starts[e] for e in episodes), default=0)
-        check_gap("LaraDataset", gap, longest)
+        check_gap("LaraDataset", gap, max((self._ends[e] - starts[e] for e in episodes), default=0))
         # decoded one by one: a whole row would decode the images of the other cameras too
         self._images = {
             name: dataset.hf_dataset.select_columns([name]) for name in self.views if name in dataset.meta.image_keys
@@ -131,9 +126,9 @@ class LaraDataset(Dataset):
         # image datasets hand out float in [0, 1], k / 255, even where uint8 was asked for
         pair = torch.stack([to_uint8(frame) for frame in (frames[0], frames[-1])])
         if pair.ndim != 4 or pair.shape[1] != 3:
+            shape = list(pair.shape[1:])
             raise FrameError(
-                f"{camera} of frame {now} has shape {list(pair.shape[1:])}, but [3, H, W] is expected; choose another "
-                "camera"
+                f"{camera} of frame {now} has shape {shape}, but [3, H, W] is expected; choose another camera"
             )
         return pair
 
@@ -142,13 +137,9 @@ class LaraDataset(Dataset):
         if self.dataset.image_transforms is not None:
             return None
         frame = item[camera]
-        if frame.ndim == 3:
-            deltas = (self.dataset.delta_timestamps or {}).get(camera, [0.0])
-            return frame if abs(deltas[0]) < 0.5 / self.dataset.fps else None
-        for delta, step in zip(self.dataset.delta_timestamps[camera], frame, strict=True):
-            if abs(delta) < 0.5 / self.dataset.fps:
-                return step
-        return None
+        deltas = (self.dataset.delta_timestamps or {}).get(camera, [0.0])
+        steps = zip(deltas, frame[None] if frame.ndim == 3 else frame)
+        return next((step for delta, step in steps if abs(delta) < 0.5 / self.dataset.fps), None)
 
     def _read(self, camera: str, episode: int, indices: list[int]) -> list[torch.Tensor]:
         """Frames of one episode by their index in the whole dataset."""
@@ -163,23 +154,15 @@ class LaraDataset(Dataset):
         backend = getattr(self.dataset, "_video_backend", None)
         # one query for each: in a common one pyav would decode all frames between the two, and torchcodec, which keeps
         # its decoder, gains nothing
-        return [
-            decode_video_frames(
-                path, [start + times[row].as_py()], self.dataset.tolerance_s, backend, return_uint8=True
-            )[0]
-            for row in rows
-        ]
+        stamps = [start + times[row].as_py() for row in rows]
+        return [decode_video_frames(path, [t], self.dataset.tolerance_s, backend, return_uint8=True)[0] for t in stamps]
 
     def __repr__(self) -> str:
         return f"LaraDataset({self.dataset!r}, views={self.views}, gap={self.gap}, frame_size={self.frame_size})"
 
 
 def resolve_views(meta: Any, views: str | Sequence[str] | None) -> list[str]:
-    """Keys of the chosen cameras.
-
-    Args:
-        meta: a LeRobotDatasetMetadata.
-        views: see :class:`LaraDataset`.
+    """Keys of the cameras that `views` names (see :class:`LaraDataset`).
 
     Raises:
         LaraArgumentError: there is none, several fit, or one does not exist; the message lists them.

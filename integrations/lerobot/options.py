@@ -114,9 +114,8 @@ def parse_options(argv: Sequence[str]) -> tuple[LaraOptions, list[str]]:
     while rest:
         part = ours if rest[0].startswith("--lara.") else theirs
         part.append(rest.pop(0))
-        if (
-            part is ours and "=" not in ours[-1] and rest and not rest[0].startswith("--")
-        ):  # LeRobot's rule for `--flag value`
+        # LeRobot's own rule for `--flag value`
+        if part is ours and "=" not in ours[-1] and rest and not rest[0].startswith("--"):
             ours.append(rest.pop(0))
     return LaraOptions(vars(make_parser().parse_args(ours))), theirs
 

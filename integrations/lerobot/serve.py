@@ -22,8 +22,8 @@ from ..observations import read_instructions, read_states, read_views
 __all__ = ["LeRobotPolicy", "load_stock"]
 
 _IMAGES, _STATE = "observation.images.", "observation.state"
-_NO_CAMERA = f"{_IMAGES}empty_camera_"  # places that pi0, pi0.5, SmolVLA and X-VLA keep free and fill themselves
-_WHOLE_CHUNKS = ("groot",)  # its relative actions and its statistics of each step need the chunk in one piece
+_NO_CAMERA = f"{_IMAGES}empty_camera_"  # that pi0, pi0.5, SmolVLA and X-VLA fill themselves
+_WHOLE_CHUNKS = ("groot",)  # relative actions and per-step statistics need the whole chunk
 
 
 def load_stock(folder: str | Path, device: str) -> tuple[Any, Any, Any]:
@@ -66,8 +66,8 @@ class LeRobotPolicy:
     """Serves a policy in GR00T's layout.
 
     Views and states have LeRobot's names without "observation.images." and "observation.", the action is "action", the
-    instruction "task". Every call begins anew, from the observation alone: policies that look back get the
-    `n_obs_steps` steps that the client sends, so that clients may take turns.
+    instruction "task". No state is kept between calls, so clients may take turns: policies that look back get the
+    `n_obs_steps` steps that the client sends.
     """
 
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
@@ -79,8 +79,8 @@ class LeRobotPolicy:
         self.views = [name.removeprefix(_IMAGES) for name in cameras]
         self.state_width = int(features[_STATE].shape[0]) if _STATE in features else 0
         self.horizon = int(getattr(config, "chunk_size", 0) or config.n_action_steps)
-        strange = [name for name in features if name != _STATE and name not in config.image_features]
-        if strange or any(not name.startswith(_IMAGES) for name in config.image_features):
+        images = {name for name in config.image_features if name.startswith(_IMAGES)}
+        if features.keys() - images - {_STATE}:
             raise PolicySourceError(
                 f"a LeRobot policy with the inputs {sorted(features)} cannot be served: {_IMAGES}* and {_STATE} are known"
             )
@@ -162,8 +162,8 @@ class LeRobotPolicy:
         if all(name == "action" for name in queues):
             chunk: torch.Tensor = self.policy.predict_action_chunk(frames[-1])
             return chunk
-        # Policies that look back fill their queues in select_action, and sample there when no action is left: a filler
-        # keeps them from it at the steps before the present one.
+        # Policies that look back fill their queues in select_action, and sample when no action is left: a filler prevents
+        # that at the steps before the present one.
         for frame in frames[:-1]:
             queues = self.policy._queues
             queues["action"].append(None)

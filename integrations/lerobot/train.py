@@ -3,20 +3,18 @@
     python -m lara_adapter.integrations.lerobot.train --lara.lam=FOLDER <flags of lerobot-train>
     accelerate launch -m lara_adapter.integrations.lerobot.train ...
 
-It runs LeRobot's own `main` with three functions of `lerobot.scripts.lerobot_train` wrapped while it lasts:
-`make_train_eval_datasets` (the training set becomes a LaraDataset), `make_optimizer_and_scheduler` (attach_lara before it)
-and `save_checkpoint` (`pretrained_model/lara/` before it). The policy stays of its stock type, and the configuration and
-model.safetensors in its checkpoints stay stock LeRobot's.
+It runs LeRobot's own `main` with three functions of `lerobot.scripts.lerobot_train` wrapped: `make_train_eval_datasets`
+(the training set becomes a LaraDataset), `make_optimizer_and_scheduler` (attach_lara before it) and `save_checkpoint`
+(`pretrained_model/lara/` before it). The policy keeps its stock type, and its checkpoints a stock configuration and
+model.safetensors.
 
 Why a launcher, and neither `--policy.discover_packages_path` nor a `lerobot_policy_*` distribution (LeRobot 0.6.1):
 
-- A policy type of our own (`--policy.type=lara_pi05`) is written into the checkpoint's config.json, so that lerobot-eval
-  and every user of the policy would need lara_adapter; `--policy.path=BASE` takes the type from BASE and would train
-  without LARA; and its heads exist before `wrap_with_peft`, which freezes them.
-- A discovered package must be named again on every resume; and it is imported after LeRobot has copied the command line, so
-  that `--lara.*` could not be taken out of it and LARA's settings would have to hide in an environment variable.
-- A `lerobot_policy_*` distribution is imported by every LeRobot command on the machine, recording on the robot included,
-  to patch one of them.
+- A policy type of our own would be written into the checkpoint's config.json, so that every user of the policy needs
+  lara_adapter; `--policy.path=BASE` would train without LARA; and `wrap_with_peft` would freeze the projector and LAM.
+- A discovered package must be named again on every resume, and is imported after LeRobot has copied the command line, too
+  late to take `--lara.*` out of it.
+- A `lerobot_policy_*` distribution is imported by every LeRobot command on the machine, to patch one of them.
 """
 
 from __future__ import annotations
@@ -142,9 +140,7 @@ class _Run:
 
     def submit_to_hf(self, cfg: Any) -> None:
         """A remote job would run plain lerobot-train."""
-        raise LaraArgumentError(
-            "--job.target: LeRobot's remote jobs run lerobot-train, without LARA; run this command on the remote machine"
-        )
+        raise LaraArgumentError("--job.target runs lerobot-train, without LARA; run this command on the remote machine")
 
     def _check(self, cfg: Any) -> None:
         """Refuse what cannot work before anything is loaded."""

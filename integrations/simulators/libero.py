@@ -81,11 +81,8 @@ class LiberoEnvironment:
         task = suites.get_task(index)
         self._starts = suites.get_task_init_states(index)
         self._instruction, self._gripper, self.max_steps = task.language, gripper, STEPS[suite]
-        self._env = OffScreenRenderEnv(
-            bddl_file_name=os.path.join(get_libero_path("bddl_files"), task.problem_folder, task.bddl_file),
-            camera_heights=image_size,
-            camera_widths=image_size,
-        )
+        file = os.path.join(get_libero_path("bddl_files"), task.problem_folder, task.bddl_file)
+        self._env = OffScreenRenderEnv(bddl_file_name=file, camera_heights=image_size, camera_widths=image_size)
         self._raw: dict[str, Any] = {}
 
     def reset(self, seed: int) -> None:

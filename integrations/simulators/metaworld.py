@@ -7,8 +7,7 @@ Pitfalls of the simulator that this code avoids:
 * Shadows, reflections and multi-sampling make a CPU ten times slower and are off.
 * The default camera is upside down; a free camera looks at the table.
 * An expert succeeds only after `set_task`, which reveals the goal.
-* All environments of a task share one `Renderer` per size (290 MB per task). It must be closed before the GL library is
-  unloaded: by :meth:`Scene.close`, or else when the process ends.
+* All environments of a task share one `Renderer` per size (290 MB per task), closed before the GL library is unloaded.
 
 Tested with metaworld 3.1.1 and mujoco 3.3.0.
 """
@@ -105,13 +104,7 @@ class Scene:
     """Several environments of one Meta-World task behind one renderer."""
 
     def __init__(self, task: str, num_envs: int = 1, image_size: int = 64) -> None:
-        """Build `num_envs` environments (0.1 s each).
-
-        Args:
-            task: a Meta-World task, without the version: "drawer-open".
-            num_envs: number of environments.
-            image_size: side of the frames in pixels.
-        """
+        """Build the environments (0.1 s each) of a task, such as "drawer-open"; frames have `image_size` pixels a side."""
         import mujoco
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP

@@ -226,7 +226,7 @@ def test_a_policy_with_lora_is_served_on_its_base(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"video": {}}, "expects the view 'cam'"),
+        ({"video": {}}, "the view 'cam' is expected"),
         ({"video": {"cam": np.zeros((2, 1, 32, 32, 3), np.float32)}}, r"uint8 \[B, 1, H, W, 3\], but is float32"),
         ({"video": {"cam": np.zeros((2, 3, 32, 32, 3), np.uint8)}}, r"but is uint8 \[2, 3, 32, 32, 3\]"),
         ({"state": {"state": np.zeros((2, 1, 5), np.float32)}}, r"float32 \[B, 1, 4\], but is float32 \[2, 1, 5\]"),
