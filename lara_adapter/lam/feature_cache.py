@@ -124,7 +124,7 @@ class _Store:
         self.maps: list[np.memmap | None] = []
         self.checks: dict[Key, int] = {}  # of rows not verified yet
         self.written = 0
-        self.shape: tuple[int, ...] | None = None
+        self.shape: tuple[int, ...] = ()
         self.gives = torch.float32
         self.full = False
         self._writer: _Writer | None = None
@@ -155,7 +155,6 @@ class _Store:
         logger.info("feature cache %s: %d frames known", self.folder, len(self.where))
 
     def _row_bytes(self) -> int:
-        assert self.shape is not None
         assert self.dtype is not None
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
@@ -163,7 +162,7 @@ class _Store:
         """Write rows; if the disk is full, training goes on without writing."""
         if self.full:
             return
-        if self.shape is None:
+        if not self.shape:
             self.shape, self.gives = tuple(tokens.shape[1:]), tokens.dtype
             self.dtype = self.dtype or tokens.dtype
         rows = tokens.detach().to("cpu", self.dtype).contiguous().flatten(1).view(torch.uint8).numpy()
@@ -185,7 +184,6 @@ class _Store:
 
     def _begin(self) -> None:
         assert self.dtype is not None
-        assert self.shape is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "cache.json").exists():
             about = {
@@ -203,7 +201,6 @@ class _Store:
     def read(self, keys: list[Key]) -> Tensor:
         """Rows [n, P, E] of known keys, on the CPU."""
         assert self.dtype is not None
-        assert self.shape is not None
         rows = np.empty((len(keys), self._row_bytes()), np.uint8)
         for i, key in enumerate(keys):
             file, row = self.where[key]

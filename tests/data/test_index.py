@@ -17,7 +17,7 @@ from lara_adapter.data.index import scan_sources
 
 
 @pytest.fixture
-def looked_at(monkeypatch):
+def scanned(monkeypatch):
     """Names of the files that are decoded to be indexed."""
     names = []
     real = scan_cache.scan_source
@@ -39,50 +39,50 @@ def test_damaged_files_are_left_out_and_reported(tmp_path, caplog):
     assert found.report["sources"] == 6
     assert found.report["usable"] == 1
     assert found.report["pairs"] == 15
-    said = {fault["file"].rpartition("/")[2]: fault["what"] for fault in found.report["faults"]}
-    assert said.keys() == {"song.mp4", "empty.mkv", "text.webm", "short.avi", "unfinished.mp4"}
-    assert "no video" in said["song.mp4"]
-    assert "no pair of frames in 4 frames" in said["short.avi"]
+    faults = {fault["file"].rpartition("/")[2]: fault["what"] for fault in found.report["faults"]}
+    assert faults.keys() == {"song.mp4", "empty.mkv", "text.webm", "short.avi", "unfinished.mp4"}
+    assert "no video" in faults["song.mp4"]
+    assert "no pair of frames in 4 frames" in faults["short.avi"]
     assert "5 of 6 sources are damaged or give no pair" in caplog.text
 
 
 def test_nothing_usable_is_one_clear_error(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
-    for folder, said in ((tmp_path, r"among 1 sources .*a\.mp4"), (tmp_path / "none", "nothing was found")):
+    for folder, message in ((tmp_path, r"among 1 sources .*a\.mp4"), (tmp_path / "none", "nothing was found")):
         folder.mkdir(exist_ok=True)
-        with pytest.raises(LaraArgumentError, match=f"no usable video .*{said}"):
+        with pytest.raises(LaraArgumentError, match=f"no usable video .*{message}"):
             require_pairs(build_index(find_sources([folder]), IndexSettings(), tmp_path / "index").report)
 
 
-def test_what_was_seen_is_not_looked_at_again(tmp_path, looked_at):
+def test_scanned_sources_are_not_scanned_again(tmp_path, scanned):
     folder = tmp_path / "videos"
     for name in "abc":
         write_video(folder / f"{name}.mp4", numbered(20))
     (folder / "d.mp4").write_bytes(b"")
 
     def build(**settings):
-        looked_at.clear()
+        scanned.clear()
         return build_index(find_sources([folder]), IndexSettings(**settings), tmp_path / "index")
 
     first = build()
-    assert sorted(looked_at) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    assert sorted(scanned) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
     again = build()
-    assert looked_at == []
+    assert scanned == []
     assert again.report == first.report
     assert build(still_keep=1.0, cut_threshold=0.0).report["frames"] == 60  # thresholds apply to what was seen
-    assert looked_at == []
+    assert scanned == []
     write_video(folder / "b.mp4", numbered(31))
     assert build().report["frames"] == 71
-    assert looked_at == ["b.mp4"]
+    assert scanned == ["b.mp4"]
     for path in (tmp_path / "index").iterdir():
         path.write_bytes(path.read_bytes()[:40])  # killed by a full disk
     build()
-    assert len(looked_at) == 4
+    assert len(scanned) == 4
     build(gap=Gap(7))
-    assert len(looked_at) == 4
+    assert len(scanned) == 4
 
 
-def test_each_process_looks_at_its_share(tmp_path, looked_at):
+def test_each_process_scans_its_share(tmp_path, scanned):
     for name in "abcde":
         write_video(tmp_path / "v" / f"{name}.mp4", numbered(12))
     sources = find_sources([tmp_path / "v"])
@@ -90,14 +90,14 @@ def test_each_process_looks_at_its_share(tmp_path, looked_at):
 
     for rank in range(2):
         assert list(scan_sources(sources[rank::2], Gap(5), tmp_path / "index")) == [12] * (3 - rank)
-        shares.append(sorted(looked_at))
-        looked_at.clear()
+        shares.append(sorted(scanned))
+        scanned.clear()
     assert shares == [["a.mp4", "c.mp4", "e.mp4"], ["b.mp4", "d.mp4"]]
     assert build_index(sources, IndexSettings(), tmp_path / "index").report["frames"] == 60
-    assert looked_at == []
+    assert scanned == []
 
 
-def test_what_is_held_out_stays_so_when_videos_are_added_or_moved(tmp_path):
+def test_held_out_episodes_stay_when_videos_are_added_or_moved(tmp_path):
     for number in range(30):
         write_video(tmp_path / "v" / "x" / f"{number}.mp4", numbered(8))
     settings = IndexSettings(gap=Gap(2), held_out=0.2, still_threshold=0.0)
@@ -118,7 +118,7 @@ def test_what_is_held_out_stays_so_when_videos_are_added_or_moved(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(6))  # seeds that would have drawn each of the useless ones
-def test_what_gives_no_pair_is_not_what_is_held_out(tmp_path, seed):
+def test_a_source_without_a_pair_is_not_held_out(tmp_path, seed):
     for number in range(3):
         write_video(tmp_path / "v" / f"good{number}.mp4", square(40, number))
     for number in range(6):

@@ -97,7 +97,7 @@ def test_from_any_position_the_same_batches_follow(clips, start, shuffle_frames)
             assert (getattr(one, name) == getattr(other, name)).all()
 
 
-def test_what_was_trained_on_before_is_not_decoded_to_get_there(clips, monkeypatch):
+def test_skipped_batches_are_not_decoded(clips, monkeypatch):
     stream = PairStream(clips, 64, 8, shuffle_frames=60)
     read = []
     monkeypatch.setattr(stream, "_read", lambda number: (read.append(number), PairStream._read(stream, number))[1])
@@ -134,7 +134,7 @@ def test_a_small_collection_is_decoded_once(clips, monkeypatch):
     assert len(decoded) > 2 * len(stream.chunks)
 
 
-def test_an_error_while_reading_reaches_who_trains(clips, monkeypatch):
+def test_an_error_while_reading_is_raised_in_training(clips, monkeypatch):
     monkeypatch.setattr(pairs_module, "read_frames", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         take(PairStream(clips, 64, 8), 1)

@@ -48,7 +48,7 @@ def test_an_error_is_raised_where_the_items_are_used():
     assert not running()
 
 
-def test_who_stops_early_gets_the_source_back():
+def test_stopping_early_releases_the_source():
     def items():
         yield from range(1000)
 

@@ -61,7 +61,7 @@ def test_no_pair_over_a_cut(tmp_path):
     assert all_of_them.report["pairs"] == 50
 
 
-def test_a_fast_camera_is_no_cut():
+def test_a_fast_camera_is_not_a_cut():
     moving = np.full(30, 0.15, np.float32)
     moving[0] = 0
     assert not find_cuts(moving, 0.08).any()
@@ -109,6 +109,6 @@ def test_a_small_thing_that_moves_is_not_still(tmp_path):
 
 
 @pytest.mark.parametrize("gap", [Gap(None, None), Gap(5, 1.0), Gap(0), Gap(None, -1.0)])
-def test_a_gap_that_means_nothing_is_refused(gap):
+def test_an_invalid_gap_is_refused(gap):
     with pytest.raises(LaraArgumentError, match="gap="):
         IndexSettings(gap=gap)

@@ -33,7 +33,7 @@ def wanted(episodes, first=0, gap=3):
     return {(first + n, t): (first + n, t + gap) for n, length in enumerate(episodes) for t in range(length - gap)}
 
 
-def test_folders_of_anything_in_an_order_of_their_own(tmp_path):
+def test_folders_are_searched_in_natural_order(tmp_path):
     for name in ("b/2.webm", "b/10.mp4", "a/x.MOV", "c.avi", "b/.hidden/no.mp4", "b/.no.mp4", "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -92,7 +92,7 @@ def test_all_cameras_of_an_episode_are_held_out_together(tmp_path):
     assert not (top.held_out & top.train).any()
 
 
-def test_damaged_descriptions_are_named(tmp_path):
+def test_damaged_metadata_are_named(tmp_path):
     write_v21(tmp_path / "set", [9])
     info = tmp_path / "set" / "meta" / "info.json"
     content = json.loads(info.read_text())
@@ -105,6 +105,6 @@ def test_damaged_descriptions_are_named(tmp_path):
         find_sources([tmp_path])
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     with pytest.raises(LaraArgumentError, match="does not exist"):
         find_sources([tmp_path / "nothing"])

@@ -76,7 +76,7 @@ def test_the_same_frames_as_av(tmp_path, name):
 
 
 @needs_torchcodec
-def test_torchcodec_itself_is_what_reads(clip):
+def test_torchcodec_reads_the_frames(clip):
     source, pts, keys = clip
     wanted = np.arange(3, 30)
     direct = read_by_time(source.path, pts[wanted], VideoFile(source.path).tick, 48)
@@ -113,7 +113,7 @@ def test_a_damaged_stretch_is_left_to_av(tmp_path):
     assert read.shape == (len(whole), 32, 32, 3)
 
 
-def test_it_is_asked_by_time_and_its_frames_are_taken(clip, monkeypatch):
+def test_frames_are_requested_by_time_and_used(clip, monkeypatch):
     source, pts, keys = clip
     tick = VideoFile(source.path).tick
     marked = np.full((3, 16, 16, 3), 7, np.uint8)
@@ -146,7 +146,7 @@ def test_frames_of_other_times_or_none_are_left_to_av(clip, monkeypatch, wrong):
     assert [number_of(frame)[1] for frame in read] == [4, 5, 9]
 
 
-def test_pictures_and_files_without_time_stamps_are_avs(tmp_path, monkeypatch):
+def test_pictures_and_files_without_time_stamps_are_read_by_av(tmp_path, monkeypatch):
     calls = standing_in(monkeypatch, lambda seconds: pytest.fail("it was asked"))
     for number, frame in enumerate(numbered(4)):
         (tmp_path / f"{number}.png").write_bytes(png(frame))
@@ -160,7 +160,7 @@ def test_pictures_and_files_without_time_stamps_are_avs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("trouble", ["absent", "no FFmpeg"])
-def test_where_it_cannot_be_used_the_error_says_what_it_needs(clip, monkeypatch, trouble):
+def test_the_error_says_what_torchcodec_needs(clip, monkeypatch, trouble):
     if trouble == "absent":
         monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     else:

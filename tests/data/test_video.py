@@ -55,7 +55,7 @@ def test_frames_are_rgb_and_scaled_like_the_models_own_scaling(tmp_path):
     assert yellow[0] > 200 > yellow[2]
 
 
-def test_pictures_are_read_by_number_and_a_damaged_one_is_a_hole(tmp_path):
+def test_pictures_are_read_by_number_and_a_damaged_one_is_skipped(tmp_path):
     for number, frame in enumerate(numbered(12)):
         (tmp_path / f"frame_{number}.png").write_bytes(png(frame))
     (tmp_path / "frame_6.png").write_bytes(b"no picture")
@@ -68,7 +68,7 @@ def test_pictures_are_read_by_number_and_a_damaged_one_is_a_hole(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 5000, b"RIFF but nothing else"])
-def test_what_is_no_video_is_refused(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(DatasetError, match=r"a\.mp4"):
         scan_source(Source(tmp_path / "a.mp4"), Gap(5))
@@ -79,7 +79,7 @@ def test_sound_alone_is_refused(tmp_path):
         scan_source(Source(write_audio(tmp_path / "a.mp4")), Gap(5))
 
 
-def test_a_video_that_changed_after_it_was_indexed_is_told(tmp_path):
+def test_a_video_that_changed_after_it_was_indexed_is_reported(tmp_path):
     source = Source(write_video(tmp_path / "a.mp4", numbered(40)))
     scan = scan_source(source, Gap(5))
     write_video(tmp_path / "a.mp4", numbered(20))
@@ -98,6 +98,6 @@ def test_a_damaged_stretch_breaks_pairs_and_not_the_file(tmp_path):
     assert scan.broken.any() or len(scan.pts) < 120
 
 
-def test_a_decoder_that_is_put_away_in_the_middle_waits_for_no_thread(tmp_path):
+def test_closing_a_decoder_midway_waits_for_no_thread(tmp_path):
     found = abandon_decoders(tmp_path)
     assert found.stdout == "done\n", found.stderr

@@ -66,7 +66,7 @@ def test_the_arrays_are_the_models_attention_and_sum_to_one(models, data, tmp_pa
     assert "attention_1" not in arrays
 
 
-def test_two_models_stand_side_by_side(models, data, tmp_path):
+def test_two_models_side_by_side(models, data, tmp_path):
     pytest.importorskip("matplotlib")
     report = measure_attention(models / "lam", data, gap=GAP, compare=models / "lara-lam", pairs=2)
     save_arrays(report, tmp_path / "two.npz")
@@ -91,7 +91,7 @@ def test_two_models_stand_side_by_side(models, data, tmp_path):
     ]
 
 
-def test_models_of_one_name_are_told_apart(models, data, tmp_path):
+def test_models_of_one_name_are_distinguished(models, data, tmp_path):
     torch.manual_seed(5)
     small().save_pretrained(tmp_path / "lam")
     names = [
@@ -143,7 +143,7 @@ def test_a_video_or_a_folder_of_them(models, tmp_path):
     assert np.array_equal(alone.models[0].attention[0], report.models[0].attention[0])
 
 
-def test_videos_of_one_name_in_two_folders_are_told_apart(models, tmp_path):
+def test_videos_of_one_name_in_two_folders_are_distinguished(models, tmp_path):
     for number, folder in enumerate(("left", "right")):
         disk.write_video(tmp_path / folder / "0.mp4", disk.scene(number, 10)[0])
     report = measure_attention(models / "lam", tmp_path, gap=GAP, frames=["0:2", "1:2"])

@@ -135,7 +135,7 @@ def test_save_and_load_leave_the_backbone_where_it_is(lam, tmp_path):
         assert not any("image_encoder" in name for name in file.keys())  # noqa: SIM118
 
 
-def test_a_configuration_that_does_not_fit_says_what_is_right(tmp_path):
+def test_a_configuration_that_does_not_fit_names_the_right_values(tmp_path):
     mae(tmp_path / "mae")
     settings = describe_image_encoder(str(tmp_path / "mae"))
     with pytest.raises(

@@ -64,7 +64,7 @@ def test_training_with_the_cache_has_the_same_losses_and_skips_the_encoder(encod
     assert cache.bytes_written == 16 * 17 * 32 * 4
 
 
-def test_a_later_process_finds_what_an_earlier_one_left(encoder, tmp_path):
+def test_a_later_process_reads_the_files_of_an_earlier_one(encoder, tmp_path):
     first = build(encoder)
     first.cache_features(tmp_path / "cache")
     expected = losses(first)
@@ -117,7 +117,7 @@ def test_another_encoder_or_precision_has_files_of_its_own(encoder, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
-def test_half_the_space_for_a_rounding(encoder, tmp_path):
+def test_bfloat16_halves_the_space(encoder, tmp_path):
     lam, plain = build(encoder).eval(), build(encoder).eval()
     cache = lam.cache_features(tmp_path / "cache", dtype=torch.bfloat16)
     lam.encode(*frames())
@@ -157,7 +157,7 @@ def test_a_killed_writer_leaves_whole_rows(encoder, tmp_path, cut):
     assert seen == [min(8, -(-cut // 20))]
 
 
-def test_the_bound_and_a_full_disk_end_the_keeping_and_not_the_training(encoder, tmp_path, caplog, monkeypatch):
+def test_the_bound_and_a_full_disk_stop_the_writing_and_not_the_training(encoder, tmp_path, caplog, monkeypatch):
     lam = build(encoder)
     cache = lam.cache_features(tmp_path / "cache", max_gb=3 * 17 * 32 * 4 / 1e9)
     plain = losses(build(encoder))

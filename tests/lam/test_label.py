@@ -169,13 +169,13 @@ def test_one_token_is_a_plain_number(tmp_path, source):
 
 def test_provenance_names_the_model_and_how(tmp_path, source, lam):
     label_dataset(source, lam, tmp_path / "copy", gap="0.4s")
-    said = json.loads((tmp_path / "copy/meta/lara.json").read_text())
-    assert said["lam"]["weights_sha256"] == hashlib.sha256((lam / "model.safetensors").read_bytes()).hexdigest()
-    assert (said["lam"]["source"], said["lam"]["revision"]) == ("lam", None)
-    assert (said["camera"], said["gap_frames"], said["gap_seconds"]) == (disk.CAMERA, 4, 0.4)
-    assert "24 x 24" in said["preprocessing"]
-    assert str(tmp_path) not in json.dumps(said)
-    assert json.loads(rows_of(tmp_path / "copy")[0].schema.metadata[b"lara_adapter"]) == said
+    record = json.loads((tmp_path / "copy/meta/lara.json").read_text())
+    assert record["lam"]["weights_sha256"] == hashlib.sha256((lam / "model.safetensors").read_bytes()).hexdigest()
+    assert (record["lam"]["source"], record["lam"]["revision"]) == ("lam", None)
+    assert (record["camera"], record["gap_frames"], record["gap_seconds"]) == (disk.CAMERA, 4, 0.4)
+    assert "24 x 24" in record["preprocessing"]
+    assert str(tmp_path) not in json.dumps(record)
+    assert json.loads(rows_of(tmp_path / "copy")[0].schema.metadata[b"lara_adapter"]) == record
 
 
 def test_the_commit_of_a_model_in_the_hubs_cache_is_recorded(tmp_path, source, lam):
@@ -221,8 +221,8 @@ def test_the_sidecar_holds_the_same_and_no_copy_is_made(tmp_path, source, lam):
     assert table.column("index").to_pylist() == list(range(sum(disk.LENGTHS)))
     assert table.column("frame_index").to_pylist() == [t for length in disk.LENGTHS for t in range(length)]
     assert table.column("episode_index").to_pylist() == [e for e, n in enumerate(disk.LENGTHS) for _ in range(n)]
-    said = json.loads(table.schema.metadata[b"lara_adapter"])
-    assert said == json.loads((tmp_path / "copy/meta/lara.json").read_text())
+    record = json.loads(table.schema.metadata[b"lara_adapter"])
+    assert record == json.loads((tmp_path / "copy/meta/lara.json").read_text())
 
 
 # ---------------------------------------------------------------------- how
@@ -280,7 +280,7 @@ def test_each_frame_is_decoded_once_in_one_sweep(tmp_path, lam, source, monkeypa
     assert len(seeks) == 2  # files
 
 
-def test_a_jump_in_a_video_is_right_and_goes_on(source):
+def test_reading_after_a_jump_in_a_video(source):
     frames = np.concatenate(frames_of(source)[:2])
     with VideoFile(source / f"videos/{disk.CAMERA}/chunk-000/file-000.mp4") as video:
         for start, count in ((14, 9), (3, 5), (8, 4), (0, 2), (20, 3)):
@@ -288,7 +288,7 @@ def test_a_jump_in_a_video_is_right_and_goes_on(source):
             assert np.array_equal(found, frames[start : start + count]), start
 
 
-def test_videos_are_linked_unless_told_otherwise(tmp_path, source, lam):
+def test_videos_are_linked_by_default(tmp_path, source, lam):
     for link in (True, False):
         label_dataset(source, lam, tmp_path / str(link), gap=GAP, link=link)
         video = next((tmp_path / str(link)).rglob("*.mp4"))
@@ -349,7 +349,7 @@ def dying_after(function, calls: int):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("sidecar", [False, True])
-def test_killed_anywhere_it_goes_on_and_gives_the_same_bytes(tmp_path, lam, source, monkeypatch, sidecar):
+def test_a_killed_run_resumes_and_gives_the_same_bytes(tmp_path, lam, source, monkeypatch, sidecar):
     outputs = [
         tmp_path / folder / "out.parquet" if sidecar else tmp_path / folder / "out" for folder in ("one go", "killed")
     ]
@@ -505,16 +505,6 @@ def test_the_command(tmp_path, lam, source, capsys):
     assert json.loads(capsys.readouterr().out)["resumed"] == 3
     assert cli.main([*arguments, "--gap", "7"]) == 2
     assert "gap_frames 4 (now 7)" in capsys.readouterr().err
-    sidecar = [
-        "label",
-        str(source),
-        "--lam",
-        str(lam),
-        "--output",
-        str(tmp_path / "x.parquet"),
-        "--gap",
-        "4",
-        "--sidecar",
-    ]
-    assert cli.main(sidecar) == 0
+    arguments[-1] = str(tmp_path / "x.parquet")
+    assert cli.main([*arguments, "--gap", "4", "--sidecar"]) == 0
     assert pq.read_metadata(tmp_path / "x.parquet").num_rows == 43

@@ -141,15 +141,15 @@ def test_settings_reach_the_model(tmp_path, small):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"steps": 0}, "steps=0"), ({"lr": math.nan}, "lr=nan"), ({"ema": 1.0}, "ema=1.0"), ({"gap": "0s"}, "gap='0s'"),
         ({"gap_seconds": 0.0}, "gap='0.0s'"),
         ({"gap_frames": 5, "gap_seconds": 1.0}, "only one"), ({"videos": ()}, "at least one folder"),
     ],
 )  # fmt: skip
-def test_settings_out_of_range_are_named(tmp_path, changes, said):
-    with pytest.raises(LaraArgumentError, match=said):
+def test_settings_out_of_range_are_named(tmp_path, changes, message):
+    with pytest.raises(LaraArgumentError, match=message):
         PretrainSettings(**{"videos": (tmp_path,), "output": tmp_path, **changes})
 
 
@@ -182,7 +182,7 @@ def test_the_learning_rate_rises_and_falls():
     assert rate_at(0, 10, 1.0, 0.0) == 1.0
 
 
-def test_training_goes_on_from_another_lam(videos, small, tmp_path):
+def test_training_continues_from_another_lam(videos, small, tmp_path):
     pretrain_lam(settings_of(videos, tmp_path / "first", small))
     settings = settings_of(videos, tmp_path / "second", init=str(tmp_path / "first"), steps=1, lr=1e-12)
     pretrain_lam(settings)
@@ -193,7 +193,7 @@ def test_training_goes_on_from_another_lam(videos, small, tmp_path):
 
 
 @pytest.mark.parametrize("log_every", [2, 50])  # 50: no line of the log is due before the first checkpoint is
-def test_a_loss_that_explodes_is_told_and_the_checkpoints_stay(videos, small, tmp_path, monkeypatch, log_every):
+def test_a_loss_that_is_not_finite_raises_and_the_checkpoints_stay(videos, small, tmp_path, monkeypatch, log_every):
     pretrain_lam(settings_of(videos, tmp_path / "run", small, steps=20, save_every=20))
     real = torch.optim.AdamW.step
 
@@ -213,7 +213,7 @@ def test_a_loss_that_explodes_is_told_and_the_checkpoints_stay(videos, small, tm
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulate": 2, "bf16": True}], ids=str)
-def test_what_is_resumed_ends_with_the_same_bits(videos, small, tmp_path, changes, caplog, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_bits(videos, small, tmp_path, changes, caplog, monkeypatch):
     whole = settings_of(videos, tmp_path / "whole", small, **changes)
     pretrain_lam(whole)
     broken = dataclasses.replace(whole, output=tmp_path / "broken")
@@ -273,7 +273,7 @@ def test_kill_9_in_the_middle(videos, small, tmp_path, caplog):
     assert names == ["step-00000055", "step-00000060"]
 
 
-def test_a_run_goes_on_only_with_the_same_settings(videos, small, tmp_path):
+def test_a_run_resumes_only_with_the_same_settings(videos, small, tmp_path):
     settings = settings_of(videos, tmp_path / "run", small)
     pretrain_lam(settings)
     again = pretrain_lam(settings)
@@ -353,7 +353,7 @@ def test_the_command_prints_the_result(videos, small, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("make", "more", "said"),
+    ("make", "more", "message"),
     [
         (lambda f: None, [], "does not exist"),
         (lambda f: f.mkdir(), [], "no usable video among 0 sources"),
@@ -362,7 +362,7 @@ def test_the_command_prints_the_result(videos, small, tmp_path, capsys, monkeypa
         (lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")), ["--init", "./nothing"], "nothing does not exist"),
     ],
 )
-def test_refusals_are_one_line_and_status_2(tmp_path, capsys, make, more, said):
+def test_refusals_are_one_line_and_status_2(tmp_path, capsys, make, more, message):
     pytest.importorskip("tyro")
     make(tmp_path / "v")
     arguments = ["train-lam", str(tmp_path / "v"), "--output", str(tmp_path / "run"), "--preset", "tiny", *more]
@@ -373,18 +373,18 @@ def test_refusals_are_one_line_and_status_2(tmp_path, capsys, make, more, said):
         status = ended.code
     err = capsys.readouterr().err
     assert status == 2
-    assert said in err
+    assert message in err
     assert [line for line in err.splitlines() if line.startswith(("lara: train-lam: ", "╭─ Value error"))]
     assert "Traceback" not in err
 
 
-def test_a_folder_that_is_not_there_is_told_before_a_model_is_made(tmp_path, monkeypatch):
+def test_a_missing_folder_is_reported_before_a_model_is_made(tmp_path, monkeypatch):
     from lara_adapter.lam.pretrain import run as pretrain
 
     monkeypatch.setattr(pretrain, "make_model", lambda *a: pytest.fail("an image encoder would have been downloaded"))
     (tmp_path / "empty").mkdir()
-    for name, said in (("nowhere", "does not exist"), ("empty", "no usable video among 0 sources")):
-        with pytest.raises(LaraArgumentError, match=said):
+    for name, message in (("nowhere", "does not exist"), ("empty", "no usable video among 0 sources")):
+        with pytest.raises(LaraArgumentError, match=message):
             pretrain_lam(PretrainSettings(videos=(tmp_path / name,), output=tmp_path / "run"))
 
 

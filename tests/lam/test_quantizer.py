@@ -55,7 +55,7 @@ def test_gradients_by_hand(quantizer, legacy, of_codes, of_z):
     assert torch.allclose(quantizer.weight.grad, expected, atol=1e-6)
 
 
-def test_invalid_samples_count_for_nothing(quantizer):
+def test_invalid_samples_do_not_count(quantizer):
     z = torch.randn(4, 3, D)
     valid = torch.tensor([True, False, True, False])
     poisoned = z.clone()
@@ -69,7 +69,7 @@ def test_invalid_samples_count_for_nothing(quantizer):
     assert poisoned.grad[valid].any()
 
 
-def test_warm_up_passes_z_on_and_then_the_codes_come_from_data():
+def test_warm_up_returns_z_and_then_sets_the_codes_from_data():
     vq = VectorQuantizer(K, D, BETA, warmup_steps=3).train()
     for step in range(3):
         z = torch.randn(8, 4, D) + 5
@@ -87,7 +87,7 @@ def test_warm_up_passes_z_on_and_then_the_codes_come_from_data():
     assert len(indices.unique()) > K // 2
 
 
-def test_dead_codes_are_revived_from_data_and_living_ones_stay():
+def test_dead_codes_are_revived_from_data_and_live_ones_stay():
     vq = VectorQuantizer(K, D, BETA, revive_every=5, usage_decay=0.1).train()
     with torch.no_grad():
         vq.weight.fill_(100.0)
@@ -112,7 +112,7 @@ def test_usage_and_perplexity():
 
 
 @pytest.mark.parametrize("how", ["eval", "no_grad", "frozen", "update=False"])
-def test_frozen_means_not_one_byte_changes(how):
+def test_a_frozen_quantizer_does_not_change(how):
     vq = VectorQuantizer(K, D, BETA, warmup_steps=1, revive_every=1).train()
     if how == "eval":
         vq.eval()

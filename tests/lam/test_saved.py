@@ -111,11 +111,11 @@ def test_a_folder_of_pickles_is_refused(saved):
     [
         ("/nowhere/lam", AdapterFormatError, "does not exist"),
         ("./nowhere", AdapterFormatError, "does not exist"),
-        ("no where", AdapterFormatError, "no Hub id"),
+        ("no where", AdapterFormatError, "nor a Hub id"),
         ("nobody/nothing", HubError, "the Hub is not asked"),
     ],
 )
-def test_what_is_not_there(where, error, message):
+def test_a_missing_source_is_named(where, error, message):
     with pytest.raises(error, match=message):
         LatentActionModel.from_pretrained(where)
 
