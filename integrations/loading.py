@@ -81,7 +81,7 @@ class Source(NamedTuple):
 
 
 def identify(source: str) -> Source:
-    """Tell what `source` names, without building anything; of a repository only `config.json` is downloaded.
+    """Find out what `source` names without building anything; of a repository only `config.json` is downloaded.
 
     Raises:
         PolicySourceError: it is neither a checkpoint of a known host nor "module:callable".
@@ -177,7 +177,7 @@ def _build(source: str, make: Callable[[], nn.Module]) -> nn.Module:
             return make()
     except (OSError, ImportError) as error:  # a file or a package is missing: with memory it would be no better
         raise _cannot_open(source, error) from error
-    except Exception as error:  # whatever a host's constructor does with its parameters
+    except Exception as error:  # a host's constructor may do anything with its parameters
         reason = f"{type(error).__name__}: {first_line(error)}"
         logger.warning(
             "%s cannot be built on the meta device (%s); building it on the CPU with random weights", source, reason

@@ -45,7 +45,7 @@ class LaraSettings:
         align_weight: w1 of L_ACT + w1 L_LARA + w2 L_LAM.
         lam_weight: w2 of the same.
         lam_grad_scale: factor on the alignment's gradient into the LAM; 1: the paper, 0: stop-gradient.
-        train_lam: train the LAM on; false: frozen (paper, Eq. 5).
+        train_lam: train the LAM too; false: frozen (paper, Eq. 5).
         lam_lr: learning rate of the LAM; none: the run's.
         views: cameras of the LAM's frames; none: the policy's first.
         gap: C, steps from the present to the future frame; none: the length of the action chunk.

@@ -31,7 +31,7 @@ class EpisodeFrames:
     """Replaces `get_datapoint` of one GR00T dataset: its sample, and the pair of frames. Picklable, for spawned workers.
 
     Attributes:
-        dataset: a ShardedSingleStepDataset, or whatever else has its `get_datapoint` and `modality_configs`.
+        dataset: a ShardedSingleStepDataset, or another with its `get_datapoint` and `modality_configs`.
         views: names of the video modality, in the order of the view axis.
         gap: C, the steps between the two frames.
         frame_size: side in pixels of the square frames.

@@ -1,4 +1,4 @@
-"""The pair of frames (now, C steps later) for LARA, out of a LeRobotDataset whose own items stay as they are."""
+"""The pair of frames (now, C steps later) for LARA, from a LeRobotDataset whose own items do not change."""
 
 from __future__ import annotations
 

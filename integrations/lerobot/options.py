@@ -28,7 +28,7 @@ class LeRobotSettings(LaraSettings):
     """LaraSettings with what LeRobot's command line offers beyond them.
 
     Attributes:
-        path: folder or Hub id of a saved adapter to go on from, in place of lam.
+        path: folder or Hub id of a saved adapter to continue from, instead of lam.
         revision: branch, tag or commit of a --lara.path on the Hub.
         blocks: dotted path of the DiT's blocks, for policies that are not in the table.
         token: which action token is aligned: last_valid, mean_valid, last, or a step of the chunk.

@@ -47,8 +47,7 @@ class OpenpiLaraSettings(LaraSettings):
     Attributes:
         layer: aligned hidden state of the action expert: -1 after its last layer (the paper's best for pi0.5), -3 after
             L-2.
-        after_norm: with layer -1: the state after the final norm, which the official release aligns, in place of the one
-            before.
+        after_norm: with layer -1: align the state after the final norm, as the official release, not the one before.
     """
 
     layer: int = -1
