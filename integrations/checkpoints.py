@@ -27,11 +27,7 @@ def find_adapter(checkpoint: Path) -> Path | None:
 
 
 def require_adapter(checkpoint: Path, fix: str) -> Path:
-    """The adapter's folder in a checkpoint that is to be resumed.
-
-    Raises:
-        AttachOrderError: the checkpoint was saved without LARA; `fix` ends the message.
-    """
+    """The adapter's folder in a checkpoint to resume; raises AttachOrderError, ending in `fix`, if there is none."""
     folder = find_adapter(checkpoint)
     if folder is None:
         raise AttachOrderError(

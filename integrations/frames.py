@@ -16,22 +16,14 @@ VALID = f"{FRAMES}_valid"
 
 
 def check_positive(caller: str, **values: Any) -> None:
-    """Refuse what is not an integer >= 1.
-
-    Raises:
-        LaraArgumentError: one is not.
-    """
+    """Raise LaraArgumentError if a value is not an integer >= 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise LaraArgumentError(f"{caller}: {name}={value!r}, but an integer >= 1 is expected")
 
 
 def check_gap(caller: str, gap: int, longest: int, dataset: str = "the dataset") -> None:
-    """Refuse a gap that no episode is long enough for.
-
-    Raises:
-        LaraArgumentError: `longest`, the steps of the longest episode, is not above `gap`.
-    """
+    """Raise LaraArgumentError if `longest`, the steps of the longest episode, is not above `gap`."""
     if longest <= gap:
         raise LaraArgumentError(
             f"{caller}: gap={gap} steps, but the longest episode of {dataset} has {longest}: no pair would be valid "

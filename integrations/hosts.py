@@ -24,14 +24,10 @@ INSTALL = {
 
 
 def import_host(name: str, reason: str = "") -> Any:
-    """Import a module of a host.
-
-    Args:
-        name: its dotted name, which begins with a key of INSTALL.
-        reason: beginning of the message: what needs the host.
+    """Import a module of a host, a key of INSTALL.
 
     Raises:
-        HostNotInstalled: the module, or something that it imports, is not installed.
+        HostNotInstalled: the module, or something that it imports, is not installed; the message begins with `reason`.
     """
     host = name.partition(".")[0]
     try:

@@ -71,11 +71,7 @@ class LaraOptions:
         return arguments
 
     def check_new_run(self) -> None:
-        """A new run needs one of --lara.lam and --lara.path.
-
-        Raises:
-            LaraArgumentError: none, or both.
-        """
+        """Raise LaraArgumentError unless one of --lara.lam and --lara.path is given, as a new run needs."""
         if ("lam" in self.values) == ("path" in self.values):
             raise LaraArgumentError(
                 "give either --lara.lam=FOLDER (a latent action model) or --lara.path=FOLDER (a saved adapter: projector, "
@@ -83,11 +79,7 @@ class LaraOptions:
             )
 
     def check_resume(self) -> None:
-        """A resumed run keeps its parameters; weights, alignment and data may change.
-
-        Raises:
-            LaraArgumentError: a flag that would change the parameters.
-        """
+        """Raise LaraArgumentError for a flag that would change the parameters of a resumed run."""
         wrong = [f"--lara.{name}" for name in _FIXED if name in self.values]
         if wrong:
             raise LaraArgumentError(

@@ -200,7 +200,7 @@ def test_mistakes_are_named(folder, plan, words):
 
 
 def test_openpis_fake_data_has_no_frames(folder):
-    with pytest.raises(LaraArgumentError, match="FakeDataset, but LARA needs the frames of a LeRobot dataset"):
+    with pytest.raises(LaraArgumentError, match="FakeDataset, but a LeRobot dataset is expected"):
         create_data_loader(dataclasses.replace(config_of(folder), data=configs.FakeDataConfig()))
 
 

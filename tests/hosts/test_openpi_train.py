@@ -257,7 +257,7 @@ def test_two_ranks(tmp_path):
 def test_mistakes_on_the_command_line(folder, tmp_path):
     done = launch(tmp_path, "debug_pi05", "--lara.lam", str(folder / "lam"))
     assert done.returncode == 2
-    assert "LARA needs the frames of a LeRobot dataset" in done.stderr
+    assert "but a LeRobot dataset is expected" in done.stderr
     done = launch(tmp_path, "debug_pi05", LARA_OPENPI_SRC=str(tmp_path))
     assert done.returncode == 2
     assert "is not a checkout of openpi" in done.stderr
