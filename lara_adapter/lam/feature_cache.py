@@ -21,7 +21,7 @@ import struct
 import uuid
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,9 +29,6 @@ from torch import Tensor
 
 from ..errors import AdapterFormatError
 from ..storage.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from .image_encoder import FrozenImageEncoder
 
 __all__ = ["FeatureCache"]
 
@@ -41,6 +38,16 @@ _SCHEMA = 1
 _RECORD = struct.Struct("<QQI")  # key, CRC-32
 _GROW = 256  # rows by which a features file grows: a memory map has a fixed length
 Key = tuple[int, int]
+
+
+class CachedEncoder(Protocol):
+    """What a cache needs of a frozen image encoder: the backbone, and how images are brought to it."""
+
+    network: Any
+    config: Any
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Tokens [B, P, E] of images [B, 3, H, W]."""
 
 
 class FeatureCache:
@@ -74,7 +81,7 @@ class FeatureCache:
         """Bytes of features that this process has added."""
         return sum(store.written for store in self._stores.values())
 
-    def encode(self, encoder: FrozenImageEncoder, images: Tensor) -> Tensor:
+    def encode(self, encoder: CachedEncoder, images: Tensor) -> Tensor:
         """Tokens [B, P, E] of images [B, 3, H, W] float32; those not in the cache are computed by `encoder`.
 
         Equal to `encoder.compute(images)` up to rounding, where that depends on which images share a batch.
@@ -102,7 +109,7 @@ class FeatureCache:
         found = {**fresh, **dict(zip(known, rows.unbind()))}
         return torch.stack([found[key].to(store.gives) for key in keys])
 
-    def _store(self, encoder: FrozenImageEncoder, images: Tensor) -> _Store:
+    def _store(self, encoder: CachedEncoder, images: Tensor) -> _Store:
         kind = images.device.type
         autocast = torch.is_autocast_enabled(kind)
         precision = str(torch.get_autocast_dtype(kind) if autocast else torch.float32).removeprefix("torch.")
@@ -260,7 +267,7 @@ def _keys(images: Tensor) -> list[Key]:
     return [(high % 2**64, low % 2**64) for high, low in mixed.tolist()]
 
 
-def _fingerprint(encoder: FrozenImageEncoder) -> str:
+def _fingerprint(encoder: CachedEncoder) -> str:
     """Of the backbone's weights and its preprocessing: a name and a revision do not identify the weights."""
     digest = hashlib.sha256()
     assert encoder.network is not None
