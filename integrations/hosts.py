@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from lara_adapter import HostNotInstalled
+from lara_adapter.errors import HostNotInstalled
 
-__all__ = ["INSTALL", "first_line", "import_host", "replaced"]
+__all__ = ["INSTALL", "first_line", "import_host", "lazy", "replaced"]
 
 INSTALL = {
     "gr00t": "git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T, install it as its README says (or put the "
@@ -35,6 +35,23 @@ def import_host(name: str, reason: str = "") -> Any:
     except ImportError as error:
         message = f"{reason}{host} cannot be imported here ({first_line(error)}): {INSTALL[host]}"
         raise HostNotInstalled(message) from error
+
+
+def lazy(package: str, **modules: str) -> Callable[[str], Any]:
+    """A `__getattr__` for a host's package: serving a policy imports the package and must load no part of LARA.
+
+    Args:
+        package: its `__name__`.
+        **modules: module -> the names that the package has from it.
+    """
+    homes = {name: module for module, names in modules.items() for name in names.split()}
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f".{homes[name]}", package), name)
+
+    return get
 
 
 @contextlib.contextmanager

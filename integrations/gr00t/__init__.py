@@ -3,13 +3,14 @@
 Importing this package needs no gr00t; what needs it says so. The guide is README.md beside this file.
 """
 
-from ..settings import LaraSettings
-from ..trainer import LaraCallback
-from .export import export_policy
-from .frames import EpisodeFrames, add_frames
-from .run import INSTALL, LaraPipeline, LoraSettings, lara_experiment, run, wrap_in_lora
+from ..hosts import lazy
 
 __all__ = [
     "INSTALL", "EpisodeFrames", "LaraCallback", "LaraPipeline", "LaraSettings", "LoraSettings", "add_frames",
     "export_policy", "lara_experiment", "run", "wrap_in_lora",
 ]  # fmt: skip
+
+__getattr__ = lazy(
+    __name__, export="export_policy", frames="EpisodeFrames add_frames",
+    train="INSTALL LaraCallback LaraPipeline LaraSettings LoraSettings lara_experiment run wrap_in_lora",
+)  # fmt: skip

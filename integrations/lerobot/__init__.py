@@ -6,11 +6,9 @@ Tested with lerobot 0.6.1 (dataset format v3.0). lara_adapter declares no depend
 environment. Without it, importing this package raises HostNotInstalled.
 """
 
-from ..hosts import import_host
-
-import_host("lerobot")
-
-from .checkpoints import stock_saves  # noqa: E402
-from .dataset import LaraDataset  # noqa: E402
+from ..hosts import import_host, lazy
 
 __all__ = ["LaraDataset", "stock_saves"]
+
+import_host("lerobot")
+__getattr__ = lazy(__name__, checkpoints="stock_saves", dataset="LaraDataset")

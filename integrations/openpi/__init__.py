@@ -7,8 +7,8 @@ from .. import hosts
 from .checkpoints import load_policy, save_policy
 from .frames import FramePlan, KeepFrames, observation_frames
 from .loader import LaraDataLoader, create_data_loader
-from .run import OpenpiLaraSettings, attach, lara_training, run
 from .script import find_training_script
+from .train import OpenpiLaraSettings, attach, lara_training, run
 
 INSTALL = f"openpi is not installed: {hosts.INSTALL['openpi']}"
 

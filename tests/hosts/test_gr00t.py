@@ -512,7 +512,7 @@ def test_a_run_resumes_with_projector_lam_and_optimizer(world, finished, tmp_pat
                 moments=len(kwargs["optimizer"].state),
             )  # fmt: skip
 
-    module = sys.modules["lara_adapter.integrations.gr00t.run"]
+    module = sys.modules["lara_adapter.integrations.gr00t.train"]
     original, module.LaraCallback = module.LaraCallback, Look
     try:
         lara = run(config, settings_of(world, lam_lr=1e-4))
@@ -597,7 +597,7 @@ def test_a_lora_run_resumes_and_its_export_is_the_merged_policy(world, tmp_path)
         world / f"base-{TAG}/model.safetensors"
     ).stat().st_size
     seen = {}
-    module = sys.modules["lara_adapter.integrations.gr00t.run"]
+    module = sys.modules["lara_adapter.integrations.gr00t.train"]
 
     class Look(LaraCallback):
         def on_train_begin(self, *args, **kwargs):
