@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import types
@@ -50,7 +51,7 @@ def takes(
                     parameter = parameter.replace(default=parameters[name].default)
                 if name not in ("self", *omit):
                     parameters[name] = parameter
-            hints |= typing.get_type_hints(source)
+            hints |= _type_hints(source)
             documented = docstring_parser.parse(source.__doc__ or "").params
             helps |= {argument.arg_name: _plain(argument.description or "") for argument in documented}
         if missing := sorted({*positional, *parameters} - (parameters.keys() & helps.keys())):
@@ -75,6 +76,14 @@ def takes(
         return typing.cast(_Command, run)
 
     return decorate
+
+
+def _type_hints(source: Any) -> dict[str, Any]:
+    """As typing's, of a dataclass's fields alone: Python 3.10's refuses an InitVar (bpo-44799)."""
+    if dataclasses.is_dataclass(source):
+        annotations = {field.name: field.type for field in dataclasses.fields(source)}
+        source = type("Fields", (), {"__annotations__": annotations, "__module__": source.__module__})
+    return typing.get_type_hints(source)
 
 
 def _plain(text: str) -> str:
