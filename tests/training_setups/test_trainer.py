@@ -216,7 +216,7 @@ def test_resuming_a_lara_run_without_lara_fails_in_the_optimizer_and_never_silen
 def test_the_callback_refuses_a_foreign_model(tmp_path):
     _, lara = build()
     other, _ = build()
-    with pytest.raises(AttachOrderError, match=r"not part of trainer\.model"):
+    with pytest.raises(AttachOrderError, match=r"lara is not in trainer\.model"):
         LaraCallback.add_to(trainer_of(other, tmp_path), lara)
 
 
