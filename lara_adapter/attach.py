@@ -255,7 +255,8 @@ def load_lara(
         raise AdapterFormatError(
             f"{saved.source} does not have a latent action model; pass it: load_lara(policy, ..., lam=...)"
         )
-    if not overrides.keys() & {"layer", "blocks", "spec"}:
+    same_tap = not overrides.keys() & {"layer", "blocks", "spec"}
+    if same_tap:
         arguments["spec"] = _saved_spec(policy, saved.config)
     adapter = attach_lara(policy, arguments.pop("lam"), arguments.pop("layer"), **arguments)
     try:
@@ -263,13 +264,9 @@ def load_lara(
     except BaseException:
         adapter.detach()
         raise
-    if adapter.config.tap != saved.config.tap and not overrides.keys() & {"layer", "blocks", "spec"}:
-        logger.warning(
-            "%s was saved with the state at %s, but here it is read at %s",
-            saved.source,
-            saved.config.tap,
-            adapter.config.tap,
-        )
+    now, before = adapter.config.tap, saved.config.tap
+    if same_tap and now != before:
+        logger.warning("%s was saved with the state at %s, but here it is read at %s", saved.source, before, now)
     warn_of_others(saved.config.origins, adapter.config.origins)
     adapter.config.origins = {**saved.config.origins, **adapter.config.origins}
     return adapter
