@@ -80,7 +80,18 @@ def test_all_arms_of_a_seed_share_everything_but_the_lam():
 def test_smoke_run_survives_a_kill_and_gives_the_same_rows_again(gl, tmp_path):
     output = tmp_path / "refine"
     results = output / "results.json"
-    arguments = ("--preset", "smoke", "--tasks", "drawer-open", "--episodes", "1", "--output", str(output))
+    arguments = (
+        "--preset",
+        "smoke",
+        "--tasks",
+        "drawer-open",
+        "--episodes",
+        "1",
+        "--workers",
+        "1",
+        "--output",
+        str(output),
+    )
     run = start(*arguments)
     deadline = time.monotonic() + 900
     while not results.is_file() and run.poll() is None and time.monotonic() < deadline:

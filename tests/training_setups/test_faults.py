@@ -74,8 +74,7 @@ def forks(job):
         process.stdin.write(f"{folder}\n")
         process.stdin.flush()
         child = int(process.stdout.readline())
-        deadline = time.monotonic() + 60
-        while not ready() and time.monotonic() < deadline:
+        while not ready():  # a busy machine takes its time; pytest's own limit ends it
             time.sleep(0.01)
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
