@@ -11,10 +11,11 @@ Third parties add rows with :func:`register_policy`, or through the entry-point 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -34,17 +35,30 @@ class PolicySpec:
     Attributes:
         name: short name, written into saved adapters.
         classes: classes it applies to, as "top-level package:ClassName"; subclasses match too.
-        blocks: dotted path from the policy to the ModuleList of DiT blocks; None: found by structure.
+        blocks: dotted path from the policy to the container of the DiT's blocks (ModuleList, Sequential or ModuleDict), a
+            name with * for numbered attributes ("net.block*"), or several paths with commas; None: found by structure.
         tap: "output": the host calls its blocks, a forward hook reads what they return. "norm": the host never
             calls its blocks in training (it calls their parts), a pre-hook on the next block's first norm reads
             the residual stream.
         norm: name of the first norm inside a block, for `tap="norm"`.
         final_norm: dotted path of the norm that reads the last block's state, for `tap="norm"`.
-        action_tokens: whether the T action tokens are the last or the first T positions of the sequence.
+        action_tokens: whether the T action tokens are the "last" or the "first" T positions of the sequence; or, where
+            they are inside a language model's sequence, their token id in `batch["input_ids"]`, the batch key of that id,
+            or a callable(batch) -> bool [B, S].
         frames: batch key of the frames; `<frames>_valid` is the key of their flags.
         owner: dotted path of the submodule under which the adapter is registered as `lara`; "" is the policy.
         draws: order in which a host repeats each sample for several noise draws in one batch. "tile": row
             j * B + i is sample i; "interleave": row i * r + j is sample i; None: it does not.
+        entry: method that the training loop calls with the batch and that returns the loss, as a dotted path: "forward",
+            "compute_loss", "training_step", "model.loss".
+        action: batch key of the ground-truth action chunk [B, T, A]; None: "action" or "actions".
+        mask: batch key of the valid steps, bool [B, T] or [B, T, A]; None: "action_mask".
+        padding: batch key of the padded steps, bool [B, T]; None: "action_is_pad".
+        loss: key of the loss in what the entry returns; None: "loss".
+        state: which of several hidden states a block returns: an index into its tuple or a key; None: it returns one.
+        run: which run is read where the blocks run several times in one call, 0 the first, -1 the last; None: the one
+            with a gradient, or all of them where each has a part of the samples.
+        layout: "batch": the state is [B, S, D]; "sequence": it is [S, B, D].
     """
 
     name: str
@@ -53,16 +67,24 @@ class PolicySpec:
     tap: Literal["output", "norm"] = "output"
     norm: str = "input_layernorm"
     final_norm: str | None = None
-    action_tokens: Literal["last", "first"] = "last"
+    action_tokens: str | int | Callable[[Any], Any] = "last"
     frames: str = "lara_frames"
     owner: str = ""
     draws: Literal["tile", "interleave"] | None = None
+    entry: str = "forward"
+    action: str | None = None
+    mask: str | None = None
+    padding: str | None = None
+    loss: str | None = None
+    state: int | str | None = None
+    run: int | None = None
+    layout: Literal["batch", "sequence"] = "batch"
 
     def __post_init__(self) -> None:
         for field, allowed in (
             ("tap", ("output", "norm")),
-            ("action_tokens", ("last", "first")),
             ("draws", ("tile", "interleave", None)),
+            ("layout", ("batch", "sequence")),
         ):
             if getattr(self, field) not in allowed:
                 raise LaraArgumentError(
