@@ -14,10 +14,12 @@ from torch import nn
 from ._version import __version__
 from .adapter import LaraAdapter
 from .binding import Binding
-from .config import DEFAULT_FRAMES, LaraConfig
+from .blocks import Blocks, blocks_name, same_blocks
+from .config import DEFAULT_FRAMES, LaraConfig, row_to_json
 from .errors import AdapterFormatError, AttachOrderError, LaraArgumentError
+from .heads import doubt
 from .losses import Alignment, resolve_alignment
-from .policies import GENERIC, PolicySpec, find_spec, unwrapped
+from .policies import PolicySpec, find_spec, unwrapped
 from .saving.read import read_adapter
 from .schedules import Weight, check_weight, weight_to_json
 from .storage.origins import origins_of, warn_of_others
@@ -43,7 +45,7 @@ def attach_lara(
     lam: nn.Module | str | Path,
     layer: int | str = -3,
     *,
-    blocks: str | nn.Module | None = None,
+    blocks: Blocks | None = None,
     frames: str | Callable[[Any], Any] = DEFAULT_FRAMES,
     token: TokenRule = "last_valid",
     projector: str | nn.Module = "mlp",
@@ -67,7 +69,9 @@ def attach_lara(
             `forward(frame_t, frame_future)` returning the same fields, and `latent_width`.
         layer: which hidden state, as an index into [embeddings, after block 1, ..., after block L]: -1 the last
             block, -3 the paper's L-2, k > 0 after block k. Also "L", "L-2".
-        blocks: dotted path (or the ModuleList itself) of the DiT's blocks; None: by the policy table, else by structure.
+        blocks: the DiT's blocks: the dotted path of a ModuleList, Sequential or ModuleDict, a path with * for numbered
+            attributes ("net.block*"), several paths with commas, or the modules themselves in a container or list;
+            None: by the policy table, else by structure.
         frames: batch key of uint8 [0, 255] or float [0, 1] frames [B, 2, 3, H, W] (present, future) or
             [B, V, 2, 3, H, W], with optional flags bool [B] under `<key>_valid`; or a callable(first argument of the
             policy's forward) -> FramePair. With several views the one prediction is aligned with each view's latent
@@ -82,7 +86,8 @@ def attach_lara(
         lam_grad_scale: factor >= 0 on the alignment gradient that reaches the LAM (1: the paper; 0: stop-gradient).
         train_lam: False: frozen LAM (LARA, Eq. 5); its loss is not computed.
         add_to_loss: False: the policy's loss is unchanged, and you add `lara.losses.total` yourself.
-        spec: row of the policy table for this call; None: the one registered for the policy's class.
+        spec: row of the policy table for this call; None: the one registered for the policy's class. It is saved with the
+            adapter, but for a callable `action_tokens`.
 
     Returns:
         The adapter, registered in the policy's tree as `lara`.
@@ -93,7 +98,7 @@ def attach_lara(
         LaraArgumentError: an argument has a value outside the above.
         AdapterFormatError: `lam` is a folder or repository without a latent action model.
     """
-    peft = policy
+    peft, given = policy, spec
     policy, spec, tap = locate(policy, layer, blocks, spec)
     check_rule(token)
     check_weight("align_weight", align_weight)
@@ -130,6 +135,7 @@ def attach_lara(
         train_lam=bool(train_lam),
         add_to_loss=bool(add_to_loss),
         policy_family=spec.name,
+        row=None if given is None or given == find_spec(policy) else row_to_json(given),
         policy_class=type(policy).__name__,
         origins=origins_of(policy, lam),
         lara_version=__version__,
@@ -150,11 +156,14 @@ def attach_lara(
     )
     adapter.to(_device_of(policy.get_submodule(tap.path), policy))
     adapter.binding.install(adapter)
+    unsure = doubt(policy, tap.blocks) if blocks is None and spec.blocks is None else None
+    if unsure:
+        logger.warning("%s", unsure)
     return adapter
 
 
 def locate(
-    policy: nn.Module, layer: int | str, blocks: str | nn.Module | None, spec: PolicySpec | None = None
+    policy: nn.Module, layer: int | str, blocks: Blocks | None, spec: PolicySpec | None = None
 ) -> tuple[nn.Module, PolicySpec, Tap]:
     """Find where LARA goes in a policy, without changing it.
 
@@ -170,14 +179,18 @@ def locate(
     Raises:
         TapNotFound: the blocks or the layer cannot be found, or several lists of blocks fit.
         AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
-        LaraArgumentError: the policy is not a module, or `layer` not a layer.
+        LaraArgumentError: the policy is not a module, `layer` not a layer, or `blocks` neither a name nor modules.
     """
     policy = _unwrap_peft(policy)
     _refuse_wrapped(policy)
     spec = spec or find_spec(policy)
-    if blocks is not None and blocks != spec.blocks:
-        # the user's own blocks: how the table reads its blocks does not apply
-        spec = PolicySpec(GENERIC.name, frames=spec.frames, owner=spec.owner)
+    if blocks is not None:
+        blocks = blocks_name(policy, blocks)
+        if spec.blocks is not None and same_blocks(policy, blocks, spec.blocks):
+            blocks = None
+        else:
+            # other blocks: how the row reads its own does not apply, what it says of the sequence and the batch does
+            spec = replace(spec, blocks=None, tap="output", norm=PolicySpec.norm, final_norm=None)
     return policy, spec, resolve_tap(policy, layer, blocks, spec)
 
 
@@ -256,7 +269,7 @@ def load_lara(
             f"{saved.source} does not have a latent action model; pass it: load_lara(policy, ..., lam=...)"
         )
     same_tap = not overrides.keys() & {"layer", "blocks", "spec"}
-    if same_tap:
+    if same_tap and "spec" not in arguments:
         arguments["spec"] = _saved_spec(policy, saved.config)
     adapter = attach_lara(policy, arguments.pop("lam"), arguments.pop("layer"), **arguments)
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from .blocks import block_paths
 from .errors import LaraArgumentError, OptimizerCoverageError
 
 __all__ = ["CheckReport", "check_optimizer", "run_check"]
@@ -102,14 +103,16 @@ def run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None)
 
 
 def _report(adapter: Any, policy: nn.Module, values: dict[str, float], covers: bool | None) -> CheckReport:
-    blocks = list(policy.get_submodule(adapter.config.blocks).children())
-    below, above = blocks[: adapter.config.layer], blocks[adapter.config.layer :]
+    blocks = [policy.get_submodule(path) for path in block_paths(policy, adapter.config.blocks)]
+    below = blocks[: adapter.config.layer]
+    tied = {id(p) for block in below for p in block.parameters()}  # weights that blocks above the tap may share
+    above = [[p for p in block.parameters() if id(p) not in tied] for block in blocks[adapter.config.layer :]]
     trainable_below = [b for b in below if any(p.requires_grad for p in b.parameters())]
-    reached = sum(map(_has_gradient, trainable_below))
+    reached = sum(_has_gradient(block.parameters()) for block in trainable_below)
     leaked = sum(map(_has_gradient, above))
     frozen = not adapter.config.train_lam
-    projector = _has_gradient(adapter.projector)
-    lam = None if frozen else _has_gradient(adapter.lam)
+    projector = _has_gradient(adapter.projector.parameters())
+    lam = None if frozen else _has_gradient(adapter.lam.parameters())
     problems = []
     if values["valid_fraction"] == 0:
         problems.append(
@@ -140,8 +143,8 @@ def _report(adapter: Any, policy: nn.Module, values: dict[str, float], covers: b
     )
 
 
-def _has_gradient(module: nn.Module) -> bool:
-    return any(p.grad is not None and bool((p.grad != 0).any()) for p in module.parameters())
+def _has_gradient(parameters: Iterable[nn.Parameter]) -> bool:
+    return any(p.grad is not None and bool((p.grad != 0).any()) for p in parameters)
 
 
 def check_optimizer(adapter: Any, optimizer: torch.optim.Optimizer) -> bool:

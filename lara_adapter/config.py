@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import AdapterFormatError, LaraArgumentError
 from .losses import resolve_alignment
-from .policies import GENERIC
+from .policies import PolicySpec, row_named
 from .schedules import check_weight, weight_from_json
 from .storage.untrusted import short
 from .tokens import check_rule
 
-__all__ = ["SCHEMA_VERSION", "LaraConfig"]
+__all__ = ["SCHEMA_VERSION", "LaraConfig", "row_to_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class LaraConfig:
     Attributes:
         layer: absolute index into [embeddings, after block 1, ..., after block L].
         depth: number of blocks L of the policy it was attached to.
-        blocks: dotted path of the blocks.
+        blocks: name of the blocks: a dotted path, numbered attributes with *, or several paths with commas.
         tap: dotted path of the hooked module.
         tap_kind: "output" or "input".
         frames: batch key of the frames, or None where a callable was given.
@@ -44,6 +45,8 @@ class LaraConfig:
         hidden_width: width of the tapped state.
         latent_width: N * D of the latent action.
         policy_family: name of the row of the policy table.
+        row: the row itself, where it was given for this call and is not the table's; `action_tokens` is None where it is a
+            callable.
         policy_class: class name of the policy.
         origins: "policy", "lam" and "image_encoder" where they came from the Hub, each {"repo_id", "revision"} with the
             commit.
@@ -68,6 +71,7 @@ class LaraConfig:
     train_lam: bool = True
     add_to_loss: bool = True
     policy_family: str = "generic"
+    row: dict[str, Any] | None = None
     policy_class: str = ""
     origins: dict[str, Any] = field(default_factory=dict)
     lara_version: str = ""
@@ -95,22 +99,13 @@ class LaraConfig:
             raise AdapterFormatError(
                 f"{source} has schema_version={version}, but this lara_adapter reads up to {SCHEMA_VERSION}; upgrade it"
             )
-        known = {item.name: item for item in fields(cls)}
-        unknown = sorted(content.keys() - known.keys())
-        if unknown:
-            logger.warning("%s: unknown settings ignored: %s", source, short(unknown))
-        values = {name: value for name, value in content.items() if name in known}
+        values = _known(content, fields(cls), source)
         missing = sorted(
             {"layer", "depth", "blocks", "tap", "tap_kind", "hidden_width", "latent_width"} - values.keys()
         )
         if missing:
             raise AdapterFormatError(f"{source} lacks {missing}")
-        for name, value in values.items():
-            types = _TYPES.get(name)
-            if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
-                raise AdapterFormatError(
-                    f"{source}: {name}={short(value)}, but {' or '.join(t.__name__ for t in types)} is expected"
-                )
+        _check_types(values, _TYPES, source)
         return cls(**values)
 
     def arguments(self, source: str = "lara_config.json") -> dict[str, Any]:
@@ -139,23 +134,76 @@ class LaraConfig:
                 resolve_alignment(self.alignment)
         except (LaraArgumentError, TypeError) as error:
             raise AdapterFormatError(f"{source} holds a setting out of range: {short(str(error))}") from error
-        blocks = self.blocks if self.policy_family == GENERIC.name else None
-        return {**{name: getattr(self, name) for name in _ARGUMENTS}, "blocks": blocks, **weights}
+        arguments = {**{name: getattr(self, name) for name in _ARGUMENTS}, **weights}
+        known = row_named(self.policy_family)
+        if self.row is not None:
+            known = row_from_json(self.row, f"{source}: row")
+            arguments["spec"] = None if self.row.get("action_tokens", "") is None else known
+        # None for a row's own blocks: another spec= then brings its own
+        arguments["blocks"] = None if known is not None and self.blocks == known.blocks else self.blocks
+        return arguments
 
 
 # the fields that are arguments of attach_lara
 _ARGUMENTS = ("layer", "frames", "token", "projector", "alignment", "lam_grad_scale", "train_lam", "add_to_loss")
 
 
+def row_to_json(spec: PolicySpec) -> dict[str, Any]:
+    """A row of the policy table as JSON values; None for a callable."""
+    values = {item.name: getattr(spec, item.name) for item in fields(spec)}
+    return {name: None if callable(v) else list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def row_from_json(content: dict[str, Any], source: str) -> PolicySpec:
+    """A row of the policy table from what :func:`row_to_json` wrote; "last" for a callable `action_tokens`.
+
+    Raises:
+        AdapterFormatError: a field is missing, of the wrong type or out of range.
+    """
+    values = _known(content, fields(PolicySpec), source)
+    if values.get("action_tokens", "") is None:
+        del values["action_tokens"]
+    _check_types(values, _ROW_TYPES, source)
+    if not all(isinstance(entry, str) for entry in values.get("classes", ())):
+        raise AdapterFormatError(f"{source}: classes={short(values['classes'])}, but a list of str is expected")
+    if "name" not in values:
+        raise AdapterFormatError(f"{source} lacks ['name']")
+    try:
+        return PolicySpec(**{**values, "classes": tuple(values.get("classes", ()))})
+    except LaraArgumentError as error:
+        raise AdapterFormatError(f"{source} holds a setting out of range: {short(str(error))}") from error
+
+
+def _known(content: dict[str, Any], items: Any, source: str) -> dict[str, Any]:
+    names = {item.name for item in items}
+    unknown = sorted(content.keys() - names)
+    if unknown:
+        logger.warning("%s: unknown settings ignored: %s", source, short(unknown))
+    return {name: value for name, value in content.items() if name in names}
+
+
+def _check_types(values: dict[str, Any], allowed: dict[str, tuple[type, ...]], source: str) -> None:
+    for name, value in values.items():
+        types = allowed[name]
+        if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+            raise AdapterFormatError(
+                f"{source}: {name}={short(value)}, but {' or '.join(t.__name__ for t in types)} is expected"
+            )
+
+
 def _allowed_types(annotation: Any) -> tuple[type, ...]:
     """The types that a field's annotation allows in JSON; () for anything. An int is allowed for a float."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    types = tuple(get_origin(member) or member for member in members)
-    if Any in types:
-        return ()
-    return (*types, int) if float in types else types
+    types: list[Any] = []
+    for member in get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,):
+        origin = get_origin(member) or member
+        if origin is Literal:
+            types += {type(value) for value in get_args(member)}
+        elif origin is not Callable:
+            types += [list] if origin is tuple else [origin, int] if origin is float else [origin]
+    return () if Any in types else tuple(types)
 
 
 _WEIGHT_TYPES = (int, float, dict, type(None))
 _TYPES = {name: _allowed_types(annotation) for name, annotation in get_type_hints(LaraConfig).items()}
 _TYPES |= {"align_weight": _WEIGHT_TYPES, "lam_weight": _WEIGHT_TYPES}
+_ROW_TYPES = {name: _allowed_types(annotation) for name, annotation in get_type_hints(PolicySpec).items()}

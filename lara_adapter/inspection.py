@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from .attach import locate
+from .blocks import Blocks, block_paths
 from .errors import AttachOrderError, LaraArgumentError, TapNotFound
+from .heads import block_candidates, doubt
 from .lam import LatentActionConfig
 from .lam.checkpoint import locate as locate_lam
 from .lam.checkpoint import read_config
 from .lam.model import count_parameters
 from .lam.outside import OutsideTree
 from .policies import PolicySpec, find_spec
-from .tap import Tap, block_candidates
+from .tap import Tap
 from .terms import build_projector
 from .tokens import ACTION_KEYS, MASK_KEY, PADDING_KEY, TokenRule, check_rule
 
@@ -48,7 +50,7 @@ class PolicyReport:
         policy_trainable: those of them that require a gradient.
         error: why LARA cannot attach, or None. If it cannot, the fields of the tap and of what LARA adds are None.
         candidates: lists of attention blocks in the policy, as {"path", "count", "block"}.
-        blocks: dotted path of the blocks.
+        blocks: name of the blocks: a dotted path, numbered attributes with *, or several paths with commas.
         block_class: class name of a block.
         depth: number of blocks L.
         width: width of the hidden state; None if unknown.
@@ -189,7 +191,7 @@ def describe_policy(
     lam: nn.Module | LatentActionConfig | str | Path | None = None,
     layer: int | str = -3,
     *,
-    blocks: str | nn.Module | None = None,
+    blocks: Blocks | None = None,
     token: TokenRule = "last_valid",
     projector: Literal["mlp", "linear"] | nn.Module = "mlp",
     train_lam: bool = True,
@@ -203,7 +205,8 @@ def describe_policy(
         lam: a latent action model, its configuration, or a folder or Hub id of one, of which only `config.json` is read;
             None: the paper's is assumed.
         layer: which hidden state: -1 after the last block, -3 the paper's, k > 0 after block k; also "L-2".
-        blocks: dotted path of the diffusion transformer's blocks; None: they are searched for.
+        blocks: dotted path of the diffusion transformer's blocks, "net.block*" for numbered attributes, several paths
+            with commas; None: they are searched for.
         token: last_valid, mean_valid, last, or a step of the action chunk.
         projector: mlp (the paper's) or linear (the official release's).
         train_lam: whether the latent action model trains along.
@@ -235,12 +238,14 @@ def describe_policy(
         policy_trainable=_count(p for p in parameters if p.requires_grad),
         error=error,
         candidates=[
-            {"path": path, "count": len(found), "block": type(found[0]).__name__}  # type: ignore[arg-type,index]
-            for path, found in block_candidates(inner)
+            {"path": found.path, "count": len(found.blocks), "block": type(found.blocks[0]).__name__}
+            for found in block_candidates(inner)
         ],
     )
     if tap is not None:
         _describe_tap(report, inner, spec, tap)
+        unsure = doubt(inner, tap.blocks) if report.found_by == "structure" else None
+        report.warnings += [unsure] if unsure else []
         report.token = token if isinstance(token, (str, int)) else "callable"
         report.projector = projector if isinstance(projector, str) else type(projector).__name__
         for name, value in described.items():
@@ -253,13 +258,13 @@ def describe_policy(
 
 
 def _describe_tap(report: PolicyReport, policy: nn.Module, spec: PolicySpec, tap: Tap) -> None:
-    blocks: Any = policy.get_submodule(tap.blocks)
+    blocks = [policy.get_submodule(path) for path in block_paths(policy, tap.blocks)]
     report.blocks, report.block_class = tap.blocks, type(blocks[0]).__name__
     report.depth, report.width = tap.depth, tap.width
     report.tap, report.tap_kind, report.layer = tap.path, tap.kind, tap.layer
-    in_blocks = {id(p) for p in blocks.parameters()}
+    in_blocks = {id(p) for block in blocks for p in block.parameters()}
     report.blocks_below = tap.layer
-    below = list(blocks)[: tap.layer]
+    below = blocks[: tap.layer]
     report.trainable_blocks_below = sum(any(p.requires_grad for p in block.parameters()) for block in below)
     report.trainable_elsewhere = _count(p for p in policy.parameters() if p.requires_grad and id(p) not in in_blocks)
     report.action_tokens, report.draws = spec.action_tokens, spec.draws

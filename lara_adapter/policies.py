@@ -21,7 +21,7 @@ from torch import nn
 
 from .errors import LaraArgumentError
 
-__all__ = ["GENERIC", "PolicySpec", "find_spec", "register_policy", "unwrapped"]
+__all__ = ["GENERIC", "PolicySpec", "find_spec", "register_policy", "row_named", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,25 @@ class PolicySpec:
                 raise LaraArgumentError(
                     f"PolicySpec: {field}={getattr(self, field)!r}, but one of {allowed} is expected"
                 )
+        kinds: tuple[tuple[str, tuple[type, ...], str], ...] = (
+            ("entry", (str,), "the name of a method"),
+            ("action", (str, type(None)), "a batch key"),
+            ("mask", (str, type(None)), "a batch key"),
+            ("padding", (str, type(None)), "a batch key"),
+            ("loss", (str, type(None)), "a key"),
+            ("state", (int, str, type(None)), "an index or a key"),
+            ("run", (int, type(None)), "the index of a run"),
+        )
+        for field, types, expected in kinds:
+            value = getattr(self, field)
+            if not isinstance(value, types) or isinstance(value, bool) or value == "":
+                raise LaraArgumentError(f"PolicySpec: {field}={value!r}, but {expected} is expected")
+        where = self.action_tokens
+        if not (callable(where) or (isinstance(where, (str, int)) and not isinstance(where, bool) and where != "")):
+            raise LaraArgumentError(
+                f"PolicySpec: action_tokens={where!r}, but 'last', 'first', a token id, a batch key of one, or a "
+                "callable(batch) -> bool [B, S] is expected"
+            )
         if self.tap == "norm" and not (self.blocks and self.final_norm):
             raise LaraArgumentError("PolicySpec: tap='norm' needs blocks= and final_norm= as dotted paths")
         for entry in self.classes:
@@ -194,6 +213,11 @@ def find_spec(policy: nn.Module) -> PolicySpec:
             if name in spec.classes:
                 return spec
     return GENERIC
+
+
+def row_named(name: str) -> PolicySpec | None:
+    """The row of this name that wins; None if there is none."""
+    return next((spec for spec in (*_TABLE, *_entry_point_rows()) if spec.name == name), None)
 
 
 def unwrapped(policy: nn.Module) -> nn.Module:

@@ -6,7 +6,8 @@ from torch import nn
 from lara_adapter import LaraArgumentError, PolicySpec, TapNeverFired, TapNotFound, attach_lara, register_policy
 from lara_adapter import adapter as adapter_module
 from lara_adapter import policies as policies_module
-from lara_adapter.tap import absolute_layer, find_blocks, resolve_tap
+from lara_adapter.heads import find_blocks
+from lara_adapter.tap import absolute_layer, resolve_tap
 
 
 @pytest.fixture
