@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .binding import Binding, call_host, refuse_export
+from .binding import Binding, refuse_export
 from .config import LaraConfig
-from .errors import LaraArgumentError, NonFiniteError
-from .hostcall import HostCall, fold_loss, read_frames
+from .errors import HostOutputError, LaraArgumentError, NonFiniteError
+from .hostcall import HostCall, fold_loss, host_loss, read_frames
 from .losses import Alignment, Contrastive, masked_mean, scale_gradient
 from .metrics import CollapseMonitor, History
 from .policies import PolicySpec
@@ -31,7 +31,7 @@ from .terms import (
     stop_if_not_finite,
     trained_latent,
 )
-from .tokens import TokenRule, action_steps, select_rows
+from .tokens import TokenRule, action_steps, batch_keys, select_rows, token_positions
 
 if TYPE_CHECKING:
     import os
@@ -73,14 +73,15 @@ class LaraAdapter(nn.Module):
         self.config, self.binding = config, binding
         self._frames, self._token, self._alignment = frames, token, alignment
         self._align_weight, self._lam_weight = align_weight, lam_weight
-        self._enabled, self._verified = True, False
+        self._enabled, self._verified, self._warned_of_eval = True, False, False
         self._losses: LaraLosses | None = None
         self._values: dict[str, torch.Tensor | float] = {}
         self.history = History()
         self._monitor = CollapseMonitor(contrastive=isinstance(alignment, Contrastive))
-        self.register_buffer("_step", torch.zeros((), dtype=torch.long))
-        self.register_buffer("_direction", torch.zeros(config.latent_width))
-        self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31))  # of a LAM's own draws
+        # not of torch's default dtype and device: a meta device would lose the values, 16 bits round them
+        self.register_buffer("_step", torch.zeros((), dtype=torch.long, device="cpu"))
+        self.register_buffer("_direction", torch.zeros(config.latent_width, dtype=torch.float32, device="cpu"))
+        self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31, device="cpu"))  # of a LAM's own draws
         self._lam_flags = {name: p.requires_grad for name, p in lam.named_parameters()}
         self._lam_was_training = lam.training
         # both weights constant 0: idle, and frozen, so that DDP does not wait for its parameters
@@ -92,6 +93,10 @@ class LaraAdapter(nn.Module):
         self._lam_takes_valid = "valid" in inspect.signature(lam.forward).parameters
         # a LAM with dropout must not shift the policy's noise; ours draws nothing
         self._lam_draws = bool(getattr(lam, "draws_random_numbers", True))
+        binding.quiet = self._idle
+        # what is looked up in a batch that is not a mapping
+        keys = (frames, f"{frames}_valid") if isinstance(frames, str) else ()
+        self._keys = (*keys, *batch_keys(binding.spec))
         self._trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         self.train(binding.policy.training)
 
@@ -133,7 +138,8 @@ class LaraAdapter(nn.Module):
         self._step.fill_(value)
 
     def metrics(self, *, record: bool = True) -> dict[str, float]:
-        """The last training forward in plain floats; empty before the first.
+        """The last training forward in plain floats; empty before the first, and after one in which LARA had no part
+        (eval mode, `disabled()`, blocks that ran past the entry).
 
         Keys: align_loss, lam_loss, total, align_weight, lam_weight, cosine (mean over valid pairs, [-1, 1]),
         valid_fraction, latent_std (per dimension over the batch, mean), mean_direction (|E[z/|z|]|^2 over recent
@@ -146,7 +152,7 @@ class LaraAdapter(nn.Module):
         Raises:
             NonFiniteError: a LARA term was NaN or infinite; under torch.compile it is noticed only here.
         """
-        values = {name: float(value) for name, value in self._values.items()}
+        values = {} if self.binding.missed else {name: float(value) for name, value in self._values.items()}
         for name in ("align_loss", "lam_loss"):
             if name in values and values[name] - values[name] != 0:
                 raise NonFiniteError(f"LARA's {name} is {values[name]}")
@@ -201,11 +207,19 @@ class LaraAdapter(nn.Module):
         finally:
             self._enabled = before
 
-    def check(self, batch: Any, optimizer: torch.optim.Optimizer | None = None) -> CheckReport:
-        """Run one step on a copy of the gradients and report whether LARA works; see :mod:`lara_adapter.check`."""
+    def check(
+        self, batch: Any, optimizer: torch.optim.Optimizer | None = None, *, action: str | None = None
+    ) -> CheckReport:
+        """Run one step on a copy of the gradients and report whether LARA works; see :mod:`lara_adapter.check`.
+
+        Args:
+            batch: what the policy's entry takes: one argument, or a tuple of positional arguments.
+            optimizer: the optimizer that will train; None: not checked.
+            action: batch key of the ground-truth action chunk, to prove token and rows; None: the row's.
+        """
         from .check import run_check
 
-        return run_check(self, batch, optimizer)
+        return run_check(self, batch, optimizer, action)
 
     def detach(self) -> None:
         """Remove LARA: the policy's class, modules, state_dict, hooks, flags and signature are as before.
@@ -249,31 +263,30 @@ class LaraAdapter(nn.Module):
     # ------------------------------------------------------------------ one call of the policy
 
     def run(
-        self, policy: nn.Module, own: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, own: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The policy's forward while LARA is attached.
+        """The policy's entry while LARA is attached.
 
         Args:
-            policy: the policy.
-            own: the instance's own forward; None: the class's.
+            module: the policy, or the part of it that has the entry.
+            own: the instance's own entry; None: the class's.
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
         """
         refuse_export()
-        binding = self.binding
-        call = HostCall(binding.names, args, kwargs)
-        taken = call.take_frames(self._frames, binding.accepts_any) if isinstance(self._frames, str) else None
-        if not (policy.training and torch.is_grad_enabled() and self._enabled) or self._idle:
-            return call_host(policy, own, call)
+        binding, spec = self.binding, self.spec
+        call, taken = self.read_call(args, kwargs)
+        if not (binding.policy.training and torch.is_grad_enabled() and self._enabled) or self._idle:
+            output = binding.pass_through(module, own, call)
+            if torch.is_grad_enabled() and not self._idle and not torch.compiler.is_compiling():
+                self._without_lara(output)
+            return output
         if not self._verified and not torch.compiler.is_compiling():
             binding.verify(self, self._trainable)
             self._verified = True
         pair = read_frames(call, self._frames, taken)
-        output, hidden = binding.run(policy, own, call)
-        vectors, has_action = select_rows(
-            hidden, action_steps(call.batch), self._token, pairs=len(pair.valid), width=self.config.hidden_width,
-            where=self.spec.action_tokens, draws=self.spec.draws, batch=call.first,
-        )  # fmt: skip
+        output, hidden = binding.run(module, own, call, len(pair.valid))
+        vectors, has_action = self.select(hidden, call, len(pair.valid))
         real = pair.valid.to(vectors.device)
         valid = real.expand(len(vectors), -1) if has_action is None else real & has_action
         if self._align_weight == 0:
@@ -287,7 +300,41 @@ class LaraAdapter(nn.Module):
             self._monitor.observe(self._values, self.config.train_lam)
         if not self.config.add_to_loss:
             return output
-        return fold_loss(output, terms["total"], terms["per_sample"], self._host_metrics)
+        return fold_loss(output, terms["total"], terms["per_sample"], self._host_metrics, spec.loss)
+
+    def select(self, hidden: torch.Tensor, call: HostCall, pairs: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The aligned vectors [r, B, D] of a tapped state and where they count [r, B]; see :func:`.tokens.select_rows`."""
+        spec, rule = self.spec, self._token
+        steps = positions = None
+        if not callable(rule):
+            steps, positions = action_steps(call.batch, spec), token_positions(call.batch, spec.action_tokens)
+        return select_rows(
+            hidden, steps, rule, pairs=pairs, width=self.config.hidden_width, where=spec.action_tokens,
+            draws=spec.draws, batch=call.first, positions=positions, layout=spec.layout,
+        )  # fmt: skip
+
+    def read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[HostCall, tuple[Any, Any] | None]:
+        """A call of the entry with the frames taken out, and these where they are read by a batch key."""
+        call = HostCall(self.binding.names, args, kwargs, self._keys)
+        if not isinstance(self._frames, str):
+            return call, None
+        return call, call.take_frames(self._frames, self.binding.accepts_any)
+
+    def _without_lara(self, output: Any) -> None:
+        """A loss with a graph came from a call in which LARA had no part: its metrics are no longer the last step's."""
+        try:
+            trains = host_loss(output, self.spec.loss).requires_grad
+        except HostOutputError:
+            return
+        if not trains:
+            return
+        self._values = {}
+        if not self.binding.policy.training and self._enabled and not self._warned_of_eval:
+            self._warned_of_eval = True
+            logger.warning(
+                "LARA is idle: %s is in eval mode, and its loss has a graph. If this is training, call policy.train()",
+                type(self.binding.policy).__name__,
+            )
 
     def forward(
         self,
@@ -340,8 +387,8 @@ class LaraAdapter(nn.Module):
             "lam": lam_loss,
             "total": total,
             "per_sample": per_sample,
-            "align_weight": torch.as_tensor(w1),
-            "lam_weight": torch.as_tensor(w2),
+            "align_weight": torch.as_tensor(w1, dtype=torch.float32),
+            "lam_weight": torch.as_tensor(w2, dtype=torch.float32),
             "cosine": masked_mean(cosine.flatten(), valid.flatten()),
             "valid_fraction": valid.float().mean(),
             "latent_std": spread,
@@ -403,8 +450,8 @@ class LaraAdapter(nn.Module):
         return double
 
     def rebind(self) -> None:
-        """Make an unpickled policy train with LARA again."""
-        self.binding.bind_forward()
+        """Bind LARA to the policy's entry again: of an unpickled policy, or after something has put its own back."""
+        self.binding.bind_entry()
 
     def detached_copy(self) -> nn.Module:
         """A deep copy of the policy without LARA, for export, EMA teachers, serving."""

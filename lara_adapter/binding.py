@@ -1,9 +1,12 @@
-"""How LARA is bound to a policy: the entry into its forward, the hook that captures a hidden state, and their removal."""
+"""How LARA is bound to a policy: the entry that training calls, the hook that captures a hidden state, their removal."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import logging
+import re
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from .blocks import block_paths
+from .capture import input_state, join_runs, pick_state, unwrapped_state
 from .errors import AttachOrderError, TapNeverFired
 from .hostcall import HostCall
 from .policies import PolicySpec
-from .tap import Tap, first_tensor
+from .tap import Tap
 
 __all__ = ["ADAPTER_NAME", "Binding", "call_host", "refuse_export"]
 
+logger = logging.getLogger(__name__)
+
 ADAPTER_NAME = "lara"  # attribute of the owner under which the adapter is registered
-_HOST_FORWARD = "_lara_host_forward"  # instance attribute: the forward that the instance itself had
+_HOST_ENTRY = "_lara_host_forward"  # instance attribute: the entry that the instance itself had
+_HOST_ADAPTER = "_lara_adapter"  # instance attribute of a submodule that has the entry; not in the module tree
 
 # torch 2.7 to 2.11 (probed): is_exporting() is True in every torch.compile
 _EXPORT_IS_KNOWN = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
@@ -34,24 +42,41 @@ class Binding:
         spec: the row of the policy table.
         tap: where the hidden state is read.
         attached: whether the policy has the entry and the hook.
-        unbound: whether the policy was unpickled; a pickle cannot hold the entry into its forward.
-        names: the positional parameters of the policy's forward, without self.
-        accepts_any: whether the policy's forward takes any keyword.
+        unbound: whether the policy was unpickled; a pickle cannot hold the entry.
+        names: the positional parameters of the entry, without self.
+        accepts_any: whether the entry takes any keyword.
+        quiet: whether the blocks may run past the entry unnoticed, because LARA is idle by its settings.
+        missed: whether the blocks ran in training past the entry since the last training step of LARA.
     """
 
     def __init__(self, policy: nn.Module, peft: Any, spec: PolicySpec, tap: Tap) -> None:
         self.policy, self.peft, self.spec, self.tap = policy, peft, spec, tap
-        parameters = list(inspect.signature(policy.forward).parameters.values())
+        parameters = list(inspect.signature(self._host_entry()).parameters.values())
         self.names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         self.accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.attached = self.unbound = False
-        self._armed = False
-        self._captured: torch.Tensor | None = None
+        self.attached = self.unbound = self.quiet = self.missed = False
+        self._shared = shared_turn(policy, tap)
+        self._armed = self._inside = self._warned = False
+        self._captured: tuple[torch.Tensor, ...] = ()
+
+    def _host_entry(self) -> Callable[..., Any]:
+        module, method = self.entry_of(self.policy)
+        return getattr(module, method)
+
+    def entry_of(self, policy: nn.Module) -> tuple[nn.Module, str]:
+        """The module that has the entry, and the name of the method."""
+        path, _, method = self.spec.entry.rpartition(".")
+        return policy.get_submodule(path), method
+
+    def host_entry(self) -> tuple[nn.Module, Callable[..., Any] | None]:
+        """The module that has the entry, and the instance's own entry if it had one before LARA."""
+        module = self.entry_of(self.policy)[0]
+        return module, module.__dict__.get(_HOST_ENTRY)
 
     # ------------------------------------------------------------------ install and remove
 
     def install(self, adapter: nn.Module) -> None:
-        """Register the adapter in the policy's tree, hook the tapped module and bind LARA's forward."""
+        """Register the adapter in the policy's tree, hook the tapped module and bind LARA's entry."""
         policy = self.policy
         tapped = policy.get_submodule(self.tap.path)
         policy.get_submodule(self.spec.owner).add_module(ADAPTER_NAME, adapter)
@@ -59,20 +84,24 @@ class Binding:
             tapped.register_forward_hook(self.capture_output)
         else:
             tapped.register_forward_pre_hook(self.capture_input, with_kwargs=True)
-        if "forward" in policy.__dict__:
-            policy.__dict__[_HOST_FORWARD] = policy.__dict__["forward"]
-        self.bind_forward()
+        module, method = self.entry_of(policy)
+        if method in module.__dict__:
+            module.__dict__[_HOST_ENTRY] = module.__dict__[method]
+        if module is not policy:
+            module.__dict__[_HOST_ADAPTER] = adapter
+        self.bind_entry()
         self.attached = True
 
-    def bind_forward(self) -> None:
-        """Bind LARA's entry as the policy's `forward`."""
-        signature = inspect.signature(self.policy.forward)
+    def bind_entry(self) -> None:
+        """Bind LARA's function in place of the policy's entry, again if something has put the policy's own back."""
+        module, method = self.entry_of(self.policy)
+        signature = inspect.signature(getattr(module, method))
         unbound = signature.replace(
             parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
         )
-        owner = tuple(filter(None, self.spec.owner.split(".")))
-        object.__setattr__(self.policy, "forward", types.MethodType(_entry(owner, unbound), self.policy))
-        self.unbound = False
+        owner = tuple(filter(None, self.spec.owner.split("."))) if module is self.policy else None
+        object.__setattr__(module, method, types.MethodType(_entry(owner, method, unbound), module))
+        self.unbound = self.missed = self._warned = False
 
     def remove(self) -> None:
         """Undo :meth:`install`.
@@ -92,12 +121,14 @@ class Binding:
                     for table in (hooks, *companions):
                         table.pop(key, None)
         delattr(policy.get_submodule(self.spec.owner), ADAPTER_NAME)
-        policy.__dict__.pop("forward", None)
-        own = policy.__dict__.pop(_HOST_FORWARD, None)
+        module, method = self.entry_of(policy)
+        module.__dict__.pop(method, None)
+        module.__dict__.pop(_HOST_ADAPTER, None)
+        own = module.__dict__.pop(_HOST_ENTRY, None)
         if own is not None:
-            policy.__dict__["forward"] = own
+            module.__dict__[method] = own
         self.attached = False
-        self._captured = None
+        self._captured = ()
 
     def detached_copy(self, adapter: nn.Module) -> nn.Module:
         """A deep copy of the policy as if LARA had never been attached; projector and LAM are not copied."""
@@ -115,39 +146,103 @@ class Binding:
     def capture_output(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the tapped block. It only stores: a hook that computes breaks gradient checkpointing and compile,
         one that returns a value replaces the output."""
-        if self._armed and self._captured is None:
-            self._captured = first_tensor(output)
-        elif self.unbound:
-            self._refuse_unbound()
+        if self._armed:
+            state = pick_state(output, self.spec.state, self.tap.path)
+            if state is not None:
+                self._captured = (*self._captured, state)
+        elif not torch.compiler.is_compiling():
+            self._stray()
 
     def capture_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook of the norm (or block) that reads the tapped state."""
-        if self._armed and self._captured is None:
-            state = first_tensor(args)
-            self._captured = first_tensor(kwargs) if state is None else state
-        elif self.unbound:
-            self._refuse_unbound()
+        if self._armed:
+            state = input_state(args, kwargs, self.spec.state, self.tap.path)
+            if state is not None:
+                self._captured = (*self._captured, state)
+        elif not torch.compiler.is_compiling():
+            self._stray()
 
-    def run(self, policy: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> tuple[Any, torch.Tensor]:
-        """Run the host's forward; returns its output and the hidden state [R, S, D] at the tap.
+    def run(self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall, pairs: int) -> tuple[Any, Any]:
+        """Run the host's entry; returns its output and the hidden state [R, S, D] at the tap.
+
+        Args:
+            module: the module that has the entry.
+            own: the instance's own entry; None: the class's.
+            call: with the frames taken out.
+            pairs: B, the number of pairs of frames.
 
         Raises:
             TapNeverFired: no tensor passed the tap.
+            TokenError: the blocks ran several times, and it is not clear which run is meant.
         """
-        self._captured, self._armed = None, True
-        try:
-            output = call_host(policy, own, call)
-        finally:
-            self._armed = False
-            hidden, self._captured = self._captured, None
-        if hidden is None:
+        output, runs = self.run_host(module, own, call)
+        if not runs:
             raise TapNeverFired(
                 f"no tensor passed {self.tap.path!r} ({self.tap.kind}) in this training forward of "
-                f"{type(policy).__name__}, so nothing can be aligned. Either the host does not call its blocks (register a "
-                "PolicySpec with tap='norm' and final_norm=), or they were compiled and run before attach_lara "
+                f"{type(self.policy).__name__}, so nothing can be aligned. Either the host does not call its blocks "
+                "(register a PolicySpec with tap='norm' and final_norm=), or they were compiled and run before attach_lara "
                 "(attach first), or blocks= names the wrong list"
             )
-        return output, hidden
+        if len(runs) == 1:
+            return output, runs[0]
+        return output, join_runs(runs, pairs=pairs, shared=self._shared, spec=self.spec)[0]
+
+    def run_host(
+        self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall
+    ) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """Run the host's entry; returns its output and what passed the tap, in order."""
+        self._captured, self._armed, self.missed = (), True, False
+        try:
+            output = call_host(module, own, call, self.entry_of(self.policy)[1])
+        finally:
+            self._armed = False
+            runs, self._captured = self._captured, ()
+        if not torch.compiler.is_compiling():
+            runs = tuple(unwrapped_state(state, self.tap.path) for state in runs)
+        return output, runs
+
+    def pass_through(self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
+        """Run the host's entry as if LARA were not attached."""
+        method = self.entry_of(self.policy)[1]
+        if torch.compiler.is_compiling():
+            return call_host(module, own, call, method)
+        before, self._inside = self._inside, True
+        try:
+            return call_host(module, own, call, method)
+        finally:
+            self._inside = before
+
+    def _stray(self) -> None:
+        """The tapped block ran outside LARA's entry: in training that is an error of the loop, said once.
+
+        Raises:
+            AttachOrderError: the policy was unpickled.
+        """
+        if self._inside or self.quiet or not self.policy.training or not torch.is_grad_enabled():
+            return
+        if self.unbound:
+            raise AttachOrderError(
+                "this policy was unpickled, and a pickle cannot hold LARA's entry into its forward; "
+                "call policy.lara.rebind() before training, or policy.lara.detach()"
+            )
+        if torch._C._current_graph_task_id() != -1:  # gradient checkpointing recomputes blocks during backward
+            return
+        self.missed = True
+        if self._warned:
+            return
+        self._warned = True
+        used, entry = entry_used(self.policy), self.spec.entry
+        if used == entry:
+            why = f"the policy's own {entry} was put back after attach_lara (accelerate's remove_hook_from_module does so)"
+            fix = "call lara.rebind()"
+        elif used is None:
+            why, fix = f"the blocks were called directly, past {entry}", "call the policy"
+        else:
+            why, fix = f"the loop calls {used}, not {entry}", f"attach there: attach_lara(..., entry={used!r})"
+        logger.warning(
+            "LARA is idle: the blocks of %s ran in training, but %s, so nothing is aligned. Fix: %s",
+            type(self.policy).__name__, why, fix,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ what is refused
 
@@ -187,27 +282,15 @@ class Binding:
                 "attach again"
             )
 
-    def _refuse_unbound(self) -> None:
-        """An unpickled policy must not train without LARA unnoticed.
-
-        Raises:
-            AttachOrderError: it is training.
-        """
-        if self.policy.training and torch.is_grad_enabled():
-            raise AttachOrderError(
-                "this policy was unpickled, and a pickle cannot hold LARA's entry into its forward; "
-                "call policy.lara.rebind() before training, or policy.lara.detach()"
-            )
-
     # ------------------------------------------------------------------ copies
 
     def __getstate__(self) -> dict[str, Any]:
         """For deepcopy and pickle: without a captured state."""
-        return {**self.__dict__, "_captured": None, "_armed": False}
+        return {**self.__dict__, "_captured": (), "_armed": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """An unpickled policy has its class's `forward` (a bound method is pickled by name): the hook then refuses to train
-        until :meth:`bind_forward`."""
+        """An unpickled policy has its class's entry (a bound method is pickled by name): the hook then refuses to train
+        until :meth:`bind_entry`."""
         self.__dict__.update(state)
         self.unbound = self.attached
 
@@ -218,30 +301,64 @@ class Binding:
         return double
 
 
-def _entry(owner: tuple[str, ...], signature: inspect.Signature) -> Callable[..., Any]:
-    """The function bound as the policy's `forward`.
+def _entry(owner: tuple[str, ...] | None, method: str, signature: inspect.Signature) -> Callable[..., Any]:
+    """The function bound in place of the policy's entry.
 
     It has the original's signature, which transformers' Trainer reads (a **kwargs would stop the division by the
     accumulation steps), and no `__wrapped__`, along which accelerate would unwrap it and strip LARA. It finds the adapter
     through `self`, so that a deep copy of the policy uses the copy's adapter.
     """
 
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        module: Any = self
-        for name in owner:
-            module = getattr(module, name)
-        return getattr(module, ADAPTER_NAME).run(self, self.__dict__.get(_HOST_FORWARD), args, kwargs)
+    def entry(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        adapter: Any = self
+        if owner is None:  # the entry of a submodule, which cannot look upwards
+            adapter = self.__dict__[_HOST_ADAPTER]
+        else:
+            for name in owner:
+                adapter = getattr(adapter, name)
+            adapter = getattr(adapter, ADAPTER_NAME)
+        return adapter.run(self, self.__dict__.get(_HOST_ENTRY), args, kwargs)
 
-    forward.__signature__ = signature  # type: ignore[attr-defined]
-    forward.__doc__ = "The policy's own forward with the LARA terms folded into its loss; see lara_adapter."
-    return forward
+    entry.__name__ = entry.__qualname__ = method
+    entry.__signature__ = signature  # type: ignore[attr-defined]
+    entry.__doc__ = f"The policy's own {method} with the LARA terms folded into its loss; see lara_adapter."
+    return entry
 
 
-def call_host(policy: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
-    """Call the policy's own forward: `own` if the instance had one, else its class's."""
+def call_host(module: nn.Module, own: Callable[..., Any] | None, call: HostCall, method: str = "forward") -> Any:
+    """Call the policy's own entry: `own` if the instance had one, else its class's."""
     if own is not None:
         return own(*call.args, **call.kwargs)
-    return type(policy).forward(policy, *call.args, **call.kwargs)
+    return getattr(type(module), method)(module, *call.args, **call.kwargs)
+
+
+def entry_used(policy: nn.Module) -> str | None:
+    """The outermost method of the policy, or of a part of it, that is running: dotted path; None: only blocks are."""
+    known = {id(module): path for path, module in policy.named_modules()}
+    frame, found = sys._getframe(1), None
+    while frame is not None:
+        owner, name = frame.f_locals.get("self"), frame.f_code.co_name
+        if isinstance(owner, nn.Module) and id(owner) in known and name not in ("_call_impl", "_wrapped_call_impl"):
+            found = (known[id(owner)], name)
+        frame = frame.f_back  # type: ignore[assignment]
+    if found is None or not _holds_blocks(policy, found[0]):
+        return None
+    return ".".join(filter(None, found))
+
+
+def _holds_blocks(policy: nn.Module, path: str) -> bool:
+    """Whether a module is the policy, or holds more than one block of one."""
+    return path == "" or not re.search(r"\.\d+(\.|$)", path)
+
+
+def shared_turn(policy: nn.Module, tap: Tap) -> tuple[int, int]:
+    """Which of the k places of the tapped block in the list of blocks is meant, and k: (0, 1) unless weights are tied."""
+    if tap.layer == tap.depth and tap.kind == "input":
+        return 0, 1  # the norm behind the blocks
+    blocks = [policy.get_submodule(path) for path in block_paths(policy, tap.blocks)]
+    index = max(tap.layer - 1, 0) if tap.kind == "output" else tap.layer
+    places = [place for place, block in enumerate(blocks) if block is blocks[index]]
+    return places.index(index), len(places)
 
 
 def refuse_export() -> None:

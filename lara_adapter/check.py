@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from .blocks import block_paths
 from .errors import LaraArgumentError, OptimizerCoverageError
+from .proof import prove
 
 __all__ = ["CheckReport", "check_optimizer", "run_check"]
 
@@ -33,6 +33,9 @@ class CheckReport:
         lam_reached: whether the LAM got a gradient; None with a frozen LAM.
         parameters: trainable parameters that LARA adds.
         optimizer_covers: whether the optimizer holds all of them; None without one.
+        token: which token is aligned, and whether moving the action proves it: "token 16 of 17: proven".
+        rows: likewise the rows of each sample: "proven (8 draws, tile)".
+        proven: whether token and rows are both proven.
         problems: what is wrong, one sentence each.
     """
 
@@ -47,6 +50,9 @@ class CheckReport:
     lam_reached: bool | None
     parameters: int
     optimizer_covers: bool | None
+    token: str = ""
+    rows: str = ""
+    proven: bool = False
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -61,6 +67,7 @@ class CheckReport:
             f"tap        {self.tap} fired (layer {self.layer})",
             f"losses     {', '.join(f'{name} {value:.4f}' for name, value in self.losses.items())}",
             f"pairs      {self.valid_fraction:.0%} valid",
+            f"proof      {self.token}; rows: {self.rows}",
             f"gradient   {self.blocks_reached} of {self.blocks_below} trainable blocks at or below the tap, "
             f"{self.blocks_above_reached} above it; projector {'reached' if self.projector_reached else 'NOT reached'}; "
             f"LAM {lam}",
@@ -70,7 +77,9 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None) -> CheckReport:
+def run_check(
+    adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None, action: str | None = None
+) -> CheckReport:
     """Run one training forward and the backward of the LARA terms, and restore everything.
 
     That is gradients, buffers, the LAM's weights (a forward may refresh its codebook), the modes, the random state, the
@@ -78,9 +87,10 @@ def run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None)
 
     Args:
         adapter: an attached adapter.
-        batch: what the policy's forward takes: a mapping (given as one argument, or as keywords where the forward's
-            parameters are its keys), or a tuple of positional arguments.
+        batch: what the policy's entry takes: one argument; a mapping, given as one argument or, where the entry's
+            parameters are its keys, as keywords; or a tuple of positional arguments.
         optimizer: the optimizer that will train; None: not checked.
+        action: batch key of the ground-truth action chunk, to prove token and rows; None: the row's.
 
     Raises:
         OptimizerCoverageError: the optimizer lacks trainable LARA parameters.
@@ -94,11 +104,17 @@ def run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None)
     covers = None if optimizer is None else check_optimizer(adapter, optimizer)
     with _no_trace(adapter, policy):
         policy.train()
-        _call(policy, batch)
+        args, kwargs = _arguments(adapter, batch)
+        module, method = adapter.binding.entry_of(policy)
+        getattr(module, method)(*args, **kwargs)
         losses = adapter.losses
         losses.total.backward()
         values = adapter.metrics(record=False)
         report = _report(adapter, policy, values, covers)
+        call, _ = adapter.read_call(args, kwargs)
+        proof = prove(adapter.binding, adapter._token, adapter.select, call, action)
+        report.token, report.rows, report.proven = proof.token, proof.rows, proof.proven
+        report.problems += proof.problems
     return report
 
 
@@ -164,13 +180,18 @@ def check_optimizer(adapter: Any, optimizer: torch.optim.Optimizer) -> bool:
     return True
 
 
-def _call(policy: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, tuple):
-        return policy(*batch)
-    names = inspect.signature(policy.forward).parameters
-    if isinstance(batch, Mapping) and batch and all(str(key) in names for key in batch):
-        return policy(**batch)
-    return policy(batch)
+def _arguments(adapter: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a batch is handed to the entry: positional and keyword arguments."""
+    binding = adapter.binding
+    if isinstance(batch, tuple) and not hasattr(batch, "_fields"):
+        return batch, {}
+    if isinstance(batch, Mapping) and batch:
+        frames = adapter._frames if isinstance(adapter._frames, str) else None
+        keys = {str(key) for key in batch} - {frames, f"{frames}_valid"}
+        if keys <= set(binding.names) or (binding.accepts_any and (keys & set(binding.names) or not binding.names)):
+            return (), dict(batch)
+    # Lightning's training_step(batch, batch_idx)
+    return (batch, 0)[: 2 if binding.names[1:2] == ("batch_idx",) else 1], {}
 
 
 @contextlib.contextmanager

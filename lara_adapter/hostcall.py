@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
+from .batches import lookup, replaced, without
 from .errors import FrameError, HostOutputError
 from .frames import FramePair
 
@@ -15,29 +17,39 @@ __all__ = ["HostCall", "fold_loss", "host_loss"]
 
 
 class HostCall:
-    """One call of the policy's forward.
+    """One call of the policy's entry.
 
     Attributes:
         args: positional arguments, the frames taken out.
         kwargs: keyword arguments, the frames taken out.
-        batch: where tokens and frames are looked up: the entries of the first argument if it is a mapping, and the named
-            arguments.
+        batch: where tokens and frames are looked up: the entries of the first argument, and the named arguments.
         first: the first argument as it was passed (a user's callable receives it).
     """
 
-    def __init__(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], keys: Iterable[str] = ()
+    ) -> None:
         """Read a call.
 
         Args:
-            names: the positional parameters of the policy's forward, without self.
+            names: the positional parameters of the entry, without self.
             args: as passed.
             kwargs: as passed.
+            keys: entries that will be looked up; only for batches that are not mappings, see :mod:`.batches`.
+
+        Raises:
+            FrameError: the samples of a batch do not fit together.
         """
         named = {**dict(zip(names, args)), **kwargs}
         self.args, self.kwargs = args, dict(kwargs)
         self._first_name = names[0] if names else None
         self.first: Any = args[0] if args else named.get(self._first_name, named)  # type: ignore[arg-type]
-        self.batch: dict[str, Any] = {**named, **self.first} if isinstance(self.first, Mapping) else named
+        try:
+            entries = {} if self.first is named else lookup(self.first, keys)
+        except ValueError as error:
+            raise FrameError(str(error)) from None
+        # an object's attributes do not hide arguments of the same name
+        self.batch: dict[str, Any] = {**named, **entries} if isinstance(self.first, Mapping) else {**entries, **named}
         self._names = names
 
     def take_frames(self, key: str, accepts: bool) -> tuple[Any, Any]:
@@ -47,33 +59,39 @@ class HostCall:
 
         Args:
             key: batch key of the frames; the flags are under `<key>_valid`.
-            accepts: whether the policy's forward takes any keyword.
+            accepts: whether the entry takes any keyword.
 
         Returns:
             The two values, None for what is absent.
         """
         keys = (key, f"{key}_valid")
-        if isinstance(self.first, Mapping) and any(name in self.first for name in keys):
-            reduced = _without(self.first, keys)
-            if self.args:
-                self.args = (reduced, *self.args[1:])
-            elif self._first_name in self.kwargs:
-                self.kwargs[str(self._first_name)] = reduced
-            self.first = reduced
+        reduced = without(self.first, keys)
+        if reduced is not self.first:
+            self._set_first(reduced)
         for name in keys:
             if name in self.kwargs and (accepts or name not in self._names):
                 del self.kwargs[name]
         return self.batch.get(keys[0]), self.batch.get(keys[1])
 
+    def with_entry(self, key: str, value: torch.Tensor) -> HostCall:
+        """The same call with another tensor under a key that its batch has."""
+        double = copy.copy(self)
+        double.kwargs, double.batch = dict(self.kwargs), {**self.batch, key: value}
+        if key in self.kwargs:
+            double.kwargs[key] = value
+        elif key in self._names[: len(self.args)]:
+            at = self._names.index(key)
+            double.args = (*self.args[:at], value, *self.args[at + 1 :])
+        else:
+            double._set_first(replaced(self.first, key, value))
+        return double
 
-def _without(batch: Mapping[str, Any], keys: tuple[str, ...]) -> Mapping[str, Any]:
-    if type(batch) is dict:
-        return {name: value for name, value in batch.items() if name not in keys}
-    reduced = copy.copy(batch)  # keeps the type: BatchFeature, BatchEncoding, TensorDict
-    for name in keys:
-        if name in reduced:
-            del reduced[name]  # type: ignore[attr-defined]
-    return reduced
+    def _set_first(self, value: Any) -> None:
+        if self.args:
+            self.args = (value, *self.args[1:])
+        elif self._first_name in self.kwargs:
+            self.kwargs[str(self._first_name)] = value
+        self.first = value
 
 
 def read_frames(call: HostCall, frames: str | Callable[[Any], Any], taken: tuple[Any, Any] | None) -> FramePair:
@@ -99,61 +117,74 @@ def read_frames(call: HostCall, frames: str | Callable[[Any], Any], taken: tuple
     return pair.checked(name)
 
 
-def host_loss(output: Any) -> torch.Tensor:
-    """The loss inside what a policy's forward returned in training.
+def host_loss(output: Any, key: str | None = None) -> torch.Tensor:
+    """The loss inside what a policy's entry returned in training.
+
+    Args:
+        output: a mapping or object with the loss, a tuple or list (loss, ...), or a tensor of losses.
+        key: of the loss in a mapping or object; None: "loss".
 
     Raises:
         HostOutputError: there is none.
     """
-    loss = output
+    name, loss = key or "loss", output
     if isinstance(output, Mapping):
-        loss = output.get("loss")
-    elif hasattr(output, "loss") and not isinstance(output, torch.Tensor):
-        loss = output.loss
-    elif isinstance(output, tuple) and output:
+        loss = output.get(name)
+    elif hasattr(output, name) and not isinstance(output, torch.Tensor):
+        loss = getattr(output, name)
+    elif isinstance(output, (tuple, list)) and output:
         loss = output[0]
     if not isinstance(loss, torch.Tensor) or not loss.is_floating_point():
         keys = f" with {sorted(map(str, output))[:10]}" if isinstance(output, Mapping) else ""
         raise HostOutputError(
-            f"the policy's forward returned {type(output).__name__}{keys} in training; LARA can fold its loss into a "
-            "mapping with 'loss', a tuple (loss, ...), or a tensor of losses. Otherwise pass add_to_loss=False and add "
-            "lara.losses.total yourself"
+            f"the policy returned {type(output).__name__}{keys} in training; LARA can fold its loss into a "
+            f"mapping with {name!r}, a tuple (loss, ...), or a tensor of losses. If the loss has another name, pass "
+            "attach_lara(spec=PolicySpec(..., loss='name')); otherwise add_to_loss=False and add lara.losses.total yourself"
         )
     return loss
 
 
 def fold_loss(
-    output: Any, total: torch.Tensor, per_sample: torch.Tensor | None, metrics: Callable[[], dict[str, float]]
+    output: Any,
+    total: torch.Tensor,
+    per_sample: torch.Tensor | None,
+    metrics: Callable[[], dict[str, float]],
+    key: str | None = None,
 ) -> Any:
-    """Add the LARA terms to the output of the policy's forward, keeping its type.
+    """Add the LARA terms to the output of the policy's entry, keeping its type.
 
     Args:
-        output: a mapping or object with "loss", a tuple (loss, dict | None | anything, ...), or a tensor of losses.
+        output: a mapping or object with "loss", a tuple or list (loss, dict | None | anything, ...), or a tensor of losses.
         total: scalar; added to a scalar loss, or to every element of an unreduced one, which keeps `.mean()` right.
         per_sample: [B] whose mean is `total`, used where the host returns one loss per sample; None: `total` is used.
         metrics: returns plain floats for the dict of a (loss, dict) host; called only for those.
+        key: of the loss in a mapping or object; None: "loss".
 
     Raises:
         HostOutputError: see :func:`host_loss`.
     """
-    loss = host_loss(output)
+    name, loss = key or "loss", host_loss(output, key)
     extra = total
     if per_sample is not None and loss.ndim == 1 and loss.shape == per_sample.shape:
         extra = per_sample
     loss = loss + extra.to(loss.dtype)
     if isinstance(output, torch.Tensor):
         return loss
-    if type(output) is dict:
-        return {**output, "loss": loss}
     if isinstance(output, Mapping):
-        output["loss"] = loss  # type: ignore[index]  # ModelOutput and BatchFeature keep item and attribute in step
+        if type(output) is dict or not hasattr(output, "__setitem__"):
+            return {**output, name: loss}
+        output[name] = loss  # type: ignore[index]  # ModelOutput and BatchFeature keep item and attribute in step
         return output
-    if isinstance(output, tuple) and not hasattr(output, "loss"):
-        rest = output[1:]
+    if isinstance(output, (tuple, list)) and not hasattr(output, name):
+        rest = list(output[1:])
         if len(rest) == 1 and (rest[0] is None or isinstance(rest[0], dict)):  # LeRobot: (loss, dict) or (loss, None)
-            rest = ({**(rest[0] or {}), **metrics()},)
-        return (loss, *rest)
-    if hasattr(output, "_replace"):  # a NamedTuple with a field `loss`
-        return output._replace(loss=loss)
-    output.loss = loss
+            rest = [{**(rest[0] or {}), **metrics()}]
+        return type(output)((loss, *rest))
+    if hasattr(output, "_replace"):  # a NamedTuple with a field for the loss
+        return output._replace(**{name: loss})
+    if dataclasses.is_dataclass(output) and output.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        output = copy.copy(output)
+        object.__setattr__(output, name, loss)
+        return output
+    setattr(output, name, loss)
     return output

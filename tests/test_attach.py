@@ -286,7 +286,7 @@ def test_sampling_with_lara_attached_is_bit_identical(policy, lam, batch, traini
         policy(batch)
     torch.manual_seed(4)
     assert torch.equal(policy.train(training).get_action(batch["state"]), expected)
-    assert lara.binding._captured is None
+    assert lara.binding._captured == ()
 
 
 def test_eval_and_no_grad_cost_nothing_and_need_no_frames(policy, batch, monkeypatch):

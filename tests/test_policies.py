@@ -72,7 +72,10 @@ def test_generic_row_is_the_default():
     [
         ({"tap": "middle"}, "tap='middle'"),
         ({"draws": "random"}, "draws='random'"),
-        ({"action_tokens": "all"}, "action_tokens='all'"),
+        ({"layout": "diagonal"}, "layout='diagonal'"),
+        ({"action_tokens": None}, "action_tokens=None"),
+        ({"run": "last"}, "run='last'"),
+        ({"entry": ""}, "entry=''"),
         ({"tap": "norm"}, "needs blocks= and final_norm="),
         ({"classes": ("NoModule",)}, "'package:ClassName' is expected"),
     ],
