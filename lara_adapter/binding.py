@@ -16,7 +16,7 @@ from torch import nn
 
 from .blocks import block_paths
 from .capture import input_state, join_runs, pick_state, unwrapped_state
-from .errors import AttachOrderError, TapNeverFired
+from .errors import AttachOrderError, TapNeverFired, TapNotFound
 from .hostcall import HostCall
 from .policies import PolicySpec
 from .tap import Tap
@@ -330,6 +330,49 @@ def call_host(module: nn.Module, own: Callable[..., Any] | None, call: HostCall,
     if own is not None:
         return own(*call.args, **call.kwargs)
     return getattr(type(module), method)(module, *call.args, **call.kwargs)
+
+
+def check_entry(policy: nn.Module, entry: str) -> None:
+    """Check that the policy has the method that training calls.
+
+    Raises:
+        TapNotFound: it has not, or its forward is not implemented, so that training must call another method.
+    """
+    path, _, method = entry.rpartition(".")
+    try:
+        function = getattr(policy.get_submodule(path), method, None)
+    except AttributeError:
+        function = None
+    kind, others = type(policy).__name__, _losses_of(policy)
+    has = f"; it has {others}" if others else ""
+    if not callable(function) or isinstance(function, nn.Module):
+        raise TapNotFound(f"attach_lara: entry={entry!r}, but {kind} has no such method{has}")
+    if entry == "forward" and "forward" not in policy.__dict__ and not _implements_forward(type(policy)):
+        raise TapNotFound(
+            f"attach_lara: {kind}.forward is not implemented, so training calls another method{has}. Name it: "
+            f"attach_lara(..., entry={others[0] if others else 'compute_loss'!r})"
+        )
+
+
+def _losses_of(policy: nn.Module) -> list[str]:
+    """Names of the policy's own methods that sound like a training step, the likeliest first."""
+    names = [name for cls in type(policy).__mro__ if cls.__module__.partition(".")[0] not in ("torch", "builtins")
+             for name, value in vars(cls).items() if inspect.isfunction(value) and not name.startswith("_")]  # fmt: skip
+    likely = ("compute_loss", "training_step", "loss", "get_loss", "forward_train", "train_step")
+    return [name for name in likely if name in names]
+
+
+def _implements_forward(cls: type) -> bool:
+    for base in cls.__mro__:
+        forward = vars(base).get("forward")
+        if forward is None:
+            continue
+        names = set(getattr(getattr(forward, "__code__", None), "co_names", ("?",)))
+        if base is nn.Module or names == {"NotImplementedError"}:
+            return False
+        if names != {"super", "forward"}:  # LightningModule.forward only hands on
+            return True
+    return False
 
 
 def entry_used(policy: nn.Module) -> str | None:

@@ -36,7 +36,7 @@ class LaraArgumentError(LaraError, ValueError):
 
 
 class TapNotFound(LaraError, LookupError):
-    """The DiT blocks, or the requested layer among them, cannot be found (or not without guessing)."""
+    """The DiT blocks, the layer among them, or the method that training calls cannot be found (or not without guessing)."""
 
 
 class TapNeverFired(LaraError, RuntimeError):

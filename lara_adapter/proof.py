@@ -122,7 +122,7 @@ def _prove(binding: Binding, rule: TokenRule, select: Select, call: HostCall, ke
     after = [one, *(watch(target, seed) for seed in seeds[1:])]
     stream, problem = _stream(binding, key, base, after)
     if stream is None:
-        return Proof("not proven: " + problem.split(":")[0], "not proven", [problem])
+        return Proof("WRONG", "not proven", [problem])
 
     def changed(observed: list[_Observation]) -> torch.Tensor:
         return torch.stack([(a.streams[stream] != b.streams[stream]).any(-1) for a, b in zip(base, observed)]).any(0)
@@ -308,7 +308,7 @@ def _judge(
     problems = []
     rows_wrong = [s for s in samples if _rows(aligned[s], axis) != [r for r, o in enumerate(owner.tolist()) if o == s]]
     draws = len(owner) // pairs
-    if axis != (0 if binding.spec.layout == "batch" else 1):
+    if axis != (0 if binding.spec.layout == "batch" else 1) and not callable(rule):
         problems.append(
             f"the blocks work {'sequence' if axis else 'batch'}-first: samples are along dimension {axis} of the tapped "
             f"state; attach_lara(spec=PolicySpec(..., layout={'sequence' if axis else 'batch'!r}))"
@@ -323,7 +323,7 @@ def _judge(
     enters = codes > 0 if callable(rule) else at_step
     wrong = [sample for sample in samples if not (aligned[sample] & enters).any()]
     if wrong and callable(rule):
-        return Proof(f"{token}: the choice of token=, no action enters it", rows, problems)
+        return Proof(f"{token}: the choice of token=, not a valid action step", rows, problems)
     if wrong and not problems:
         row = [r for r, o in enumerate(owner.tolist()) if o == wrong[0]]
         entered = at_step.index_select(axis, torch.tensor(row)).any(axis).nonzero().flatten().tolist()

@@ -556,6 +556,24 @@ def test_real_wrappers_are_refused(policy, lam):
         attach_lara(policy, lam)
 
 
+def test_what_has_no_values_yet_is_refused(policy, lam):
+    """`to_empty` after attaching would wipe a pre-trained LAM."""
+    with torch.device("meta"):
+        empty, no_lam, head = DitPolicy(), OwnLam(), nn.Linear(16, 8)
+    with pytest.raises(AttachOrderError, match="the policy .* 'position' is on the meta device. Materialise first.*offload"):
+        attach_lara(empty, lam)
+    part = DitPolicy()
+    part.action_out.to("meta")  # as accelerate's offload leaves it
+    with pytest.raises(AttachOrderError, match="'action_out.weight' is on the meta device"):
+        attach_lara(part, lam)
+    with pytest.raises(AttachOrderError, match="the LAM .* 'inverse.weight' is on the meta device"):
+        attach_lara(policy, no_lam)
+    with pytest.raises(AttachOrderError, match="projector= .* 'weight' is on the meta device"):
+        attach_lara(policy, lam, projector=head)
+    assert not hasattr(policy, "lara")
+    attach_lara(policy, lam)
+
+
 def test_attached_twice(policy, lam):
     attach_lara(policy, lam)
     with pytest.raises(AttachOrderError, match=r"has LARA already, at 'lara'; policy\.lara\.detach\(\) first"):
@@ -634,17 +652,18 @@ def test_outputs_without_a_loss(lam, batch):
             super().forward(batch)
             return {"prediction": torch.zeros(3)}
 
-    class Listed(DitPolicy):
+    class Text(DitPolicy):
         def forward(self, batch):
-            return [super().forward(batch)["loss"]]
+            super().forward(batch)
+            return "0.5"
 
     policy = NoLoss().train()
     attach_lara(policy, lam)
     with pytest.raises(HostOutputError, match=r"returned dict with \['prediction'\] in training.*add_to_loss=False"):
         policy(batch)
-    policy = Listed().train()
+    policy = Text().train()
     attach_lara(policy, OwnLam())
-    with pytest.raises(HostOutputError, match="returned list"):
+    with pytest.raises(HostOutputError, match="returned str"):
         policy(batch)
 
 
