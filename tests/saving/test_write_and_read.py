@@ -153,7 +153,9 @@ def test_another_tap_than_the_saved_one_is_reported(tmp_path, lam, caplog):
     attach_lara(DitPolicy().train(), lam, -2, spec=spec).save_pretrained(tmp_path / "a")
     load_lara(DitPolicy().train(), tmp_path / "a", lam=lam, spec=spec)
     load_lara(DitPolicy().train(), tmp_path / "a", lam=lam, blocks="transformer_blocks")  # asked for
+    load_lara(DitPolicy().train(), tmp_path / "a", lam=lam)
     assert "was saved with the state at" not in caplog.text
+    _edit(tmp_path / "a", row=None)  # as before rows were saved
     load_lara(DitPolicy().train(), tmp_path / "a", lam=lam)
     assert (
         "was saved with the state at transformer_blocks.4.norm1, but here it is read at transformer_blocks.3"
