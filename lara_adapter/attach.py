@@ -24,7 +24,7 @@ from .saving.read import read_adapter
 from .schedules import Weight, check_weight, weight_to_json
 from .storage.origins import origins_of, warn_of_others
 from .tap import Tap, resolve_tap
-from .terms import build_projector
+from .terms import build_projector, trained_in_float32
 from .tokens import TokenRule, check_rule
 
 __all__ = ["attach_lara", "load_lara", "locate"]
@@ -94,12 +94,13 @@ def attach_lara(
 
     Raises:
         TapNotFound: the blocks or the layer cannot be found, or several lists of blocks fit.
-        AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
+        AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already, or something is on the meta device.
         LaraArgumentError: an argument has a value outside the above.
         AdapterFormatError: `lam` is a folder or repository without a latent action model.
     """
     peft, given = policy, spec
     policy, spec, tap = locate(policy, layer, blocks, spec)
+    _refuse_meta("the policy", policy)
     check_rule(token)
     check_weight("align_weight", align_weight)
     check_weight("lam_weight", lam_weight)
@@ -110,6 +111,9 @@ def attach_lara(
         raise LaraArgumentError(f"attach_lara: frames={frames!r}, but a batch key or a callable is expected")
     align, align_json = resolve_alignment(alignment)
     lam = _resolve_lam(lam)
+    for name, module in (("the LAM", lam), ("projector=", projector)):
+        if isinstance(module, nn.Module):
+            _refuse_meta(name, module)
     if _shares_parameters(lam, policy):
         raise LaraArgumentError(
             "attach_lara: the LAM shares parameters with the policy; give each policy a LAM of its own (copy.deepcopy(lam))"
@@ -143,6 +147,10 @@ def attach_lara(
     # a forked generator, so that attaching does not change what the policy draws afterwards
     with torch.random.fork_rng(devices=[]):
         head = build_projector(projector, tap.width, width)
+    if align_weight != 0 or lam_weight != 0:  # else nothing of LARA trains
+        trained_in_float32(head, "projector")
+        if train_lam:
+            trained_in_float32(lam, "lam")
     adapter = LaraAdapter(
         Binding(policy, None if peft is policy else peft, spec, tap),
         lam,
@@ -327,6 +335,23 @@ def _refuse_wrapped(policy: nn.Module) -> None:
     if getattr(policy, "_is_accelerate_prepared", False) or "_original_forward" in policy.__dict__:
         raise AttachOrderError(
             "attach_lara: the policy was prepared by accelerate already; order: attach_lara, optimizer, accelerator.prepare"
+        )
+
+
+def _refuse_meta(what: str, module: nn.Module) -> None:
+    """A module without values cannot be trained, and the `to_empty` that gives it memory would wipe the LAM's weights.
+
+    Not in :func:`locate`: a policy on the meta device can be described.
+
+    Raises:
+        AttachOrderError: a parameter is on the meta device.
+    """
+    name = next((name for name, p in module.named_parameters() if p.is_meta), None)
+    if name is not None:
+        raise AttachOrderError(
+            f"attach_lara: {what} has no values yet: its parameter {name!r} is on the meta device. Materialise first: "
+            "to_empty(device=...) and load_state_dict, or from_pretrained without a meta device; then attach_lara. "
+            "accelerate's offload (a device_map with 'cpu' or 'disk') also leaves parameters there, and cannot be trained"
         )
 
 

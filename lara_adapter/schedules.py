@@ -88,7 +88,7 @@ class Cutoff(Schedule):
     def __call__(self, step: torch.Tensor | int) -> torch.Tensor:
         """`weight` if `step < steps` else 0."""
         now = _float(step)
-        return torch.where(now < self.steps, self.weight, 0.0)
+        return (now < self.steps).float() * self.weight
 
 
 _KINDS: dict[str, type[Schedule]] = {cls.__name__.lower(): cls for cls in (Constant, Warmup, Cosine, Cutoff)}

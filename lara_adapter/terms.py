@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +15,14 @@ from .errors import LaraArgumentError, NonFiniteError, TapDetached
 from .losses import Alignment
 
 __all__ = ["LAM_REPORT", "LaraLosses", "align_rows", "build_projector", "check_gradient", "frozen_latent",
-           "latent_statistics", "own_draws", "project", "stop_if_not_finite", "trained_latent"]  # fmt: skip
+           "latent_statistics", "own_draws", "project", "stop_if_not_finite", "trained_in_float32",
+           "trained_latent"]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 LAM_REPORT = ("reconstruction_loss", "copy_loss", "codebook_loss", "commitment_loss", "perceptual_loss", "perplexity",
               "codes_used")  # fmt: skip
+_HALF = (torch.bfloat16, torch.float16)
 _MEMORY = 0.95  # of the running mean direction: about the last twenty batches
 
 Latent = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
@@ -51,7 +57,7 @@ def frozen_latent(lam: Any, present: torch.Tensor, future: torch.Tensor) -> Late
     """The latent action of a frozen LAM (LARA, Eq. 5): no graph, no loss, no report."""
     with torch.no_grad():
         latent = lam.encode(present, future).continuous.detach()
-    return latent, torch.zeros((), device=latent.device), {}
+    return latent, torch.zeros((), dtype=torch.float32, device=latent.device), {}
 
 
 def trained_latent(
@@ -141,13 +147,15 @@ def latent_statistics(
     mean = (flat * weight).sum(0) / count
     spread = (((flat - mean) ** 2 * weight).sum(0) / count).sqrt().mean()
     now = (nn.functional.normalize(flat, dim=-1) * weight).sum(0) / count
-    rate = torch.where(real.any(), 1 - _MEMORY, 0.0)
+    rate = real.any().float() * (1 - _MEMORY)
     direction.mul_(1 - rate).add_(rate * now)
     return spread, (direction / (1 - _MEMORY ** (step + 1).float())).square().sum()
 
 
 def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_width: int) -> nn.Module:
     """The projection head f_psi: "linear" (official release), "mlp" (paper), or the user's own module.
+
+    Ours is float32 on the CPU whatever torch's default dtype and device: in 16 bits most steps would change nothing.
 
     Raises:
         LaraArgumentError: unknown kind, or the width of the hidden state is unknown.
@@ -164,10 +172,37 @@ def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_widt
             "attach_lara: the width of the blocks' hidden state is unknown; "
             f"pass projector=nn.Linear(width, {latent_width}) or another module"
         )
+    linear = partial(nn.Linear, dtype=torch.float32, device="cpu")
     if kind == "linear":
-        return nn.Linear(hidden_width, latent_width)
+        return linear(hidden_width, latent_width)
     inner = 2 * hidden_width
-    return nn.Sequential(nn.Linear(hidden_width, inner), nn.SiLU(), nn.Linear(inner, latent_width))
+    return nn.Sequential(linear(hidden_width, inner), nn.SiLU(), linear(inner, latent_width))
+
+
+def trained_in_float32(module: nn.Module, name: str) -> None:
+    """Make what trains in a 16-bit module float32, in place and with one line in the log.
+
+    That is its trainable parameters and the buffers beside them; frozen parts stay.
+
+    Args:
+        module: the LAM or the projector.
+        name: of the argument, for the log.
+    """
+    found: set[torch.dtype] = set()
+    for part in module.modules():
+        own = list(part.parameters(recurse=False))
+        if not any(p.requires_grad and p.dtype in _HALF for p in own):
+            continue
+        for tensor in (*(p for p in own if p.requires_grad), *part.buffers(recurse=False)):
+            if tensor.dtype in _HALF:
+                found.add(tensor.dtype)
+                tensor.data = tensor.data.float()
+    if found:
+        logger.warning(
+            "attach_lara: %s= came in %s and trains, so its trainable parameters are float32 now: in 16 bits most "
+            "optimizer steps are too small to change a weight",
+            name, " and ".join(sorted(map(str, found))),
+        )  # fmt: skip
 
 
 def check_gradient(hidden: torch.Tensor, adapter: Any) -> None:

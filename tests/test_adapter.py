@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import logging
@@ -22,6 +23,7 @@ from lara_adapter import (
     attach_lara,
 )
 from lara_adapter.metrics import CollapseMonitor
+from lara_adapter.schedules import Cutoff
 
 
 @pytest.fixture
@@ -137,6 +139,78 @@ def test_a_16_bit_policy_trains_with_a_float32_projector(batch):
     policy(batch)["loss"].backward()
     assert lara.projector[0].weight.grad.dtype == torch.float32
     assert policy.action_in.weight.grad.dtype == torch.bfloat16
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frozen", [False, True], ids=["lam trains", "lam frozen"])
+def test_under_a_16_bit_default_dtype_all_of_lara_is_float32_and_moves(default, frozen, batch):
+    """Hosts load a policy under its dtype as the default; in 16 bits most of LARA's weights would never move."""
+    torch.manual_seed(0)
+    with default_dtype(default):
+        policy = DitPolicy().train().float()
+        lara = attach_lara(
+            policy, LatentActionModel(LatentActionConfig.tiny()), align_weight=Cutoff(0.5, 4), train_lam=not frozen
+        )
+        kept = {t.dtype for t in (*lara.parameters(), *lara.buffers()) if t.is_floating_point()}
+        assert kept == {torch.float32}
+        before = [p.detach().clone() for p in lara.projector.parameters()]
+        policy(batch)["loss"].backward()
+        torch.optim.AdamW(policy.parameters(), lr=1e-4, weight_decay=0).step()
+        moved = [(p != old).float().mean().item() for p, old in zip(lara.projector.parameters(), before)]
+        assert min(moved) > 0.9
+        assert {v.dtype for v in lara._values.values()} == {torch.float32}
+        assert lara.metrics()["align_weight"] == 0.5
+
+
+def test_a_16_bit_default_dtype_changes_no_number(batch):
+    def run(dtype):
+        torch.manual_seed(0)
+        policy, lam = DitPolicy().train(), OwnLam()
+        with default_dtype(dtype):
+            torch.manual_seed(1)
+            lara = attach_lara(policy, lam)
+        policy(batch)
+        return [*lara.projector.parameters(), lara.losses.total]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(torch.float32), run(torch.bfloat16)))
+
+
+def test_a_meta_default_device_does_not_take_laras_values(policy, batch):
+    with torch.device("meta"):
+        lara = attach_lara(policy, OwnLam().to_empty(device="cpu"))
+    assert not any(t.is_meta for t in (*lara.parameters(), *lara.buffers()))
+    assert lara.step == 0
+
+
+def test_a_lam_in_16_bits_trains_in_float32_and_says_so(policy, caplog):
+    lam = LatentActionModel(LatentActionConfig.tiny()).to(torch.bfloat16)
+    held = list(lam.parameters())
+    lara = attach_lara(policy, lam, projector=nn.Linear(16, lam.latent_width, dtype=torch.float16))
+    assert {t.dtype for t in (*lara.parameters(), *lara.buffers()) if t.is_floating_point()} == {torch.float32}
+    assert all(a is b for a, b in zip(held, lam.parameters()))  # an optimizer may hold them already
+    assert [r.message.split(",")[0] for r in caplog.records if "came in" in r.message] == [
+        "attach_lara: projector= came in torch.float16 and trains",
+        "attach_lara: lam= came in torch.bfloat16 and trains",
+    ]
+
+
+def test_what_is_frozen_of_a_lam_keeps_its_16_bits(policy, caplog):
+    part, whole = OwnLam(), OwnLam().half()
+    part.future.half().requires_grad_(False)
+    attach_lara(policy, part)
+    assert part.future.weight.dtype == torch.float16
+    attach_lara(DitPolicy(), whole, train_lam=False)
+    assert whole.inverse.weight.dtype == torch.float16
+    assert "came in" not in caplog.text
 
 
 def test_nearly_aligned_vectors_are_told_from_aligned_ones(policy, batch):

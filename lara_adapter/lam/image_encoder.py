@@ -21,13 +21,14 @@ from .config import LatentActionConfig
 from .feature_cache import FeatureCache
 from .outside import OutsideTree
 from .pixels import resize
-from .transformer import TransformerLayer, as_parameter, initialize
+from .transformer import TransformerLayer, as_parameter, float32_default, initialize
 
 __all__ = ["FrozenImageEncoder", "PatchEncoder", "build_image_encoder", "describe_image_encoder"]
 
 
+@float32_default("cpu")  # it moves with the frames, and a meta device would load nothing
 def _load_backbone(name: str, revision: str | None) -> nn.Module:
-    """Load the vision tower of a Hub id or folder: safetensors only, no remote code, float32.
+    """Load the vision tower of a Hub id or folder: safetensors only, no remote code, float32, on the CPU.
 
     `config` of what is returned tells `_name_or_path` and, where it came from the Hub, `_commit_hash`.
     """
@@ -166,8 +167,8 @@ class FrozenImageEncoder(OutsideTree):
         if found != stated:
             raise LaraArgumentError(f"the image encoder has {found}, but the configuration says {stated}")
         # plain attributes: as buffers, a cast of the model would round them
-        self.mean = torch.tensor(config.image_mean, device=self.home).view(1, 3, 1, 1)
-        self.std = torch.tensor(config.image_std, device=self.home).view(1, 3, 1, 1)
+        numbers = torch.tensor([config.image_mean, config.image_std], dtype=torch.float32, device=self.home)
+        self.mean, self.std = numbers.view(2, 1, 3, 1, 1).unbind()
 
     def forward(self, images: Tensor) -> Tensor:
         """Tokens [B, P, E], without graph, of images [B, 3, H, W] float in [0, 1], which are resized here."""

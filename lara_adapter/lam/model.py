@@ -26,6 +26,7 @@ from .measure import STILL, LatentHealth, measure_health
 from .perceptual import PerceptualDistance
 from .pixels import prepare_pair
 from .quantizer import QuantizerTerms, VectorQuantizer
+from .transformer import float32_default
 
 __all__ = ["LatentAction", "LatentActionModel", "LatentActionOutput", "count_parameters"]
 
@@ -78,6 +79,8 @@ class LatentActionModel(nn.Module):
     of FSDP or ZeRO-3. A forward draws no random numbers. Do not put it into a region that is recomputed (activation
     checkpointing): the quantiser would count twice.
 
+    Its weights are float32 whatever torch's default dtype; they are on its default device.
+
     Args:
         config: the settings.
         quantizer: a module to use instead of :class:`VectorQuantizer`, for instance of vector-quantize-pytorch:
@@ -90,6 +93,7 @@ class LatentActionModel(nn.Module):
         HubError: the image encoder cannot be fetched.
     """
 
+    @float32_default()
     def __init__(
         self, config: LatentActionConfig, quantizer: nn.Module | None = None, backbone: nn.Module | None = None
     ) -> None:
@@ -318,7 +322,7 @@ class LatentActionModel(nn.Module):
         tensors = read_tensors(folder / checkpoint.WEIGHTS)
         _check_size(config, tensors, folder)
         # the random start is overwritten, and the caller's random state must not change
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), float32_default("cpu"):
             model = cls(config, quantizer=quantizer, backbone=backbone)
         load_into(model, tensors, folder / checkpoint.WEIGHTS)
         model.origin = checkpoint.read_origin(folder)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import LaraArgumentError
 from .outside import OutsideTree
+from .transformer import float32_default
 
 __all__ = ["PerceptualDistance"]
 
@@ -33,7 +34,8 @@ class PerceptualDistance(OutsideTree):
             try:
                 import lpips
 
-                self.hold(lpips.LPIPS(net="vgg", verbose=False).float())
+                with float32_default("cpu"):
+                    self.hold(lpips.LPIPS(net="vgg", verbose=False).float())
             except (ImportError, OSError, RuntimeError) as error:
                 logger.warning(
                     "The perceptual loss is OFF: LPIPS cannot be loaded (%s: %s). Install lpips and torchvision and "

@@ -74,9 +74,10 @@ class VectorQuantizer(nn.Module):
         self.codebook_size, self.dim = codebook_size, dim
         self.commitment_weight, self.legacy_commitment = commitment_weight, legacy_commitment
         self.warmup_steps, self.revive_every, self.usage_decay = warmup_steps, revive_every, usage_decay
-        self.weight = nn.Parameter(torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size))
-        self.register_buffer("offset", torch.zeros(codebook_size, dim))
-        self.register_buffer("usage", torch.full((codebook_size,), 1 / codebook_size))
+        codes = torch.empty(codebook_size, dim, dtype=torch.float32)
+        self.weight = nn.Parameter(codes.uniform_(-1 / codebook_size, 1 / codebook_size))
+        self.register_buffer("offset", torch.zeros(codebook_size, dim, dtype=torch.float32))
+        self.register_buffer("usage", torch.full((codebook_size,), 1 / codebook_size, dtype=torch.float32))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         # an integer and not a bool: DDP broadcasts buffers, and not every backend takes bools
         self.register_buffer("ready", torch.tensor(int(warmup_steps == 0 and not init_from_data)))
@@ -178,11 +179,11 @@ class VectorQuantizer(nn.Module):
         size, dim = self.codebook_size, self.dim
         # at each forward: the model is usually built before init_process_group
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        counts = torch.zeros(size, device=latents.device).scatter_add_(0, indices, rows.float())
+        counts = latents.new_zeros(size).scatter_add_(0, indices, rows.float())
         share = -(-size // ranks)
         candidates, found = _spread(latents, rows, share)
         if ranks > 1:
-            slots = torch.zeros(ranks, share * dim + 1, device=latents.device)
+            slots = latents.new_zeros(ranks, share * dim + 1)
             slots[dist.get_rank()] = torch.cat([candidates.flatten(), found.float().view(1)])
             message = torch.cat([counts, slots.flatten()])
             dist.all_reduce(message)

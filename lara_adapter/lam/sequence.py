@@ -100,7 +100,7 @@ def encode_sequence(
     width = model.latent_shape
     return SequenceLatents(
         torch.cat([part[0] for part in parts]) if parts else torch.zeros(0, width[0], dtype=torch.int64),
-        torch.cat([part[1] for part in parts]) if parts else torch.zeros(0, *width),
+        torch.cat([part[1] for part in parts]) if parts else torch.zeros(0, *width, dtype=torch.float32),
         torch.arange(count) + gap < count,
     )
 

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TransformerLayer", "initialize", "scaled_dot_product_attention_with_weights"]
+__all__ = ["TransformerLayer", "float32_default", "initialize", "scaled_dot_product_attention_with_weights"]
+
+
+@contextlib.contextmanager
+def float32_default(device: str | None = None) -> Iterator[None]:
+    """A context in which new weights are float32, for hosts that load a policy under a 16-bit default dtype.
+
+    Args:
+        device: where they are; None: torch's default device.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with contextlib.nullcontext() if device is None else torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def initialize(module: nn.Module, std: float) -> None:

@@ -160,3 +160,16 @@ def test_without_transformers_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(LaraArgumentError, match=r"pip install 'lara-adapter\[lam\]'"):
         LatentActionModel(LatentActionConfig.paper(perceptual_weight=0.0))
+
+
+def test_defaults_of_the_host_do_not_reach_the_encoder(lam):
+    """A policy may be loaded under a 16-bit default dtype, or on the meta device."""
+    expected = lam.image_encoder(frames()[0].fill_(0.3))
+    for ambient in (torch.bfloat16, None):
+        torch.set_default_dtype(ambient or torch.float32)
+        try:
+            with torch.device("cpu" if ambient else "meta"):
+                other = LatentActionModel(lam.config)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.equal(other.image_encoder(frames()[0].fill_(0.3)), expected)

@@ -214,6 +214,31 @@ def test_autocast_keeps_losses_in_float32(dtype):
     assert torch.allclose(out.loss, exact, rtol=0.05)
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+def test_it_is_float32_whatever_the_default_dtype(default, tmp_path):
+    torch.manual_seed(0)
+    plain = small(vq_revive_every=1)
+    plain.save_pretrained(tmp_path / "lam")
+    torch.set_default_dtype(default)
+    try:
+        torch.manual_seed(0)
+        for lam in (small(vq_revive_every=1), LatentActionModel.from_pretrained(tmp_path / "lam")):
+            assert torch.get_default_dtype() == default
+            state = lam.state_dict()
+            assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
+            assert {t.dtype for t in (*state.values(), *lam.buffers()) if t.is_floating_point()} == {torch.float32}
+            lam.train()(*frames()).loss.backward()  # the quantiser counts and revives
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_saved_one_is_loaded_under_a_meta_default_device(tmp_path):
+    small().save_pretrained(tmp_path / "lam")
+    with torch.device("meta"):
+        lam = LatentActionModel.from_pretrained(tmp_path / "lam")
+    assert {t.device.type for t in (*lam.parameters(), *lam.buffers())} == {"cpu"}
+
+
 def test_copies_and_pickles_are_whole():
     lam = small().train()
     double = copy.deepcopy(lam)
