@@ -216,6 +216,8 @@ def train_on_two_ranks(folder: Path, output: Path, scratch: Path, deepspeed: boo
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(EXAMPLE.parent), *sys.path]),
         "OMP_NUM_THREADS": "1",
+        # a build that was killed leaves a lock in the user's own folder, and the next one waits for it for ever
+        "TORCH_EXTENSIONS_DIR": str(scratch / "extensions"),
     }
     words = ["--max-steps", str(steps), "--save-steps", "2", "--output-dir", str(output)]
     done = subprocess.run(
