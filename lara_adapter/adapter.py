@@ -143,8 +143,9 @@ class LaraAdapter(nn.Module):
 
         Keys: align_loss, lam_loss, total, align_weight, lam_weight, cosine (mean over valid pairs, [-1, 1]),
         valid_fraction, latent_std (per dimension over the batch, mean), mean_direction (|E[z/|z|]|^2 over recent
-        batches, [0, 1]; near 1: collapsed), and of a LAM that trains, where it reports them: reconstruction_loss,
-        copy_loss, reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
+        batches, [0, 1]; near 1: collapsed); with the contrastive alignment compared_pairs (valid pairs of all ranks, each
+        other's negatives: 2 are needed); and of a LAM that trains, where it reports them: reconstruction_loss, copy_loss,
+        reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
 
         Args:
             record: also add the values to :attr:`history`.
@@ -156,6 +157,8 @@ class LaraAdapter(nn.Module):
         for name in ("align_loss", "lam_loss"):
             if name in values and values[name] - values[name] != 0:
                 raise NonFiniteError(f"LARA's {name} is {values[name]}")
+        if "compared_pairs" in values:  # under torch.compile it is noticed only here
+            self._monitor.observe_negatives(values["compared_pairs"])
         if values and record:
             self.history.record(self.step, values)
         return values
@@ -296,8 +299,10 @@ class LaraAdapter(nn.Module):
         terms = self(vectors, pair.present, pair.future, valid, real)
         self._store(terms)
         if not torch.compiler.is_compiling():
-            stop_if_not_finite(hidden, terms, self._step)
+            compared = stop_if_not_finite(hidden, terms, self._step)
             self._monitor.observe(self._values, self.config.train_lam)
+            if compared is not None:
+                self._monitor.observe_negatives(compared, len(real))
         if not self.config.add_to_loss:
             return output
         return fold_loss(output, terms["total"], terms["per_sample"], self._host_metrics, spec.loss)
@@ -370,7 +375,7 @@ class LaraAdapter(nn.Module):
             target = latent.float().unflatten(0, (batch, views)).flatten(2)  # [B, V, N * D]
             projected = project(self.projector, vectors, target.shape[-1])
             scaled = scale_gradient(target, self.config.lam_grad_scale)
-            rows = align_rows(self._alignment, projected, scaled, valid)
+            rows, compared = align_rows(self._alignment, projected, scaled, valid)
             align = masked_mean(rows.flatten(), valid.flatten())
             now = self._step.clone()
             w1, w2 = weight_at(self._align_weight, now), weight_at(self._lam_weight, now)
@@ -393,6 +398,7 @@ class LaraAdapter(nn.Module):
             "valid_fraction": valid.float().mean(),
             "latent_std": spread,
             "mean_direction": direction,
+            **({} if compared is None else {"compared_pairs": compared.float()}),
             **report,
         }
 

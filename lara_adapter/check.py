@@ -12,6 +12,7 @@ from torch import nn
 
 from .blocks import block_paths
 from .errors import LaraArgumentError, OptimizerCoverageError
+from .metrics import without_negatives
 from .proof import prove
 
 __all__ = ["CheckReport", "check_optimizer", "run_check"]
@@ -134,6 +135,9 @@ def _report(adapter: Any, policy: nn.Module, values: dict[str, float], covers: b
         problems.append(
             "no pair of this batch counts: the future frames are past the episodes' ends, or all is padding"
         )
+    negatives = without_negatives(values.get("compared_pairs", 2))
+    if negatives is not None:
+        problems.append(negatives)
     if adapter._align_weight != 0:
         if not projector:
             problems.append("no gradient reached the projector")

@@ -63,7 +63,13 @@ class Contrastive:
     def __call__(
         self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Loss per sample [B].
+        """Loss per sample [B]; see :meth:`compare`."""
+        return self.compare(projected, latent, valid)[0]
+
+    def compare(
+        self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss per sample [B], and the number of samples [] that are compared with each other, of all ranks.
 
         Args:
             projected: [B, W] float32.
@@ -81,7 +87,7 @@ class Contrastive:
         blocked = torch.zeros_like(allowed, dtype=p.dtype).masked_fill(~allowed, float("-inf"))
         forward = F.cross_entropy(p @ all_z.T / self.temperature + blocked, own, reduction="none")
         backward = F.cross_entropy(z @ all_p.T / self.temperature + blocked, own, reduction="none")
-        return self.scale * 0.5 * (forward + backward)
+        return self.scale * 0.5 * (forward + backward), all_valid.sum()
 
 
 def _gather(

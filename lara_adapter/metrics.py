@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-__all__ = ["CollapseMonitor", "History"]
+__all__ = ["CollapseMonitor", "History", "without_negatives"]
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +15,18 @@ _FIX = (
     "The alignment may be solved by a nearly constant latent action, and then a high cosine means nothing. Fix: {}a "
     "smaller lam_grad_scale (0.3, 0.1), or a smaller align_weight relative to lam_weight"
 )
+
+
+def without_negatives(pairs: float, batch: int | None = None) -> str | None:
+    """What is wrong where a contrastive alignment has no negatives; None where it has some. See `observe_negatives`."""
+    if pairs >= 2:
+        return None
+    of_batch = "" if batch is None else f", in a batch of {batch} on this rank"
+    return (
+        f"the contrastive alignment has no negatives: valid pairs of all ranks {pairs:.0f}{of_batch}, at least 2 are "
+        "needed. Its loss is then 0 and aligns nothing. Gradient accumulation does not add negatives: they come from one forward. "
+        "Fix: a larger batch per forward, more ranks, or alignment='cosine'"
+    )
 
 
 class CollapseMonitor:
@@ -57,6 +69,18 @@ class CollapseMonitor:
         if perplexity is not None and perplexity < 0.5 * self._first["perplexity"]:
             first = self._first["perplexity"]
             self._warn("perplexity", f"perplexity of the codes fell from {first:.1f} to {perplexity:.1f}")
+
+    def observe_negatives(self, pairs: float, batch: int | None = None) -> None:
+        """Warn once where a contrastive alignment compares fewer than two pairs.
+
+        Args:
+            pairs: valid pairs of all ranks.
+            batch: samples of this rank's batch, where known.
+        """
+        problem = without_negatives(pairs, batch)
+        if problem and "negatives" not in self._warned:
+            self._warned.add("negatives")
+            logger.warning("LARA: %s", problem)
 
     def _warn(self, symptom: str, what: str) -> None:
         if symptom not in self._warned:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import LaraArgumentError, NonFiniteError, TapDetached
-from .losses import Alignment
+from .losses import Alignment, Contrastive
 
 __all__ = ["LAM_REPORT", "LaraLosses", "align_rows", "build_projector", "check_gradient", "frozen_latent",
            "latent_statistics", "own_draws", "project", "stop_if_not_finite", "trained_in_float32",
@@ -113,8 +115,11 @@ def project(projector: nn.Module, vectors: torch.Tensor, latent_width: int) -> t
 
 def align_rows(
     alignment: Alignment, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor
-) -> torch.Tensor:
-    """Alignment loss of each row [r, B], the mean over the views.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Alignment loss of each row [r, B], the mean over the views; and how many pairs are each other's negatives.
+
+    The number is a scalar, of all ranks and of the draw that has most: a sample's other draws and views are not among its
+    negatives. None with an alignment that has none.
 
     Args:
         alignment: callable(projected [B, W], latent [B, W], valid [B]) -> [B].
@@ -123,8 +128,15 @@ def align_rows(
         valid: [r, B] bool.
     """
     draws, views = len(projected), latent.shape[1]
-    losses = [alignment(projected[d], latent[:, v], valid[d]) for d in range(draws) for v in range(views)]
-    return torch.stack(losses).unflatten(0, (draws, views)).mean(1)
+    losses, compared = [], None
+    for d, v in itertools.product(range(draws), range(views)):
+        if isinstance(alignment, Contrastive):
+            loss, count = alignment.compare(projected[d], latent[:, v], valid[d])
+            compared = count if compared is None else torch.maximum(compared, count)
+        else:
+            loss = alignment(projected[d], latent[:, v], valid[d])
+        losses.append(loss)
+    return torch.stack(losses).unflatten(0, (draws, views)).mean(1), compared
 
 
 def latent_statistics(
@@ -222,15 +234,17 @@ def check_gradient(hidden: torch.Tensor, adapter: Any) -> None:
         )
 
 
-def stop_if_not_finite(hidden: torch.Tensor, terms: dict[str, torch.Tensor], step: torch.Tensor) -> None:
-    """Check the terms, with one synchronisation with the device.
+def stop_if_not_finite(hidden: torch.Tensor, terms: dict[str, torch.Tensor], step: torch.Tensor) -> float | None:
+    """Check the terms, with one synchronisation with the device; by the same one, `compared_pairs` where it is a term.
 
     Raises:
         NonFiniteError: a LARA term is NaN or infinite; the message names the first one that is.
     """
     align, lam = terms["align"].detach(), terms["lam"].detach()
-    if bool(torch.isfinite(torch.stack([align, lam])).all()):
-        return
+    compared = [terms["compared_pairs"]] if "compared_pairs" in terms else []
+    values = torch.stack([align, lam, *compared]).tolist()
+    if all(map(math.isfinite, values)):
+        return values[2] if compared else None
     suspects = [
         ("the policy's hidden state", hidden),
         *((f"the LAM's {name}", terms[name]) for name in LAM_REPORT if name in terms),

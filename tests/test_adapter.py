@@ -395,6 +395,51 @@ def test_the_contrastive_alignment_is_not_advised_to_who_uses_it(caplog):
     assert "alignment='contrastive'" not in caplog.text
 
 
+def no_negatives(caplog):
+    return [r.message for r in caplog.records if "no negatives" in r.message]
+
+
+@pytest.mark.parametrize("views", [None, 2], ids=["one view", "two views"])
+def test_a_contrastive_alignment_without_negatives_warns_once(policy, lam, views, caplog):
+    """A batch of one with gradient accumulation: the loss is 0.0 for ever. Views are no negatives."""
+    lara = attach_lara(policy, lam, alignment="contrastive")
+    for seed in range(3):
+        policy(make_batch(size=1, seed=seed, views=views))["loss"].backward()
+    assert lara.losses.align == 0
+    assert lara.metrics()["compared_pairs"] == 1
+    (message,) = no_negatives(caplog)
+    assert "valid pairs of all ranks 1, in a batch of 1 on this rank, at least 2" in message
+    assert "Gradient accumulation does not add negatives" in message
+
+
+def test_other_noise_draws_of_a_sample_are_not_its_negatives(policy, lam, caplog):
+    lara = attach_lara(policy, lam, alignment="contrastive")
+    frames = torch.rand(1, 1, 3, 8, 8)
+    flags = torch.ones(3, 1, dtype=torch.bool)
+    terms = lara(torch.randn(3, 1, 16), frames, frames, flags, flags[0])
+    assert terms["compared_pairs"] == 1
+    flags = torch.tensor([[True, False], [True, True]])  # the second draw is compared
+    frames = frames.expand(2, -1, -1, -1, -1)
+    assert lara(torch.randn(2, 2, 16), frames, frames, flags, flags[1])["compared_pairs"] == 2
+
+
+def test_one_valid_pair_in_a_larger_batch_has_no_negatives_either(policy, lam, batch, caplog):
+    attach_lara(policy, lam, alignment="contrastive")
+    batch["lara_frames_valid"] = torch.tensor([True, False, False, True])
+    policy(batch)
+    assert not no_negatives(caplog)
+    batch["lara_frames_valid"] = torch.tensor([True, False, False, False])
+    policy(batch)
+    assert "all ranks 1, in a batch of 4" in no_negatives(caplog)[0]
+
+
+def test_alignments_without_negatives_need_none(policy, lam, caplog):
+    lara = attach_lara(policy, lam)
+    policy(make_batch(size=1))
+    assert "compared_pairs" not in lara.metrics()
+    assert not no_negatives(caplog)
+
+
 def test_a_frozen_lam_is_not_suspected(caplog):
     monitor = CollapseMonitor(every=1)
     with caplog.at_level(logging.WARNING):

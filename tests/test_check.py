@@ -136,3 +136,10 @@ def test_keyword_batches():
     lara = attach_lara(policy, OwnLam())
     assert lara.check({"inputs": make_batch()}).ok
     assert lara.check(make_batch()).ok
+
+
+def test_a_contrastive_alignment_without_negatives_is_a_problem(policy, lam):
+    lara = attach_lara(policy, lam, alignment="contrastive")
+    assert lara.check(make_batch(size=2)).ok
+    report = lara.check(make_batch(size=1))
+    assert any("no negatives: valid pairs of all ranks 1, at least 2" in problem for problem in report.problems)

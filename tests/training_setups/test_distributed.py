@@ -146,6 +146,19 @@ def test_contrastive_takes_its_negatives_from_all_ranks_with_exact_gradients(siz
     assert torch.allclose(torch.cat([r[2] for r in results]), z.grad, atol=1e-6)
 
 
+def _one_pair_each(rank, valid):
+    policy, lara = build("output", alignment="contrastive")
+    batch = make_batch(size=1, seed=rank)
+    batch["lara_frames_valid"] = torch.tensor([valid[rank]])
+    policy(batch)["loss"].backward()
+    return lara.metrics()["compared_pairs"], "negatives" in lara._monitor._warned
+
+
+def test_pairs_of_other_ranks_are_negatives():
+    assert run_ranks(_one_pair_each, (True, True)) == [(2, False)] * 2
+    assert run_ranks(_one_pair_each, (True, False)) == [(1, True)] * 2
+
+
 def _outside(rank):
     """The failure this design avoids: the loss computed after the wrapped forward."""
     policy, lara = build("output", add_to_loss=False)
