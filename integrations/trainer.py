@@ -1,4 +1,4 @@
-"""LARA inside transformers' Trainer: metrics in its log, the adapter's folder in each checkpoint.
+"""LARA inside transformers' Trainer: the frames kept, metrics in its log, the adapter's folder in each checkpoint.
 
 Tested with transformers 4.51 and 5.x.
 """
@@ -34,7 +34,9 @@ class LaraCallback(TrainerCallback):
 
     @classmethod
     def add_to(cls, trainer: Trainer, lara: LaraAdapter) -> LaraCallback:
-        """Add a callback to a trainer that is not yet training, before all others.
+        """Add a callback to a trainer that is not yet training, before all others; the trainer then keeps the frames.
+
+        With `remove_unused_columns` (the default) a Trainer drops what the policy's forward does not name, so the frames too.
 
         Raises:
             AttachOrderError: LARA is attached to another model than the trainer's. Resuming from a checkpoint that was
@@ -43,6 +45,9 @@ class LaraCallback(TrainerCallback):
         host: Any = trainer
         if lara not in set(host.model.modules()):
             raise AttachOrderError("LaraCallback: lara is not in trainer.model; attach_lara first, then Trainer(...)")
+        if host.args.remove_unused_columns and lara.config.frames is not None:
+            host._set_signature_columns_if_needed()
+            host._signature_columns += [lara.config.frames, f"{lara.config.frames}_valid"]
         callback = cls(lara)
         trainer.callback_handler.callbacks.insert(0, callback)
         load = host._load_from_checkpoint

@@ -105,7 +105,8 @@ def read_frames(call: HostCall, frames: str | Callable[[Any], Any], taken: tuple
         if value is None:
             raise FrameError(
                 f"the batch has no {frames!r}; it has {sorted(map(str, call.batch))[:20]}. Add frames "
-                "[B, 2, 3, H, W] (present, future), or pass attach_lara(frames=key or callable)"
+                "[B, 2, 3, H, W] (present, future), or pass attach_lara(frames=key or callable). If the dataset has them, "
+                "transformers' Trainer dropped them: LaraCallback.add_to(trainer, lara), or remove_unused_columns=False"
             )
         return FramePair.from_tensor(value, valid, name=frames)
     pair = frames(call.first)

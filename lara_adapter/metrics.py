@@ -24,8 +24,8 @@ def without_negatives(pairs: float, batch: int | None = None) -> str | None:
     of_batch = "" if batch is None else f", in a batch of {batch} on this rank"
     return (
         f"the contrastive alignment has no negatives: valid pairs of all ranks {pairs:.0f}{of_batch}, at least 2 are "
-        "needed. Its loss is then 0 and aligns nothing. Gradient accumulation does not add negatives: they come from one forward. "
-        "Fix: a larger batch per forward, more ranks, or alignment='cosine'"
+        "needed. Its loss is then 0 and aligns nothing. Gradient accumulation does not add negatives: they come from one "
+        "forward. Fix: a larger batch per forward, more ranks, or alignment='cosine'"
     )
 
 

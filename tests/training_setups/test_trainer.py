@@ -9,7 +9,7 @@ import torch
 from helpers.models import TINY, FixedDit
 from helpers.toys import make_batch
 
-from lara_adapter import AttachOrderError, LatentActionConfig, LatentActionModel, attach_lara
+from lara_adapter import AttachOrderError, FrameError, LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.schedules import Warmup
 
 transformers = pytest.importorskip("transformers")
@@ -90,6 +90,35 @@ def test_every_kind_of_output_trains_and_logs(host, tmp_path):
     assert len(logged) == 4
     assert all("lara/align_loss" in entry and "lara/codes_used" in entry for entry in logged)
     assert lara.step == 4
+
+
+class OpenKeywordHost(FixedDit):
+    seen: frozenset = frozenset()
+
+    def forward(self, state, action, **kwargs):
+        self.seen = frozenset(kwargs)
+        return super().forward({"state": state, "action": action})
+
+
+@pytest.mark.parametrize("host", [KeywordHost, OpenKeywordHost])
+def test_the_trainers_default_keeps_the_frames_and_nothing_else(host, tmp_path):
+    policy, lara = build(host)
+    rows = Rows(8)
+    rows.batch |= {"lara_frames_valid": torch.arange(8) % 2 == 0, "note": torch.zeros(8)}
+    trainer = trainer_of(policy, tmp_path, collate_flat, remove_unused_columns=True, per_device_train_batch_size=8)
+    trainer.train_dataset = rows
+    LaraCallback.add_to(trainer, lara)
+    trainer.train()
+    assert lara.step == 4
+    assert lara.metrics()["valid_fraction"] == 0.5
+    assert not getattr(policy, "seen", None)  # neither the frames nor the note
+
+
+def test_without_the_callback_the_missing_frames_name_the_trainers_setting(tmp_path):
+    policy, _ = build(KeywordHost)
+    trainer = trainer_of(policy, tmp_path, collate_flat, remove_unused_columns=True)
+    with pytest.raises(FrameError, match=r"'lara_frames'.*LaraCallback.add_to.*remove_unused_columns=False"):
+        trainer.train()
 
 
 def test_eval_loss_equals_that_of_the_baseline(tmp_path):
