@@ -13,7 +13,7 @@ from torch import nn
 
 from ._version import __version__
 from .adapter import LaraAdapter
-from .binding import Binding
+from .binding import Binding, check_entry
 from .blocks import Blocks, blocks_name, same_blocks
 from .config import DEFAULT_FRAMES, LaraConfig, row_to_json
 from .errors import AdapterFormatError, AttachOrderError, LaraArgumentError
@@ -55,6 +55,7 @@ def attach_lara(
     lam_grad_scale: float = 1.0,
     train_lam: bool = True,
     add_to_loss: bool = True,
+    entry: str | None = None,
     spec: PolicySpec | None = None,
 ) -> LaraAdapter:
     """Attach LARA to a policy, whose training forward then returns L_ACT + w1 L_LARA + w2 L_LAM (LARA, Eq. 7).
@@ -86,6 +87,8 @@ def attach_lara(
         lam_grad_scale: factor >= 0 on the alignment gradient that reaches the LAM (1: the paper; 0: stop-gradient).
         train_lam: False: frozen LAM (LARA, Eq. 5); its loss is not computed.
         add_to_loss: False: the policy's loss is unchanged, and you add `lara.losses.total` yourself.
+        entry: method that the training loop calls with the batch and that returns the loss, as a dotted path:
+            "compute_loss", "training_step", "model.loss"; None: the row's, which is "forward" for most policies.
         spec: row of the policy table for this call; None: the one registered for the policy's class. It is saved with the
             adapter, but for a callable `action_tokens`.
 
@@ -93,13 +96,16 @@ def attach_lara(
         The adapter, registered in the policy's tree as `lara`.
 
     Raises:
-        TapNotFound: the blocks or the layer cannot be found, or several lists of blocks fit.
+        TapNotFound: the blocks, the layer or the entry cannot be found, or several lists of blocks fit.
         AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already, or something is on the meta device.
         LaraArgumentError: an argument has a value outside the above.
         AdapterFormatError: `lam` is a folder or repository without a latent action model.
     """
+    if entry is not None:
+        spec = replace(spec or find_spec(_unwrap_peft(policy)), entry=entry)
     peft, given = policy, spec
     policy, spec, tap = locate(policy, layer, blocks, spec)
+    check_entry(policy, spec.entry)
     _refuse_meta("the policy", policy)
     check_rule(token)
     check_weight("align_weight", align_weight)
@@ -185,7 +191,7 @@ def locate(
         The policy without its PeftModel, the row of the policy table that applies, and the tap.
 
     Raises:
-        TapNotFound: the blocks or the layer cannot be found, or several lists of blocks fit.
+        TapNotFound: the blocks, the layer or the entry cannot be found, or several lists of blocks fit.
         AttachOrderError: the policy is wrapped, compiled, prepared or has LARA already.
         LaraArgumentError: the policy is not a module, `layer` not a layer, or `blocks` neither a name nor modules.
     """

@@ -13,9 +13,9 @@ from torch import nn
 from .blocks import block_paths
 from .errors import LaraArgumentError, OptimizerCoverageError
 from .metrics import without_negatives
-from .proof import prove
+from .proof import Proof, prove
 
-__all__ = ["CheckReport", "check_optimizer", "run_check"]
+__all__ = ["CheckReport", "check_optimizer", "prove_batch", "run_check"]
 
 
 @dataclass
@@ -112,10 +112,9 @@ def run_check(
         losses.total.backward()
         values = adapter.metrics(record=False)
         report = _report(adapter, policy, values, covers)
-        call, _ = adapter.read_call(args, kwargs)
-        proof = prove(adapter.binding, adapter._token, adapter.select, call, action)
-        report.token, report.rows, report.proven = proof.token, proof.rows, proof.proven
-        report.problems += proof.problems
+    proof = prove_batch(adapter, batch, action)
+    report.token, report.rows, report.proven = proof.token, proof.rows, proof.proven
+    report.problems += proof.problems
     return report
 
 
@@ -182,6 +181,20 @@ def check_optimizer(adapter: Any, optimizer: torch.optim.Optimizer) -> bool:
             "lara.param_groups(lr)"
         )
     return True
+
+
+def prove_batch(adapter: Any, batch: Any, action: str | None = None) -> Proof:
+    """Prove token and rows on one batch and restore everything; see :mod:`lara_adapter.proof`.
+
+    Args:
+        adapter: an attached adapter.
+        batch: as for :func:`run_check`; it needs no frames.
+        action: batch key of the ground-truth action chunk; None: the row's.
+    """
+    with _no_trace(adapter, adapter.policy):
+        adapter.policy.train()
+        call, _ = adapter.read_call(*_arguments(adapter, batch))
+        return prove(adapter.binding, adapter._token, adapter.select, call, action)
 
 
 def _arguments(adapter: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

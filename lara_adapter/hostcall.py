@@ -123,12 +123,15 @@ def host_loss(output: Any, key: str | None = None) -> torch.Tensor:
 
     Args:
         output: a mapping or object with the loss, a tuple or list (loss, ...), or a tensor of losses.
-        key: of the loss in a mapping or object; None: "loss".
+        key: of the loss in a mapping or object, dotted where it is inside another ("loss.action"); None: "loss".
 
     Raises:
         HostOutputError: there is none.
     """
     name, loss = key or "loss", output
+    outer, _, inner = name.partition(".")
+    if inner and (nested := _entry(output, outer)) is not None:
+        return host_loss(nested, inner)
     if isinstance(output, Mapping):
         loss = output.get(name)
     elif hasattr(output, name) and not isinstance(output, torch.Tensor):
@@ -165,27 +168,39 @@ def fold_loss(
         HostOutputError: see :func:`host_loss`.
     """
     name, loss = key or "loss", host_loss(output, key)
+    outer, _, inner = name.partition(".")
+    if inner and (nested := _entry(output, outer)) is not None:
+        return _with_entry(output, outer, fold_loss(nested, total, per_sample, metrics, inner))
     extra = total
     if per_sample is not None and loss.ndim == 1 and loss.shape == per_sample.shape:
         extra = per_sample
     loss = loss + extra.to(loss.dtype)
     if isinstance(output, torch.Tensor):
         return loss
-    if isinstance(output, Mapping):
-        if type(output) is dict or not hasattr(output, "__setitem__"):
-            return {**output, name: loss}
-        output[name] = loss  # type: ignore[index]  # ModelOutput and BatchFeature keep item and attribute in step
-        return output
     if isinstance(output, (tuple, list)) and not hasattr(output, name):
         rest = list(output[1:])
         if len(rest) == 1 and (rest[0] is None or isinstance(rest[0], dict)):  # LeRobot: (loss, dict) or (loss, None)
             rest = [{**(rest[0] or {}), **metrics()}]
         return type(output)((loss, *rest))
+    return _with_entry(output, name, loss)
+
+
+def _entry(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _with_entry(output: Any, name: str, value: Any) -> Any:
+    """The output with another value under a key or attribute, of the same type where that can be changed."""
+    if isinstance(output, Mapping):
+        if type(output) is dict or not hasattr(output, "__setitem__"):
+            return {**output, name: value}
+        output[name] = value  # type: ignore[index]  # ModelOutput and BatchFeature keep item and attribute in step
+        return output
     if hasattr(output, "_replace"):  # a NamedTuple with a field for the loss
-        return output._replace(**{name: loss})
+        return output._replace(**{name: value})
     if dataclasses.is_dataclass(output) and output.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         output = copy.copy(output)
-        object.__setattr__(output, name, loss)
+        object.__setattr__(output, name, value)
         return output
-    setattr(output, name, loss)
+    setattr(output, name, value)
     return output

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from .attach import locate
+from .attach import attach_lara, locate
+from .binding import check_entry
 from .blocks import Blocks, block_paths
-from .errors import AttachOrderError, LaraArgumentError, TapNotFound
+from .check import prove_batch
+from .errors import AttachOrderError, LaraArgumentError, LaraError, TapNotFound
 from .heads import block_candidates, doubt
 from .lam import LatentActionConfig
 from .lam.checkpoint import locate as locate_lam
@@ -76,6 +78,9 @@ class PolicyReport:
         lam_parameters: parameters of the LAM in the module tree.
         lam_trainable: those of them that train.
         outside: frozen networks that the LAM keeps outside the module tree: name, and parameters where known.
+        entry: method that training calls with the batch.
+        proof: with a batch: which token and rows are aligned, and whether moving the action proves it.
+        problems: with a batch: what is wrong, with the argument that fixes it.
         warnings: what will not work as expected.
     """
 
@@ -112,12 +117,15 @@ class PolicyReport:
     lam_parameters: int | None = None
     lam_trainable: int | None = None
     outside: dict[str, int | None] = field(default_factory=dict)
+    entry: str | None = None
+    proof: str | None = None
+    problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if LARA can attach."""
-        return self.error is None
+        """True if LARA can attach, and a batch showed no problem."""
+        return self.error is None and not self.problems
 
     @property
     def added(self) -> int | None:
@@ -169,7 +177,12 @@ class PolicyReport:
         yield "", "or from attach_lara(frames=callable), given the first argument of the policy's forward"
         yield "noise", _DRAWS[self.draws]
         yield "adapter", f"registered as policy.{self.adapter}"
+        yield "entry", f"training calls policy.{self.entry}"
+        if self.proof is not None:
+            yield "proof", self.proof
         yield from self._adds()
+        for problem in self.problems:
+            yield "PROBLEM", problem
         for warning in self.warnings:
             yield "WARNING", warning
 
@@ -195,10 +208,14 @@ def describe_policy(
     token: TokenRule = "last_valid",
     projector: Literal["mlp", "linear"] | nn.Module = "mlp",
     train_lam: bool = True,
+    entry: str | None = None,
+    batch: Any = None,
+    action: str | None = None,
 ) -> PolicyReport:
     """Report what :func:`lara_adapter.attach_lara` with the same arguments would do; the policy is not changed.
 
-    The policy may be on the meta device: nothing is run, and the projector and the LAM are counted, not built.
+    The policy may be on the meta device: without a batch nothing is run, and the projector and the LAM are counted, not
+    built.
 
     Args:
         policy: as for `attach_lara`.
@@ -210,6 +227,9 @@ def describe_policy(
         token: last_valid, mean_valid, last, or a step of the action chunk.
         projector: mlp (the paper's) or linear (the official release's).
         train_lam: whether the latent action model trains along.
+        entry: method that the training loop calls, as compute_loss or training_step; None: the row's, or forward.
+        batch: a training batch, as for `lara.check`, to prove token and rows by moving its actions; needs no frames.
+        action: batch key of the ground-truth action chunk; None: the row's, else action or actions.
 
     Returns:
         The report. If LARA cannot attach to this policy, its `error` says why.
@@ -254,7 +274,42 @@ def describe_policy(
             report.projector_parameters = _projector_size(projector, tap.width, described["latent_width"])
         except LaraArgumentError as refused:  # the width of the blocks is unknown
             report.error = str(refused)
+        report.entry = entry or spec.entry
+        try:
+            check_entry(inner, report.entry)
+        except TapNotFound as refused:
+            report.error = report.error or str(refused)
+    if batch is not None and report.error is None:
+        _prove(report, policy, batch, {"layer": layer, "blocks": blocks, "token": token, "entry": entry}, action)
     return report
+
+
+class _NoLam(nn.Module):
+    """In place of a LAM where nothing is trained."""
+
+    latent_width = 1
+
+    def encode(self, frame_t: Any, frame_future: Any) -> Any:
+        raise NotImplementedError
+
+
+def _prove(report: PolicyReport, policy: nn.Module, batch: Any, arguments: dict[str, Any], action: str | None) -> None:
+    quiet = logging.getLogger("lara_adapter.attach")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # what it would say of these arguments is in the report
+    try:
+        lara = attach_lara(policy, _NoLam(), projector=nn.Identity(), train_lam=False, **arguments)
+        try:
+            proof = prove_batch(lara, batch, action)
+        finally:
+            lara.detach()
+    except LaraError as refused:  # a policy on the meta device, a token that cannot be located
+        report.error = str(refused)
+        return
+    finally:
+        quiet.setLevel(level)
+    report.proof = f"{proof.token}; rows: {proof.rows}"
+    report.problems += proof.problems
 
 
 def _describe_tap(report: PolicyReport, policy: nn.Module, spec: PolicySpec, tap: Tap) -> None:
@@ -322,8 +377,7 @@ def _describe_config(config: LatentActionConfig, name: str, train_lam: bool) -> 
 
 def _projector_size(projector: str | nn.Module, hidden_width: int | None, latent_width: int) -> int:
     """Trainable parameters of the projector that `attach_lara` would build; it is not allocated."""
-    with torch.device("meta"):
-        head = build_projector(projector, hidden_width, latent_width)
+    head = build_projector(projector, hidden_width, latent_width, device="meta")
     return _count(p for p in head.parameters() if p.requires_grad)
 
 

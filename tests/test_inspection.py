@@ -159,6 +159,9 @@ def test_several_candidates_are_listed_and_none_is_guessed():
             super().__init__()
             self.action_left, self.action_right = DitPolicy(), BypassPolicy()
 
+        def forward(self, batch):
+            return self.action_right(batch)
+
     report = describe_policy(Two())
     assert not report.ok
     assert [c["path"] for c in report.candidates] == ["action_left.transformer_blocks", "action_right.layers"]

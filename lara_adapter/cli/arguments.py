@@ -36,7 +36,7 @@ def takes(
     Args:
         functions: functions, `__init__` methods or dataclasses with documented parameters.
         positional: parameters without a flag; all others have one.
-        omit: parameters that the command does not offer.
+        omit: parameters of the functions that the command does not offer, or declares itself.
     """
 
     def decorate(command: _Command) -> _Command:
@@ -49,7 +49,7 @@ def takes(
             for name, parameter in own.items() if source is command else inspect.signature(source).parameters.items():
                 if parameter.default is parameter.empty and name in parameters:
                     parameter = parameter.replace(default=parameters[name].default)
-                if name not in ("self", *omit):
+                if source is command or name not in ("self", *omit):
                     parameters[name] = parameter
             hints |= _type_hints(source)
             documented = docstring_parser.parse(source.__doc__ or "").params
