@@ -36,7 +36,7 @@ class LaraCallback(TrainerCallback):
     def add_to(cls, trainer: Trainer, lara: LaraAdapter) -> LaraCallback:
         """Add a callback to a trainer that is not yet training, before all others; the trainer then keeps the frames.
 
-        With `remove_unused_columns` (the default) a Trainer drops what the policy's forward does not name, so the frames too.
+        With `remove_unused_columns` (the default) a Trainer drops what the policy's forward does not name, also frames.
 
         Raises:
             AttachOrderError: LARA is attached to another model than the trainer's. Resuming from a checkpoint that was
