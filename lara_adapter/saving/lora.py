@@ -51,8 +51,6 @@ def gather_parts(wrapped: Any) -> Iterator[Part]:
 
     If its tensors are sharded, every rank must run this to its end.
     """
-    from peft import get_peft_model_state_dict
-
     names = list(wrapped.active_adapters)
     config = wrapped.peft_config[names[0]]
     kind = str(getattr(config.peft_type, "value", config.peft_type))
@@ -64,12 +62,20 @@ def gather_parts(wrapped: Any) -> Iterator[Part]:
     if kind != "LORA":
         return
     with gathered(wrapped):
-        tensors = get_peft_model_state_dict(wrapped, adapter_name=names[0])
-        tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+        tensors = {name: whole(tensor) for name, tensor in _tensors(wrapped, names[0]).items()}
         yield LORA_WEIGHTS, partial(write_tensors, tensors=tensors)
     content = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     content |= {"inference_mode": True, "base_model_name_or_path": None, "revision": None, "auto_mapping": None}
     yield LORA_CONFIG, partial(write_json, content=content)
+
+
+def _tensors(wrapped: Any, adapter: str) -> dict[str, torch.Tensor]:
+    """What peft saves of an adapter, without LARA's: with bias="all" peft takes every bias below the PeftModel."""
+    from peft import get_peft_model_state_dict
+
+    lara = tuple(f"{path}." for path, module in wrapped.named_modules() if type(module).__name__ == "LaraAdapter")
+    tensors = get_peft_model_state_dict(wrapped, adapter_name=adapter)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(lara)}
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -161,12 +167,12 @@ def restore(wrapped: Any, folder: Path) -> None:
     Raises:
         AdapterFormatError: damaged, or its names or shapes are not those of this LoRA; the model is then unchanged.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
     path = _weights(folder)
     tensors = read_tensors(path)
     name = next(iter(wrapped.active_adapters))
-    own = get_peft_model_state_dict(wrapped, adapter_name=name)
+    own = _tensors(wrapped, name)
     fix = "wrap the policy with the settings it was saved with, or let load_lara(..., inference=True) do it"
     check_tensors(path, tensors, own, "the policy's LoRA", f"; {fix}")
     set_peft_model_state_dict(wrapped, tensors, adapter_name=name)

@@ -306,3 +306,33 @@ def test_lora_with_a_name_of_its_own_and_ranks_per_module(tmp_path):
     lara.save_pretrained(tmp_path / "a")
     lara.detach()
     assert torch.equal(act(load_lara(build(DitPolicy), tmp_path / "a", inference=True)), act(policy))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_of_lora_with_biases_only_the_policys_are_saved(bias, tmp_path):
+    """peft takes every bias below the PeftModel, and LARA is there too."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=TARGETS, r=2, bias=bias, modules_to_save=["action_out"])
+
+    def wrap():
+        return build(DitPolicy, copy.deepcopy(config))
+
+    policy = wrap()
+    lara = lara_on(policy)
+    train(policy, optimizer_of(policy), range(3))
+    lara.save_pretrained(tmp_path / "a")
+    names = set(read_tensors(tmp_path / "a" / "policy_lora" / "adapter_model.safetensors"))
+    biases = {name for name in names if name.endswith(".bias") and "action_out" not in name}
+    assert {name.split(".")[2] for name in names} <= {name.split(".")[0] for name in DitPolicy().state_dict()}
+    assert bool(biases) or bias == "lora_only"
+    expected = {n: t for n, t in policy.state_dict().items() if ".lara." not in n}
+    # to act
+    lara.detach()
+    for merge in (False, True):
+        acting = load_lara(build(DitPolicy), tmp_path / "a", inference=True, merge=merge)
+        assert torch.allclose(act(acting), act(policy), atol=1e-6), merge
+    # to go on with training
+    again = wrap()
+    assert load_lara(again, tmp_path / "a").step == 3
+    found = again.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
