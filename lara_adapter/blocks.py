@@ -110,7 +110,7 @@ def named_lists(policy: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
             for prefix in prefixes:
                 names = _numbered_children(module, prefix, "")
                 if len(names) > 1:
-                    yield _join(path, f"{prefix}*"), [module._modules[name] for name in names]  # type: ignore[misc]
+                    yield _join(path, f"{prefix}*"), [module._modules[name] for name in names]
 
 
 def submodule(policy: nn.Module, path: str, argument: str) -> nn.Module:

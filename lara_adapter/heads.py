@@ -25,6 +25,7 @@ _VISION = re.compile(r"vision|visual|images?|img|video|vit|siglip|clip|dinov?")
 _LANGUAGE = re.compile(r"text|language|lang|l?lm|vlm?|bert|gemma|paligemma|llama|qwen|florence|eagle")
 _TOWER = re.compile(f"{_VISION.pattern}|{_LANGUAGE.pattern}")
 _COPY = re.compile(r"ema|teacher|target|momentum|shadow|averaged|swa")
+_COPY_CLASS = re.compile(r"ema|teacher|averaged|swa")
 _CASED = {"DiT": "Dit", "ViT": "Vit", "SigLIP": "Siglip"}
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 
@@ -60,7 +61,8 @@ def block_candidates(policy: nn.Module) -> list[Candidate]:
     inside: list[str] = []
     for path, blocks in named_lists(policy):
         nested = any(known in ("", path) or path.startswith(f"{known}.") for known in inside)
-        if not nested and _are_blocks(blocks) and not _is_network(blocks[0]):
+        parts = path.endswith("*") and bool(blocks) and _is_attention(blocks[0])  # attn1 and attn2 of one block
+        if not nested and not parts and _are_blocks(blocks) and not _is_network(blocks[0]):
             candidates.append(Candidate(path, blocks, _kind(policy, path, blocks)))
             inside += block_paths(policy, path) if path.endswith("*") else [path]
     return candidates
@@ -147,12 +149,19 @@ def _kind(policy: nn.Module, path: str, blocks: list[nn.Module]) -> Literal["hea
     above = [policy.get_submodule(".".join(names[:i])) for i in range(1, len(names))]
     classes = [_class_parts(module) for module in above]
     # a copy is one at any height; peft keeps the frozen original of a fully trained module under this name
-    if "original_module" in names or any(_has(_COPY, parts) for parts in (*map(_parts, names), *classes)):
+    if (
+        "original_module" in names
+        or any(_has(_COPY, _parts(name)) for name in names)
+        or any(_has(_COPY_CLASS, parts) for parts in classes)
+    ):
         return "apart"
     # the name nearest to the blocks decides: vlm_with_expert.vlm.layers is apart, vlm_with_expert.lm_expert.layers is not
-    for name, parts in zip(reversed(names), ([], *reversed(classes))):
-        # a class of a language model says nothing here: experts are made of them
-        said = _said(_parts(name), _TOWER) or _said(parts, _VISION)
+    levels = list(zip(reversed(names), [None, *reversed(above)]))
+    for i, (name, module) in enumerate(levels):
+        said = _said_of(name, module)
+        if said == "apart" and name == "encoder" and isinstance(module, nn.TransformerEncoder):
+            # a head that is an encoder through and through, as BERT is, cannot be told from the encoder of a head
+            return None if any(_said_of(*level) == "head" for level in levels[i + 1 :]) else said
         if said:
             return said
     block = _parts(type(blocks[0]).__name__)
@@ -162,6 +171,11 @@ def _kind(policy: nn.Module, path: str, blocks: list[nn.Module]) -> Literal["hea
     if any(_has(_TOWER, parts) for parts in (block, *classes)) or any("backbone" in _parts(name) for name in names):
         return "apart"
     return None
+
+
+def _said_of(name: str, module: nn.Module | None) -> Literal["head", "apart"] | None:
+    """What a name says, else the class of the module. A language model's class says nothing: experts are made of them."""
+    return _said(_parts(name), _TOWER) or (None if module is None else _said(_class_parts(module), _VISION))
 
 
 def _said(parts: list[str], tower: re.Pattern[str] | None) -> Literal["head", "apart"] | None:

@@ -196,6 +196,38 @@ def test_attentions_and_parts_per_modality_inside_a_block_do_not_make_it_a_netwo
     assert find_blocks(policy) == "dit_blocks"
 
 
+def test_two_attentions_of_a_part_are_not_blocks():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn_drop = nn.Dropout()
+
+    policy = nn.Module()
+    policy.unet = nn.Module()
+    policy.unet.mid_attn1, policy.unet.mid_attn2 = Attention(), Attention()
+    assert block_candidates(policy) == []
+
+
+def test_a_denoiser_that_is_an_encoder_is_taken_and_said_unless_a_decoder_stands_beside_it():
+    def denoiser(*parts):
+        layer = {"encoder": nn.TransformerEncoderLayer, "decoder": nn.TransformerDecoderLayer}
+        stack = {"encoder": nn.TransformerEncoder, "decoder": nn.TransformerDecoder}
+        policy = tree("model:TransformerForDiffusion.x")
+        del policy.model.x
+        for part in parts:
+            policy.model.add_module(part, stack[part](layer[part](16, 2, batch_first=True), 3))
+        return policy
+
+    assert find_blocks(denoiser("encoder")) == "model.encoder.layers"
+    assert "no name says" in doubt(denoiser("encoder"), "model.encoder.layers")
+    assert find_blocks(denoiser("encoder", "decoder")) == "model.decoder.layers"
+    assert doubt(denoiser("encoder", "decoder"), "model.decoder.layers") is None
+    policy = tree("encoder.x")
+    policy.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, batch_first=True), 3)
+    with pytest.raises(TapNotFound, match="encoder, language model or copy"):
+        find_blocks(policy)
+
+
 def test_weight_tied_depth_counts_every_place():
     policy = nn.Module()
     policy.dit = nn.ModuleList([Block()] * 6)
