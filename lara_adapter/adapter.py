@@ -55,6 +55,7 @@ class LaraAdapter(nn.Module):
         config: what it was attached with.
         binding: its connection to the policy: the entry into `forward`, the hook, the policy and its PeftModel.
         history: what :meth:`metrics` returned so far, in bounded memory; for the picture of the model card.
+        restored: whether its weights came from a saved adapter or a checkpoint.
     """
 
     lam: nn.Module
@@ -74,6 +75,7 @@ class LaraAdapter(nn.Module):
         self._frames, self._token, self._alignment = frames, token, alignment
         self._align_weight, self._lam_weight = align_weight, lam_weight
         self._enabled, self._verified, self._warned_of_eval = True, False, False
+        self.restored = False
         self._losses: LaraLosses | None = None
         self._values: dict[str, torch.Tensor | float] = {}
         self.history = History()
@@ -439,6 +441,8 @@ class LaraAdapter(nn.Module):
                 prefix,
             )
             state_dict.update(self.state_dict(prefix=prefix))
+        else:
+            self.restored = True
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class SavedAdapter:
             policy_weights.restore(self.source, adapter.policy)
         for name, tensor in counters.items():
             getattr(adapter, f"_{name}").copy_(tensor)
+        adapter.restored = True
 
     def act(self, policy: nn.Module, *, merge: bool) -> nn.Module:
         """Turn a base policy into the post-trained one, in eval mode, without LARA; `merge` its LoRA into the weights.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,9 @@ from .layout import CARD_FILE, LAM_FOLDER, Part
 from .read import COUNTERS, SavedAdapter, read_adapter, restore_adapter
 
 __all__ = ["SavedAdapter", "finish", "push_adapter", "read_adapter", "restore_adapter", "save_adapter"]
+
+logger = logging.getLogger(__name__)
+_UNTRAINED: weakref.WeakSet[Any] = weakref.WeakSet()  # adapters that were warned about
 
 
 def save_adapter(
@@ -65,6 +70,8 @@ def _write(
     policy_weights.check_choice(save_policy)
     facts = card.Facts.from_adapter(adapter, **metadata)
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    if rank == 0:
+        _warn_of_untrained(adapter)
     parts = _gather_parts(adapter, save_policy, max_shard_size)
     if not _is_sharded(adapter):
         if rank == 0:
@@ -89,6 +96,19 @@ def _write(
     if failed[0] is not None:
         raise OSError(f"rank 0 could not save the adapter: {failed[0]}")
     return facts
+
+
+def _warn_of_untrained(adapter: Any) -> None:
+    """Warn once where LARA took no part in a training; whoever set both weights to 0 knows."""
+    if adapter.step or adapter.restored or adapter._idle or adapter in _UNTRAINED:
+        return
+    _UNTRAINED.add(adapter)
+    logger.warning(
+        "this adapter is saved without one training step of LARA: projector and LAM are as they were attached. If the "
+        "policy was trained, its loop went past LARA: it calls another method than %r (attach_lara(entry=...)), the policy "
+        "was in eval mode, or the forward ran under no_grad or lara.disabled()",
+        adapter.spec.entry,
+    )
 
 
 def _gather_parts(adapter: Any, save_policy: str | None, max_shard_size: int | str) -> Iterator[Part]:

@@ -81,6 +81,32 @@ def test_a_saved_adapter_trains_on_bit_identically(saved):
     assert all(torch.equal(v, results[1][1][k]) for k, v in results[0][1].items())
 
 
+def test_saving_what_never_trained_is_said_once(saved, tmp_path, batch, caplog):
+    def said():
+        return [r.message for r in caplog.records if "without one training step" in r.message]
+
+    policy = DitPolicy().train()
+    lara = attach_lara(policy, OwnLam())
+    for _ in range(2):
+        lara.save_pretrained(tmp_path / "a")
+    assert len(said()) == 1
+    assert "projector and LAM are as they were attached" in said()[0]
+    caplog.clear()
+    _, _, folder = saved
+    again = load_lara(DitPolicy().train(), folder)
+    again.step = 0  # restored weights are trained ones
+    again.save_pretrained(tmp_path / "b")
+    idle = attach_lara(DitPolicy(), OwnLam(), align_weight=0, lam_weight=0)
+    idle.save_pretrained(tmp_path / "c")
+    double = DitPolicy().train()
+    other = attach_lara(double, OwnLam())
+    double.load_state_dict(policy.state_dict())
+    other.save_pretrained(tmp_path / "d")
+    policy(batch)
+    lara.save_pretrained(tmp_path / "e")
+    assert not said()
+
+
 def test_overrides(saved):
     policy, _, folder = saved
     policy.lara.detach()
