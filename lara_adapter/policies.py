@@ -174,6 +174,55 @@ _TABLE: list[PolicySpec] = [
         tap="norm",
         final_norm=f"{_EXPERT}.norm",
     ),
+    PolicySpec(
+        "lerobot-evo1",
+        ("lerobot:Evo1Policy",),
+        "model.action_head.transformer_blocks",
+        frames=_LEROBOT_FRAMES,
+    ),
+    # its action tokens stand inside the language model's sequence, before the end of the turn and the padding
+    PolicySpec(
+        "lerobot-eo1",
+        ("lerobot:EO1Policy",),
+        "model.vlm_backbone.model.language_model.layers",
+        action_tokens="action_token_id",
+        frames=_LEROBOT_FRAMES,
+    ),
+    PolicySpec("cogact", ("vla:CogACT",), "action_model.net.blocks", action="actions", draws="tile"),
+    PolicySpec("rdt-1b", ("models:RDTRunner",), "model.blocks", action="action_gt"),
+    PolicySpec(
+        "starvla",
+        ("starVLA:Qwen_GR00T", "starVLA:Qwen_PI"),
+        "action_model.model.transformer_blocks",
+        loss="action_loss",
+        draws="tile",
+    ),
+    # the blocks are a decoder's, or an encoder's where there is no decoder: found by structure
+    PolicySpec(
+        "diffusion-policy",
+        ("diffusion_policy:DiffusionTransformerLowdimPolicy", "diffusion_policy:DiffusionTransformerHybridImagePolicy"),
+        entry="compute_loss",
+    ),
+    PolicySpec("flower", ("flower:FLOWERVLA",), "dit", entry="training_step", action="actions"),
+    # its configure_optimizers names its parts one by one
+    PolicySpec(
+        "mdt-v",
+        ("mdt:MDTVAgent",),
+        "model.inner_model.decoder.blocks",
+        entry="training_step",
+        action="actions",
+        owner="model.inner_model",
+    ),
+    PolicySpec(
+        "dexvla",
+        ("qwen2_vla:Qwen2VLForConditionalGenerationForVLA",),
+        "policy_head.blocks",
+        action="actions",
+        padding="is_pad",
+        loss="loss.loss",
+        draws="tile",
+    ),
+    PolicySpec("dexvla-scaledp", ("models:ScaleDP",), "blocks", action="actions", padding="is_pad", draws="tile"),
 ]
 
 
