@@ -306,7 +306,8 @@ def _saved_spec(policy: nn.Module, config: LaraConfig) -> PolicySpec:
     """The row of the policy table; the state after the last block is read where the saved adapter read it."""
     policy = _unwrap_peft(policy)
     spec = find_spec(policy)
-    after_last = spec.tap == "norm" and spec.name == config.policy_family and config.layer == config.depth
+    own_norms = spec.tap == "norm" and (spec.name, spec.blocks) == (config.policy_family, config.blocks)
+    after_last = own_norms and config.layer == config.depth
     if after_last and config.tap in (path for path, _ in policy.named_modules()):
         return replace(spec, final_norm=config.tap)
     return spec

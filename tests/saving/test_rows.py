@@ -20,13 +20,14 @@ def frames(observation):
 
 def saved(policy: nn.Module, folder, **arguments):
     lara = attach_lara(policy, OwnLam(), **arguments)
-    lara.save_pretrained(folder)
+    lara.save_pretrained(folder)  # says that it was not trained
     return lara
 
 
 def test_a_row_given_for_one_call(tmp_path, caplog):
     lara = saved(BypassPolicy(), tmp_path, spec=WALKED, frames=frames)
     policy = BypassPolicy().train()
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         loaded = load_lara(policy, tmp_path, lam=OwnLam(), frames=frames)
     assert not caplog.records
@@ -83,6 +84,20 @@ def test_blocks_named_on_a_known_policy(tmp_path, monkeypatch):
     assert (lara.config.policy_family, lara.config.blocks, lara.spec.draws) == ("toy", "other", "tile")
     loaded = load_lara(policy(), tmp_path, lam=OwnLam())
     assert (loaded.config.tap, loaded.config.frames, loaded.spec.draws) == ("other.2", "own.frames", "tile")
+
+
+def test_blocks_named_on_a_policy_whose_row_reads_norms(tmp_path, monkeypatch):
+    row = PolicySpec("walked", ("helpers:BypassPolicy",), "layers", tap="norm", final_norm="norm")
+    monkeypatch.setattr(policies, "_TABLE", [row])
+
+    def policy():
+        host = BypassPolicy().train()
+        host.other = nn.ModuleList(Block() for _ in range(3))
+        return host
+
+    saved(policy(), tmp_path, blocks="other", layer=-1, frames=frames)
+    loaded = load_lara(policy(), tmp_path, lam=OwnLam(), frames=frames)
+    assert (loaded.config.tap, loaded.config.tap_kind, loaded.config.row) == ("other.2", "output", None)
 
 
 @pytest.mark.parametrize("name", ["transformer_blocks.1,transformer_blocks.2", "net.block*"])
