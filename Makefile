@@ -80,7 +80,7 @@ test-gr00t: $(VENV)-gr00t/.installed
 	  '(git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T)' >&2; exit 1; }
 	$(VENV)-gr00t/bin/python -m pip install --disable-pip-version-check --quiet $(GR00T_NEEDS)
 	LARA_GR00T_SRC="$(LARA_GR00T_SRC)" $(PYTEST) $(VENV)-gr00t/bin/python -m pytest tests/hosts -k "gr00t" \
-	  --timeout 240 $(ARGS)
+	  --timeout 900 $(ARGS)
 
 test-pins-%: $(VENV)-%/.installed
 	mkdir -p outputs
