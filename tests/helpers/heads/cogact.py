@@ -69,9 +69,9 @@ def build(use_ema: bool = False) -> Head:
                 Vlm(), "tiny", _WIDTH, ACTION, future_action_window_size=HORIZON - 1, use_ema=use_ema
             ).train()
     return Head(
-        policy,
-        make_batch,
-        "microsoft/CogACT b174a1b",
+        policy=policy,
+        make_batch=make_batch,
+        source="microsoft/CogACT b174a1b",
         blocks="action_model.net.blocks",
         length=1 + HORIZON,
         token=HORIZON,

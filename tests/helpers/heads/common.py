@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ HORIZON, ACTION, SIZE = 8, 7, 32
 FRAMES = "lara_frames"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Head:
     """A policy of somebody else, built tiny, and what perturbation says of it.
 
@@ -34,7 +34,9 @@ class Head:
         keywords: whether training calls the entry by keywords.
         more: further positional arguments of the entry.
         stand_in: what is not the real code; "": all of it is.
-        sample: (policy) -> actions; None: sampling does not run here.
+        padding: batch key of the padded steps, if the host has one.
+        sample: (policy) -> actions.
+        optimizer: (policy) -> the optimizer that the host's own code makes; None: of all parameters.
     """
 
     policy: nn.Module
@@ -43,14 +45,16 @@ class Head:
     blocks: str
     length: int
     token: int | tuple[int, ...]
+    sample: Callable[[nn.Module], torch.Tensor]
     entry: str = "forward"
     draws: int = 1
     action: str = "action"
     frames: str = FRAMES
     keywords: bool = False
-    more: tuple[Any, ...] = field(default=())
+    more: tuple[Any, ...] = ()
     stand_in: str = ""
-    sample: Callable[[nn.Module], torch.Tensor] | None = None
+    padding: str | None = None
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
 
     def batch(self, size: int = 3, seed: int = 0) -> Any:
         """A batch without frames."""

@@ -80,14 +80,15 @@ def build() -> Head:
     with _code() as (head, _):
         pass
     return Head(
-        head.train(),
-        head_batch,
-        SOURCE,
+        policy=head.train(),
+        make_batch=head_batch,
+        source=SOURCE,
         blocks="blocks",
         length=HORIZON,
         token=HORIZON - 1,
         draws=_SAMPLES,
         action="actions",
+        padding="is_pad",
         keywords=True,
         sample=sample,
     )
@@ -146,14 +147,15 @@ def build_vla() -> Head:
                 return super().forward(*args, **kwargs)
 
     return Head(
-        OnCpu().train(),
-        vla_batch,
-        SOURCE,
+        policy=OnCpu().train(),
+        make_batch=vla_batch,
+        source=SOURCE,
         blocks="policy_head.blocks",
         length=HORIZON,
         token=HORIZON - 1,
         draws=_SAMPLES,
         action="actions",
+        padding="is_pad",
         keywords=True,
         stand_in="the language model; no images",
         sample=sample,

@@ -69,13 +69,14 @@ def build(bert: bool = False, n_cond_layers: int = 0, pred_action_steps_only: bo
         )  # fmt: skip
         policy.set_normalizer(_normalizer(lowdim_batch(64, 0)))
     return Head(
-        policy.train(),
-        lowdim_batch,
-        SOURCE,
+        policy=policy.train(),
+        make_batch=lowdim_batch,
+        source=SOURCE,
         blocks="model.encoder.layers" if bert else "model.decoder.layers",
         length=steps + bert,
         token=steps - 1 + bert,
         entry="compute_loss",
+        optimizer=lambda policy: policy.get_optimizer(1e-3, 1e-4, (0.9, 0.95)),
         sample=sample,
     )
 
@@ -111,13 +112,14 @@ def build_image() -> Head:
         batch = image_batch(64, 0)
         policy.set_normalizer(_normalizer({**batch["obs"], "action": batch["action"]}))
     return Head(
-        policy.train(),
-        image_batch,
-        SOURCE,
+        policy=policy.train(),
+        make_batch=image_batch,
+        source=SOURCE,
         blocks="model.decoder.layers",
         length=HORIZON,
         token=HORIZON - 1,
         entry="compute_loss",
         stand_in="robomimic's encoder of images",
+        optimizer=lambda policy: policy.get_optimizer(1e-3, 1e-3, 1e-4, (0.9, 0.95)),
         sample=sample,
     )

@@ -14,6 +14,13 @@ from .common import ACTION, HORIZON, Head
 from .sources import checkout, imported
 
 _WIDTH = 24
+_OPTIMIZER = SimpleNamespace(transformer_weight_decay=0.05, learning_rate=1e-4, betas=(0.9, 0.95))
+_SCHEDULER = {
+    "lr_scheduler": {
+        "init_lr": 1e-4, "init_lr_scale": 0.1, "final_lr_scale": 0.5, "total_steps": 100, "lr": 1e-4,
+        "phase_ratio": "(0.1, 0.1, 0.8)",
+    }
+}  # fmt: skip
 _INSTRUCTIONS = ("push the block", "open the drawer", "close it")
 
 
@@ -113,13 +120,20 @@ def build() -> Head:
         processor = SimpleNamespace(from_pretrained=lambda *args, **kwargs: SimpleNamespace(tokenizer=Tokenizer()))
         with mock.patch.multiple(module, AutoModelForCausalLM=florence, AutoProcessor=processor):
             policy = module.FLOWERVLA(
-                "tiny", act_window_size=HORIZON, dit_dim=32, n_heads=4, n_layers=4, num_sampling_steps=2
+                "tiny",
+                optimizer=_OPTIMIZER,
+                lr_scheduler=_SCHEDULER,
+                act_window_size=HORIZON,
+                dit_dim=32,
+                n_heads=4,
+                n_layers=4,
+                num_sampling_steps=2,
             ).train()
-    policy.optimizers, policy.log = (lambda: None), (lambda *args, **kwargs: None)  # Lightning's trainer
+    policy.optimizers = lambda: None  # asked of Lightning's trainer, and not used
     return Head(
-        policy,
-        make_batch,
-        "intuitive-robots/flower_vla_calvin acb32ee",
+        policy=policy,
+        make_batch=make_batch,
+        source="intuitive-robots/flower_vla_calvin acb32ee",
         blocks="dit",
         length=HORIZON,
         token=HORIZON - 1,
@@ -127,5 +141,6 @@ def build() -> Head:
         action="actions",
         more=(0,),
         stand_in="Florence-2",
+        optimizer=lambda policy: policy.configure_optimizers()["optimizer"],
         sample=sample,
     )

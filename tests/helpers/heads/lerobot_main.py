@@ -33,6 +33,11 @@ def _features() -> dict[str, Any]:
     }
 
 
+def _optimizer(policy: nn.Module) -> torch.optim.Optimizer:
+    """As lerobot-train makes it."""
+    return policy.config.get_optimizer_preset().build(policy.get_optim_params())
+
+
 # ---------------------------------------------------------------------- EVO1: InternVL and the flow-matching head
 
 
@@ -92,13 +97,15 @@ def build_evo1() -> Head:
         )  # fmt: skip
         policy = Evo1Policy(config).train()
     return Head(
-        policy,
-        evo1_batch,
-        SOURCE,
+        policy=policy,
+        make_batch=evo1_batch,
+        source=SOURCE,
         blocks="model.action_head.transformer_blocks",
         length=HORIZON,
         token=HORIZON - 1,
         frames=FRAMES,
+        padding="action_is_pad",
+        optimizer=_optimizer,
         sample=evo1_sample,
     )
 
@@ -165,12 +172,14 @@ def build_eo1() -> Head:
         policy = EO1Policy(config).train()
     lasts = tuple(len(_sequence(words)) - _AFTER - 1 for words in _WORDS)
     return Head(
-        policy,
-        eo1_batch,
-        SOURCE,
+        policy=policy,
+        make_batch=eo1_batch,
+        source=SOURCE,
         blocks="model.vlm_backbone.model.language_model.layers",
         length=len(_sequence(max(_WORDS))),
         token=lasts,
         frames=FRAMES,
+        padding="action_is_pad",
+        optimizer=_optimizer,
         sample=eo1_sample,
     )

@@ -13,6 +13,9 @@ from .common import ACTION, HORIZON, Head
 from .sources import checkout, imported
 
 _WIDTH = 32
+_OPTIMIZER = SimpleNamespace(
+    transformer_weight_decay=0.05, obs_encoder_weight_decay=0.05, learning_rate=1e-4, betas=(0.9, 0.95)
+)
 
 
 class Voltron(nn.Module):
@@ -62,6 +65,15 @@ def sample(policy: nn.Module) -> torch.Tensor:
         return policy(obs, {"lang": True, "lang_text": obs["lang_text"]})
 
 
+def _alone(agent: type) -> type:
+    """The agent, which asks its trainer for the rank, also where it has no trainer."""
+
+    class Alone(agent):
+        trainer = property(lambda self: self._trainer or SimpleNamespace(global_rank=0), agent.trainer.fset)
+
+    return Alone
+
+
 def build() -> Head:
     import pytorch_lightning  # noqa: F401  # sees that matplotlib is missing
 
@@ -90,19 +102,18 @@ def build() -> Head:
                 lambda config: made[config["of"]]() if "of" in config else instantiate(config),
             ),
         ):
-            policy = mdtv_agent.MDTVAgent(
+            policy = _alone(mdtv_agent.MDTVAgent)(
                 {"of": "language"}, {"of": "visual"}, {"of": "img_gen"},
                 {"_target_": f"{GCDenoiser.__module__}.GCDenoiser", "_recursive_": False, "inner_model": inner},
-                optimizer={}, lr_scheduler={}, voltron_cache="", latent_dim=_WIDTH, num_sampling_steps=2,
+                optimizer=_OPTIMIZER, lr_scheduler={}, use_lr_scheduler=False, voltron_cache="",
+                latent_dim=_WIDTH, num_sampling_steps=2,
                 act_window_size=HORIZON, use_text_not_embedding=True, perceiver_depth=1, perceiver_heads=2,
                 perceiver_dim_head=16, perceiver_dim=_WIDTH,
             ).train()  # fmt: skip
-    policy.log = lambda *args, **kwargs: None  # Lightning's trainer
-    policy._trainer = SimpleNamespace(global_rank=0)
     return Head(
-        policy,
-        make_batch,
-        "intuitive-robots/mdt_policy e7a78e7",
+        policy=policy,
+        make_batch=make_batch,
+        source="intuitive-robots/mdt_policy e7a78e7",
         blocks="model.inner_model.decoder.blocks",
         length=HORIZON,
         token=HORIZON - 1,
@@ -110,5 +121,6 @@ def build() -> Head:
         action="actions",
         more=(0,),
         stand_in="Voltron, CLIP; no decoder of images",
+        optimizer=lambda policy: policy.configure_optimizers(),
         sample=sample,
     )

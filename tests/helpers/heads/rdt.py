@@ -62,9 +62,9 @@ def build() -> Head:
             dtype=torch.float32,
         ).train()
     return Head(
-        policy,
-        make_batch,
-        "thu-ml/RoboticsDiffusionTransformer deb71d8",
+        policy=policy,
+        make_batch=make_batch,
+        source="thu-ml/RoboticsDiffusionTransformer deb71d8",
         blocks="model.blocks",
         length=3 + HORIZON,
         token=2 + HORIZON,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.abc
 import importlib.machinery
+import logging.config
 import os
 import sys
 import types
@@ -77,14 +78,17 @@ def imported(*folders: Path, empty: tuple[str, ...] = ()) -> Iterator[None]:
     Afterwards the modules from `folders` and the empty ones are forgotten; classes and functions of theirs work on.
     """
     before, path, finder = dict(sys.modules), list(sys.path), _Finder(empty)
+    configure = logging.config.dictConfig
     for name in [n for n in before if n.partition(".")[0] in {f.name for d in folders for f in d.iterdir()}]:
         if not name.startswith(("lara_adapter", "helpers", "tests")):
             del sys.modules[name]
     sys.path[:0] = [str(folder) for folder in folders]
     sys.meta_path.insert(0, finder)
+    logging.config.dictConfig = lambda config: None  # starVLA switches off every logger that is there
     try:
         yield
     finally:
+        logging.config.dictConfig = configure
         sys.meta_path.remove(finder)
         sys.path[:] = path
         for name in [name for name, module in sys.modules.items() if _is_from(module, folders)]:

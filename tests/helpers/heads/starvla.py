@@ -82,9 +82,9 @@ def _build(name: str, class_name: str, draws: int, **head: Any) -> Head:
         ):
             policy = getattr(module, class_name)(config).train()
     return Head(
-        policy,
-        make_batch,
-        SOURCE,
+        policy=policy,
+        make_batch=make_batch,
+        source=SOURCE,
         blocks="action_model.model.transformer_blocks",
         length=1 + _FUTURE + HORIZON,
         token=_FUTURE + HORIZON,
