@@ -19,7 +19,10 @@ __all__ = ["lookup", "replaced", "without"]
 
 def _is_scopes(batch: Any) -> bool:
     """A mapping of batches, one for each dataset or task (CALVIN's "lang" and "vis")."""
-    return isinstance(batch, Mapping) and bool(batch) and all(isinstance(value, Mapping) for value in batch.values())
+    if not isinstance(batch, Mapping):
+        return False
+    values = list(batch.values())  # not bool(batch): a TensorDict has no truth value
+    return bool(values) and all(isinstance(value, Mapping) for value in values)
 
 
 def _is_samples(batch: Any) -> bool:

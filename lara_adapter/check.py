@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .blocks import block_paths
-from .errors import LaraArgumentError, OptimizerCoverageError
+from .errors import FrameError, LaraArgumentError, OptimizerCoverageError
 from .metrics import without_negatives
 from .proof import Proof, prove
 
@@ -111,6 +111,8 @@ def run_check(
         losses = adapter.losses
         losses.total.backward()
         values = adapter.metrics(record=False)
+        if not values and adapter.config.frames_optional:
+            raise FrameError("lara.check: this batch has no frames, so LARA does nothing on it; pass one that has some")
         report = _report(adapter, policy, values, covers)
     proof = prove_batch(adapter, batch, action)
     report.token, report.rows, report.proven = proof.token, proof.rows, proof.proven
@@ -202,10 +204,12 @@ def _arguments(adapter: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any
     binding = adapter.binding
     if isinstance(batch, tuple) and not hasattr(batch, "_fields"):
         return batch, {}
-    if isinstance(batch, Mapping) and batch:
+    if isinstance(batch, Mapping):
         frames = adapter._frames if isinstance(adapter._frames, str) else None
-        keys = {str(key) for key in batch} - {frames, f"{frames}_valid"}
-        if keys <= set(binding.names) or (binding.accepts_any and (keys & set(binding.names) or not binding.names)):
+        # iterating over a TensorDict gives rows
+        keys = {str(key) for key in batch.keys()} - {frames, f"{frames}_valid"}  # noqa: SIM118
+        known = keys & set(binding.names)
+        if keys and (known == keys or (binding.accepts_any and (known or not binding.names))):
             return (), dict(batch)
     # Lightning's training_step(batch, batch_idx)
     return (batch, 0)[: 2 if binding.names[1:2] == ("batch_idx",) else 1], {}
@@ -217,7 +221,8 @@ def _no_trace(adapter: Any, policy: nn.Module) -> Iterator[None]:
     gradients = [p.grad for p in parameters]
     modes = [(module, module.training) for module in policy.modules()]
     saved = [(t, t.detach().clone()) for t in (*policy.buffers(), *adapter.lam.parameters())]
-    attributes = {name: adapter.__dict__[name] for name in ("_losses", "_values", "_verified")}
+    names = ("_losses", "_values", "_verified", "_seen_frames", "_blank_forwards")
+    attributes = {name: adapter.__dict__[name] for name in names}
     calls = adapter._monitor._calls
     for p in parameters:
         p.grad = None

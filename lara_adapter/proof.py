@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .capture import hidden_states, join_runs, unwrapped_state
 from .errors import HostOutputError, LaraError
 from .hostcall import HostCall, host_loss
 from .tap import resolve_tap
-from .tokens import TokenRule, action_steps, find_action
+from .tokens import TokenRule, action_steps, batch_keys, find_action
 
 __all__ = ["Proof", "prove"]
 
@@ -99,6 +100,7 @@ def _prove(binding: Binding, rule: TokenRule, select: Select, call: HostCall, ke
     valid = chunk.new_ones(pairs, horizon, dtype=torch.bool) if steps is None else steps.valid.to(chunk.device)
     if list(valid.shape) != [pairs, horizon]:
         raise _Unproven(f"the padding is {list(valid.shape)}, but {key} has {pairs} samples of {horizon} steps")
+    unread = _unread_padding(binding, call, key, [pairs, horizon]) if isinstance(rule, str) else []
     counted = valid.any(1)
     if not counted.any():
         raise _Unproven("every action step of the batch is padding")
@@ -134,7 +136,25 @@ def _prove(binding: Binding, rule: TokenRule, select: Select, call: HostCall, ke
         moved = valid & ((numbers >> digit) & 1).bool()[:, None]
         codes += changed([watch(moved, seed) for seed in seeds]).long() << digit
     aligned = _aligned_cells(select, base[0].state, call, pairs)
-    return _judge(binding, rule, aligned, at_step.cpu(), codes.cpu(), counted.cpu(), target.cpu())
+    proof = _judge(binding, rule, aligned, at_step.cpu(), codes.cpu(), counted.cpu(), target.cpu())
+    return replace(proof, problems=[*proof.problems, *unread], proven=proof.proven and not unread)
+
+
+def _unread_padding(binding: Binding, call: HostCall, action: str, shape: list[int]) -> list[str]:
+    """Marks of the action's steps under keys that are not read: the last valid step may be another one."""
+    read, found = batch_keys(binding.spec), []
+    for key, value in call.batch.items():
+        named = isinstance(key, str) and re.search(r"pad|action.*(mask|valid)|(mask|valid).*action", key)
+        if not named or key in read or not isinstance(value, torch.Tensor) or list(value.shape[:2]) != shape:
+            continue
+        marks = value.flatten(2).any(-1) if value.ndim > 2 else value != 0
+        if marks.any() and not marks.all():
+            kind = "padding" if "pad" in key else "mask"
+            found.append(
+                f"{key!r} {list(value.shape)} marks some steps of {action!r} and is not read, so the last valid step may "
+                f"be another one: attach_lara(spec=PolicySpec(..., {kind}={key!r}))"
+            )
+    return found
 
 
 # ---------------------------------------------------------------------- runs of the host

@@ -69,6 +69,18 @@ def test_padding_is_counted():
     right(check(Host(), batch), f"tokens 2 to {HORIZON} of {LENGTH}")
 
 
+def test_padding_under_another_key():
+    batch = make_batch()
+    batch["is_pad"] = torch.zeros(BATCH, HORIZON, dtype=torch.bool)
+    right(check(Host(), batch), f"token {HORIZON} of {LENGTH}")  # nothing is padded here
+    batch["is_pad"][1, 2:] = True
+    wrong(check(Host(), batch), "padding='is_pad'")
+    right(check(Host(), batch, spec={"padding": "is_pad"}), f"tokens 2 to {HORIZON} of {LENGTH}")
+    batch["action_valid"] = ~batch.pop("is_pad")
+    wrong(check(Host(), batch), "mask='action_valid'")
+    right(check(Host(), batch, spec={"mask": "action_valid"}), f"tokens 2 to {HORIZON} of {LENGTH}")
+
+
 def test_actions_at_the_front():
     right(check(odd_hosts.ActionsFirst(), spec={"action_tokens": "first"}), f"token {HORIZON - 1} of {LENGTH}")
     wrong(check(odd_hosts.ActionsFirst()), "action_tokens='first'")
