@@ -14,7 +14,7 @@ from torch import nn
 
 from .binding import Binding, refuse_export
 from .config import LaraConfig
-from .errors import HostOutputError, LaraArgumentError, NonFiniteError
+from .errors import FrameError, HostOutputError, LaraArgumentError, NonFiniteError
 from .hostcall import HostCall, fold_loss, host_loss, read_frames
 from .losses import Alignment, Contrastive, masked_mean, scale_gradient
 from .metrics import CollapseMonitor, History
@@ -76,6 +76,8 @@ class LaraAdapter(nn.Module):
         self._align_weight, self._lam_weight = align_weight, lam_weight
         self._enabled, self._verified, self._warned_of_eval = True, False, False
         self.restored = False
+        self._seen_frames: tuple[int, ...] | None = None  # [3, H, W] of the last batch, for one that has none
+        self._blank_forwards = 0
         self._losses: LaraLosses | None = None
         self._values: dict[str, torch.Tensor | float] = {}
         self.history = History()
@@ -132,7 +134,7 @@ class LaraAdapter(nn.Module):
 
     @property
     def step(self) -> int:
-        """Training forwards so far: the step of the schedules. Can be set."""
+        """Training forwards so far, with frames or without: the step of the schedules. Can be set."""
         return int(self._step)
 
     @step.setter
@@ -141,7 +143,7 @@ class LaraAdapter(nn.Module):
 
     def metrics(self, *, record: bool = True) -> dict[str, float]:
         """The last training forward in plain floats; empty before the first, and after one in which LARA had no part
-        (eval mode, `disabled()`, blocks that ran past the entry).
+        (eval mode, `disabled()`, a batch without frames, blocks that ran past the entry).
 
         Keys: align_loss, lam_loss, total, align_weight, lam_weight, cosine (mean over valid pairs, [-1, 1]),
         valid_fraction, latent_std (per dimension over the batch, mean), mean_direction (|E[z/|z|]|^2 over recent
@@ -289,7 +291,9 @@ class LaraAdapter(nn.Module):
         if not self._verified and not torch.compiler.is_compiling():
             binding.verify(self, self._trainable)
             self._verified = True
-        pair = read_frames(call, self._frames, taken)
+        pair = read_frames(call, self._frames, taken, self.config.frames_optional)
+        if pair is None:
+            return self._without_frames(module, own, call)
         output, hidden = binding.run(module, own, call, len(pair.valid))
         vectors, has_action = self.select(hidden, call, len(pair.valid))
         real = pair.valid.to(vectors.device)
@@ -301,6 +305,8 @@ class LaraAdapter(nn.Module):
         terms = self(vectors, pair.present, pair.future, valid, real)
         self._store(terms)
         if not torch.compiler.is_compiling():
+            if self.config.frames_optional:
+                self._seen_frames = tuple(pair.present.shape[2:])
             compared = stop_if_not_finite(hidden, terms, self._step)
             self._monitor.observe(self._values, self.config.train_lam)
             if compared is not None:
@@ -308,6 +314,42 @@ class LaraAdapter(nn.Module):
         if not self.config.add_to_loss:
             return output
         return fold_loss(output, terms["total"], terms["per_sample"], self._host_metrics, spec.loss)
+
+    def _without_frames(self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
+        """A forward on a batch without frames: LARA runs on one black pair that counts for nothing.
+
+        DDP waits for a gradient of every parameter, and other ranks that have frames wait for this one wherever LARA
+        gathers: contrastive alignment, codebook, sharded weights.
+
+        Raises:
+            FrameError: the size of the frames is not known yet.
+        """
+        output = self.binding.pass_through(module, own, call)
+        size = getattr(getattr(self.lam, "config", None), "image_size", None)
+        shape = (3, size, size) if isinstance(size, int) else self._seen_frames
+        width = self.config.hidden_width or self.binding.tap.width
+        if shape is None or width is None:
+            raise FrameError(
+                "the first batch has no frames (frames_optional=True), and the LAM does not state their size; begin with a "
+                "batch that has some, or give the LAM a config.image_size"
+            )
+        device = self._step.device
+        blank = torch.zeros(1, 1, *shape, dtype=torch.uint8, device=device)
+        vectors = torch.zeros(1, 1, width, dtype=torch.float32, device=device)
+        nothing = torch.zeros(1, dtype=torch.bool, device=device)
+        terms = self(vectors, blank, blank, nothing[None], nothing)
+        self._losses, self._values = LaraLosses(terms["align"], terms["lam"], terms["total"]), {}
+        if not torch.compiler.is_compiling():
+            stop_if_not_finite(vectors, terms, self._step)
+            self._blank_forwards += 1
+            if self._blank_forwards == _PATIENCE and self._seen_frames is None:
+                logger.warning(
+                    "LARA is idle: none of the first %d batches has frames (frames=%r, frames_optional=True)",
+                    _PATIENCE, self._frames,
+                )  # fmt: skip
+        if not self.config.add_to_loss:
+            return output
+        return fold_loss(output, terms["total"], None, dict, self.spec.loss)
 
     def select(self, hidden: torch.Tensor, call: HostCall, pairs: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The aligned vectors [r, B, D] of a tapped state and where they count [r, B]; see :func:`.tokens.select_rows`."""
@@ -377,7 +419,7 @@ class LaraAdapter(nn.Module):
             target = latent.float().unflatten(0, (batch, views)).flatten(2)  # [B, V, N * D]
             projected = project(self.projector, vectors, target.shape[-1])
             scaled = scale_gradient(target, self.config.lam_grad_scale)
-            rows, compared = align_rows(self._alignment, projected, scaled, valid)
+            rows, compared = align_rows(self._alignment, projected, scaled, valid, self.config.frames_optional)
             align = masked_mean(rows.flatten(), valid.flatten())
             now = self._step.clone()
             w1, w2 = weight_at(self._align_weight, now), weight_at(self._lam_weight, now)
@@ -473,4 +515,5 @@ class LaraAdapter(nn.Module):
         return f"layer={c.layer}/{c.depth}, tap={c.tap!r}, token={c.token!r}, train_lam={c.train_lam}"
 
 
+_PATIENCE = 100  # training forwards without frames before that is said
 _RENAMED = {"align": "align_loss", "lam": "lam_loss"}

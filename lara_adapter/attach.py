@@ -55,6 +55,7 @@ def attach_lara(
     lam_grad_scale: float = 1.0,
     train_lam: bool = True,
     add_to_loss: bool = True,
+    frames_optional: bool = False,
     entry: str | None = None,
     spec: PolicySpec | None = None,
 ) -> LaraAdapter:
@@ -87,6 +88,10 @@ def attach_lara(
         lam_grad_scale: factor >= 0 on the alignment gradient that reaches the LAM (1: the paper; 0: stop-gradient).
         train_lam: False: frozen LAM (LARA, Eq. 5); its loss is not computed.
         add_to_loss: False: the policy's loss is unchanged, and you add `lara.losses.total` yourself.
+        frames_optional: True: a batch without frames (the key is absent, or the callable returns None) counts for nothing
+            in LARA, as in co-training with vision-language data that may not reach the DiT. The total is then exactly 0 and
+            its graph holds every trainable parameter of LARA, so that ranks with and without frames can be mixed; the step
+            counts such a forward, `lara.metrics()` is empty after it. False: such a batch is an error.
         entry: method that the training loop calls with the batch and that returns the loss, as a dotted path:
             "compute_loss", "training_step", "model.loss"; None: the row's, which is "forward" for most policies.
         spec: row of the policy table for this call; None: the one registered for the policy's class. It is saved with the
@@ -144,6 +149,7 @@ def attach_lara(
         lam_grad_scale=float(lam_grad_scale),
         train_lam=bool(train_lam),
         add_to_loss=bool(add_to_loss),
+        frames_optional=bool(frames_optional),
         policy_family=spec.name,
         row=None if given is None or given == find_spec(policy) else row_to_json(given),
         policy_class=type(policy).__name__,

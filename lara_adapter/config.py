@@ -42,6 +42,7 @@ class LaraConfig:
         lam_grad_scale: factor on the alignment gradient that reaches the LAM.
         train_lam: False is the frozen variant (LARA, Eq. 5).
         add_to_loss: whether the terms are folded into the policy's loss.
+        frames_optional: whether a batch may have no frames.
         hidden_width: width of the tapped state.
         latent_width: N * D of the latent action.
         policy_family: name of the row of the policy table.
@@ -70,6 +71,7 @@ class LaraConfig:
     lam_grad_scale: float = 1.0
     train_lam: bool = True
     add_to_loss: bool = True
+    frames_optional: bool = False
     policy_family: str = "generic"
     row: dict[str, Any] | None = None
     policy_class: str = ""
@@ -145,7 +147,8 @@ class LaraConfig:
 
 
 # the fields that are arguments of attach_lara
-_ARGUMENTS = ("layer", "frames", "token", "projector", "alignment", "lam_grad_scale", "train_lam", "add_to_loss")
+_ARGUMENTS = ("layer", "frames", "token", "projector", "alignment", "lam_grad_scale", "train_lam", "add_to_loss",
+              "frames_optional")  # fmt: skip
 
 
 def row_to_json(spec: PolicySpec) -> dict[str, Any]:

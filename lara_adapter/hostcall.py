@@ -94,8 +94,10 @@ class HostCall:
         self.first = value
 
 
-def read_frames(call: HostCall, frames: str | Callable[[Any], Any], taken: tuple[Any, Any] | None) -> FramePair:
-    """The checked pair of frames of a call.
+def read_frames(
+    call: HostCall, frames: str | Callable[[Any], Any], taken: tuple[Any, Any] | None, optional: bool = False
+) -> FramePair | None:
+    """The checked pair of frames of a call; None where there is none and that is allowed.
 
     Raises:
         FrameError: no frames in the batch, or see :meth:`FramePair.from_tensor`.
@@ -103,13 +105,18 @@ def read_frames(call: HostCall, frames: str | Callable[[Any], Any], taken: tuple
     if isinstance(frames, str):
         value, valid = taken or (None, None)
         if value is None:
+            if optional:
+                return None
             raise FrameError(
                 f"the batch has no {frames!r}; it has {sorted(map(str, call.batch))[:20]}. Add frames "
                 "[B, 2, 3, H, W] (present, future), or pass attach_lara(frames=key or callable). If the dataset has them, "
-                "transformers' Trainer dropped them: LaraCallback.add_to(trainer, lara), or remove_unused_columns=False"
+                "transformers' Trainer dropped them: LaraCallback.add_to(trainer, lara), or remove_unused_columns=False. "
+                "If some batches of a co-training have none: attach_lara(frames_optional=True)"
             )
         return FramePair.from_tensor(value, valid, name=frames)
     pair = frames(call.first)
+    if pair is None and optional:
+        return None
     name = getattr(frames, "__name__", type(frames).__name__)
     if isinstance(pair, torch.Tensor):
         return FramePair.from_tensor(pair, name=name)

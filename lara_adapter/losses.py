@@ -17,7 +17,8 @@ from torch import distributed as dist
 
 from .errors import AdapterFormatError, LaraArgumentError
 
-__all__ = ["Alignment", "Contrastive", "CosineDistance", "masked_mean", "resolve_alignment", "scale_gradient"]
+__all__ = ["Alignment", "Contrastive", "CosineDistance", "masked_mean", "most_of_ranks",
+           "resolve_alignment", "scale_gradient"]  # fmt: skip
 
 Alignment = Callable[..., torch.Tensor]
 
@@ -110,6 +111,15 @@ def _gather(
     width = p.shape[1]
     flags = everything[:, -1].detach() > 0.5
     return everything[:, :width], everything[:, width:-1], flags, most * dist.get_rank()
+
+
+def most_of_ranks(count: int, device: torch.device) -> int:
+    """The largest `count` of all ranks."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return count
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 _KINDS: dict[str, type[CosineDistance] | type[Contrastive]] = {"cosine": CosineDistance, "contrastive": Contrastive}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import LaraArgumentError, NonFiniteError, TapDetached
-from .losses import Alignment, Contrastive
+from .losses import Alignment, Contrastive, most_of_ranks
 
 __all__ = ["LAM_REPORT", "LaraLosses", "align_rows", "build_projector", "check_gradient", "frozen_latent",
            "latent_statistics", "own_draws", "project", "stop_if_not_finite", "trained_in_float32",
@@ -114,7 +114,7 @@ def project(projector: nn.Module, vectors: torch.Tensor, latent_width: int) -> t
 
 
 def align_rows(
-    alignment: Alignment, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor
+    alignment: Alignment, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor, uneven: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Alignment loss of each row [r, B], the mean over the views; and how many pairs are each other's negatives.
 
@@ -126,17 +126,18 @@ def align_rows(
         projected: [r, B, W] float32, of r noise draws.
         latent: [B, V, W] float32, of V views.
         valid: [r, B] bool.
+        uneven: whether ranks may differ in r and V.
     """
     draws, views = len(projected), latent.shape[1]
-    losses, compared = [], None
-    for d, v in itertools.product(range(draws), range(views)):
-        if isinstance(alignment, Contrastive):
-            loss, count = alignment.compare(projected[d], latent[:, v], valid[d])
-            compared = count if compared is None else torch.maximum(compared, count)
-        else:
-            loss = alignment(projected[d], latent[:, v], valid[d])
-        losses.append(loss)
-    return torch.stack(losses).unflatten(0, (draws, views)).mean(1), compared
+    calls = [(projected[d], latent[:, v], valid[d]) for d, v in itertools.product(range(draws), range(views))]
+    if not isinstance(alignment, Contrastive):
+        return torch.stack([alignment(*call) for call in calls]).unflatten(0, (draws, views)).mean(1), None
+    if uneven:  # each comparison gathers from all ranks, so all must make as many
+        missing = most_of_ranks(len(calls), projected.device) - len(calls)
+        calls += [(projected[0], latent[:, 0], torch.zeros_like(valid[0]))] * missing
+    losses, counts = map(torch.stack, zip(*(alignment.compare(*call) for call in calls)))
+    rows = losses[: draws * views].unflatten(0, (draws, views)).mean(1)
+    return rows + 0 * losses[draws * views :].sum(), counts.max()
 
 
 def latent_statistics(

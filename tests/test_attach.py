@@ -467,6 +467,79 @@ def test_frames_from_a_callable_see_the_first_argument(batch):
         policy(observation, batch["action"])
 
 
+class CotrainedPolicy(DitPolicy):
+    """Robot batches, and vision-language ones that never reach the DiT."""
+
+    def forward(self, batch):
+        if "answer" in batch:
+            return {"loss": (self.state_in(batch["state"]).mean(1) - batch["answer"]).square().mean()}
+        return super().forward(batch)
+
+
+def vision_language():
+    return {"state": torch.randn(3, 2), "answer": torch.randn(3)}
+
+
+@pytest.mark.parametrize("alignment", ["cosine", "contrastive"])
+@pytest.mark.parametrize("tiny", [False, True], ids=["a user's LAM", "ours"])
+def test_a_batch_without_frames_counts_for_nothing_where_that_is_said(alignment, tiny, batch, caplog):
+    policy, other = CotrainedPolicy().train(), vision_language()
+    lam = LatentActionModel(LatentActionConfig.tiny(vq_revive_every=1)) if tiny else OwnLam()
+    lara = attach_lara(policy, lam, alignment=alignment, frames_optional=True)
+    policy(batch)["loss"].backward()
+    assert lara.check(batch).ok
+    policy.zero_grad()
+    before = {n: v.clone() for n, v in policy.state_dict().items() if n != "lara._step"}
+    expected = CotrainedPolicy.forward(policy, other)["loss"]
+    loss = policy(other)["loss"]
+    loss.backward()
+    assert torch.equal(loss, expected)
+    assert lara.losses.total == 0
+    assert all(p.grad is not None and not p.grad.any() for p in lara.parameters())
+    assert policy.state_in.weight.grad.any()
+    assert all(torch.equal(v, before[n]) for n, v in policy.state_dict().items() if n in before)
+    assert lara.metrics() == {}  # nothing was measured
+    assert lara.step == 2  # schedules go by training forwards, on all ranks alike
+    assert "no negatives" not in caplog.text
+    with pytest.raises(FrameError, match=r"lara\.check: this batch has no frames"):
+        lara.check(other)
+    policy(batch)
+    assert lara.metrics()["align_loss"] > 0
+
+
+def test_a_missing_frame_is_an_error_that_names_the_way(policy, lam):
+    attach_lara(policy, lam)
+    with pytest.raises(FrameError, match=r"If some batches.*attach_lara\(frames_optional=True\)"):
+        policy({"state": torch.zeros(1, 2), "action": torch.zeros(1, 6, 3)})
+
+
+def test_frames_from_a_callable_may_be_none(lam, batch):
+    policy = CotrainedPolicy().train()
+    lara = attach_lara(policy, lam, frames=lambda b: b.get("lara_frames"), frames_optional=True)
+    policy(batch)
+    policy(vision_language())
+    assert (lara.step, lara.metrics()) == (2, {})
+
+
+def test_a_first_batch_without_frames(lam):
+    policy = CotrainedPolicy().train()
+    attach_lara(policy, lam, frames_optional=True)
+    with pytest.raises(FrameError, match="does not state their size; begin with a batch that has some"):
+        policy(vision_language())
+    policy.lara.detach()
+    lara = attach_lara(policy, LatentActionModel(LatentActionConfig.tiny()), frames_optional=True)
+    policy(vision_language())["loss"].backward()
+    assert lara.losses.total == 0
+
+
+def test_frames_that_never_come_are_said(caplog):
+    policy = CotrainedPolicy().train()
+    attach_lara(policy, LatentActionModel(LatentActionConfig.tiny()), frames="typo", frames_optional=True)
+    for _ in range(101):
+        policy(vision_language())
+    assert caplog.text.count("LARA is idle: none of the first 100 batches has frames (frames='typo'") == 1
+
+
 def test_keyword_calls_as_transformers_makes_them(lam):
     class Keywords(DitPolicy):
         def forward(self, state, action, action_mask=None):

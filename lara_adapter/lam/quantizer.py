@@ -194,7 +194,7 @@ class VectorQuantizer(nn.Module):
         ready = (self.ready > 0) & (total > 0)
         running = self.usage_decay * self.usage.float() + (1 - self.usage_decay) * counts / total.clamp(min=1)
         usage = torch.where(ready, running, self.usage.float())
-        self.step.add_(1)
+        self.step.add_(total > 0)  # else a revival would be due on batches without a latent, and never happen
         first = (self.ready == 0) & (self.step >= self.warmup_steps) & found
         replaced = first.expand(size)
         if self.revive_every:

@@ -36,7 +36,7 @@ def saved(tmp_path):
     policy = DitPolicy().train()
     lara = attach_lara(
         policy, tiny_lam(), layer=-2, token="mean_valid", projector="linear", alignment=Contrastive(0.2),
-        align_weight=Warmup(0.1, 5), lam_weight=0.02, lam_grad_scale=0.3,
+        align_weight=Warmup(0.1, 5), lam_weight=0.02, lam_grad_scale=0.3, frames_optional=True,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     for seed in range(3):

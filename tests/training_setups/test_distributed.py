@@ -7,11 +7,13 @@ import re
 
 import pytest
 import torch
-from helpers.models import build
+from helpers.models import TINY, FixedDit, build
 from helpers.ranks import RankError, run_ranks
-from helpers.toys import gradients, make_batch
+from helpers.toys import OwnLam, gradients, make_batch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 
 TORCH = tuple(int(part) for part in re.match(r"(\d+)\.(\d+)", torch.__version__).groups())
 
@@ -157,6 +159,39 @@ def _one_pair_each(rank, valid):
 def test_pairs_of_other_ranks_are_negatives():
     assert run_ranks(_one_pair_each, (True, True)) == [(2, False)] * 2
     assert run_ranks(_one_pair_each, (True, False)) == [(1, True)] * 2
+
+
+def _cotrain(rank, alignment, lam, views):
+    """Frames: on both ranks, on one, on none, on the other. With several views a rank gathers several times."""
+    torch.manual_seed(0)
+    policy = FixedDit().train()
+    model = OwnLam() if lam == "own" else LatentActionModel(LatentActionConfig.tiny(**{**TINY, "vq_revive_every": 1}))
+    lara = attach_lara(policy, model, align_weight=0.3, lam_weight=0.2, alignment=alignment, frames_optional=True)
+    wrapped = DistributedDataParallel(policy)
+    found = []
+    for step, with_frames in enumerate(((0, 1), (0,), (), (1,), (0, 1))):
+        batch = make_batch(seed=10 * step + rank, views=views if rank == 0 else None)
+        if rank not in with_frames:
+            del batch["lara_frames"]
+        policy.zero_grad()
+        wrapped(batch)["loss"].backward()
+        assert all(p.grad is not None for p in policy.parameters())
+        moved = any(p.grad.any() for p in lara.parameters())
+        found.append((moved, bool(lara.metrics()), lara.step))
+    return found, gradients(policy)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "lam", "views"),
+    [("cosine", "own", None), ("cosine", "tiny", None), ("contrastive", "own", 2), ("contrastive", "tiny", None)],
+)
+def test_ranks_with_and_without_frames_train_together(alignment, lam, views):
+    (one, grad_one), (two, grad_two) = run_ranks(_cotrain, alignment, lam, views)
+    assert [moved for moved, *_ in one] == [True, True, False, True, True]
+    assert [measured for _, measured, _ in one] == [True, True, False, False, True]
+    assert [measured for _, measured, _ in two] == [True, False, False, True, True]
+    assert [step for *_, step in one] == [step for *_, step in two] == [1, 2, 3, 4, 5]
+    assert all(torch.equal(grad_one[name], grad_two[name]) for name in grad_one)
 
 
 def _outside(rank):
