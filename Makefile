@@ -30,7 +30,7 @@ for wanted in '(3,10)<=v<=(3,13)' '(3,10)<=v'; do \
 done; exit 1
 endef
 
-.PHONY: FORCE help demo test lint typecheck records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env
+.PHONY: FORCE help demo test lint typecheck records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env test-heads heads-env heads-src
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -43,6 +43,8 @@ help:
 	@echo 'make test-lerobot      the tests on real policies of LeRobot (tiny, no downloads), in an environment of its own'
 	@echo 'make test-openpi       the tests on real pi0 and pi0.5 of openpi (tiny, no downloads), in an environment of its own;'
 	@echo '                LARA_OPENPI_SRC=PATH: a checkout of openpi, for those of its training script, which no wheel has'
+	@echo 'make test-heads LARA_HEADS_SRC=FOLDER   the tests on action heads of other projects (tiny), from their checkouts in'
+	@echo '                FOLDER, in an environment of its own'
 	@echo 'make lint       ruff, and the direction of imports; make typecheck: mypy'
 	@echo 'make records    the documents and summaries are what the records in benchmarks/results say'
 	@echo 'make clean      remove the virtual environment and caches (outputs/ stays)'
@@ -144,6 +146,35 @@ $(OPENPI)/.installed: pyproject.toml
 	  pytest pytest-timeout "setuptools>=70.1"
 	$(OPENPI)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps $(OPENPI_IS)
 	$(OPENPI)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	@touch $@
+
+# Action heads of other projects, which are on no registry: LARA_HEADS_SRC names a folder with checkouts of them. One
+# environment for all: LeRobot's, and what the others import. Simulators, loggers and VLMs have stand-ins.
+HEADS := $(VENV)-heads
+HEADS_PYTHON := 3.12
+HEADS_NEEDS := "lerobot[groot,pi,multi-task-dit]==0.6.1" "torch==2.11.*" "transformers==5.5.4" "pytorch-lightning==2.6.6" \
+  "hydra-core==1.3.*" omegaconf "einops-exts==0.0.4" "torchsde==0.2.6" "torchdiffeq==0.2.5"
+HEADS_SOURCES := CogACT RDT diffusion_policy starVLA flower mdt DexVLA lerobot
+
+test-heads: heads-src $(HEADS)/.installed
+	mkdir -p outputs
+	LARA_HEADS_SRC="$(LARA_HEADS_SRC)" $(PYTEST) $(HEADS)/bin/python -m pytest tests/hosts/test_third_party.py \
+	  $(XDIST) --junitxml=outputs/heads.xml $(ARGS)
+
+heads-env: $(HEADS)/.installed
+
+heads-src:
+	@for name in $(HEADS_SOURCES); do test -n "$(LARA_HEADS_SRC)" && test -d "$(LARA_HEADS_SRC)/$$name" || { \
+	  echo "make test-heads: LARA_HEADS_SRC=FOLDER has no $$name. It holds checkouts named $(HEADS_SOURCES);" \
+	  'where they come from is in tests/helpers/heads/__init__.py' >&2; exit 1; }; done
+
+$(HEADS)/.installed: pyproject.toml
+	@test -n '$(call PYTHON_OF,$(HEADS_PYTHON))' || \
+	  { echo 'make test-heads: Python $(HEADS_PYTHON) is needed and was not found' >&2; exit 1; }
+	$(call PYTHON_OF,$(HEADS_PYTHON)) -m venv $(HEADS)
+	$(HEADS)/bin/python -m pip install --disable-pip-version-check --quiet $(HEADS_NEEDS) \
+	  pytest pytest-timeout pytest-xdist "setuptools>=70.1"
+	$(HEADS)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@touch $@
 
 lint: $(TEST) $(WHEEL_TREE)

@@ -1,4 +1,16 @@
-"""Real action heads of other projects, built tiny: see :class:`Head`. The checkouts are found by LARA_HEADS_SRC."""
+"""Real action heads of other projects, built tiny: see :class:`Head`. None of their code is here.
+
+The folder that LARA_HEADS_SRC names holds a checkout of each, under these names; on CUDA machines too, all runs on the CPU:
+
+    CogACT            github.com/microsoft/CogACT                      b174a1b
+    RDT               github.com/thu-ml/RoboticsDiffusionTransformer   deb71d8
+    diffusion_policy  github.com/real-stanford/diffusion_policy        5ba07ac
+    starVLA           github.com/starVLA/starVLA                       0ed0aad
+    flower            github.com/intuitive-robots/flower_vla_calvin    acb32ee
+    mdt               github.com/intuitive-robots/mdt_policy           e7a78e7
+    DexVLA            github.com/juruobenruo/DexVLA                    fc21a82
+    lerobot           github.com/huggingface/lerobot                   7427f31
+"""
 
 from __future__ import annotations
 
