@@ -165,10 +165,12 @@ def latent_statistics(
     return spread, (direction / (1 - _MEMORY ** (step + 1).float())).square().sum()
 
 
-def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_width: int) -> nn.Module:
+def build_projector(
+    kind: str | nn.Module, hidden_width: int | None, latent_width: int, device: str = "cpu"
+) -> nn.Module:
     """The projection head f_psi: "linear" (official release), "mlp" (paper), or the user's own module.
 
-    Ours is float32 on the CPU whatever torch's default dtype and device: in 16 bits most steps would change nothing.
+    Ours is float32 and on `device` whatever torch's default dtype and device: in 16 bits most steps would change nothing.
 
     Raises:
         LaraArgumentError: unknown kind, or the width of the hidden state is unknown.
@@ -185,7 +187,7 @@ def build_projector(kind: str | nn.Module, hidden_width: int | None, latent_widt
             "attach_lara: the width of the blocks' hidden state is unknown; "
             f"pass projector=nn.Linear(width, {latent_width}) or another module"
         )
-    linear = partial(nn.Linear, dtype=torch.float32, device="cpu")
+    linear = partial(nn.Linear, dtype=torch.float32, device=device)
     if kind == "linear":
         return linear(hidden_width, latent_width)
     inner = 2 * hidden_width
