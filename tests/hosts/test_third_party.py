@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,9 +22,11 @@ from lara_adapter import (
     LatentActionConfig,
     LatentActionModel,
     OptimizerCoverageError,
+    TapNotFound,
     TokenError,
     attach_lara,
 )
+from lara_adapter.heads import find_blocks
 from lara_adapter.hostcall import host_loss
 from lara_adapter.policies import GENERIC, find_spec
 
@@ -36,6 +40,7 @@ pytestmark = [
 
 SIZE_OF_BATCH = 3
 every_head = pytest.mark.parametrize("name", list(HEADS))
+PADDED = ["dexvla_scaledp", "dexvla", "evo1", "eo1"]  # the others have no key of padded steps
 OF_ITS_OWN = [name for name in HEADS if name.startswith("diffusion_policy")]  # its optimizer lists its network alone
 
 
@@ -125,11 +130,9 @@ def test_a_pair_of_frames_reaches_the_rows_of_its_sample(name, sample):
     assert found.any(1).nonzero().flatten().tolist() == head.rows_of(sample, SIZE_OF_BATCH)
 
 
-@every_head
+@pytest.mark.parametrize("name", PADDED)
 def test_padding_moves_the_token(name):
     head = build(name)
-    if head.padding is None:
-        pytest.skip("the host has no key of padded steps")
     policy, lara = attached(head)
     batch, lengths = head.batch(), [HORIZON, 5, 2]
     batch[head.padding] = torch.arange(HORIZON)[None] >= torch.tensor(lengths)[:, None]
@@ -150,6 +153,35 @@ def test_check_proves_token_and_rows(name):
     where = f"token {positions[0]}" if len(positions) == 1 else f"tokens {positions[0]} to {positions[-1]}"
     assert report.token == f"{where} of {head.length}: proven"
     assert report.rows == (f"proven ({head.draws} draws, tile)" if head.draws > 1 else "proven")
+
+
+# name -> what is changed in its row, what lara.check says of it
+WRONG_ROWS = {
+    "eo1": ({"action_tokens": "last"}, "but token 18 is aligned"),
+    "rdt": ({"action_tokens": "first"}, r"action_tokens='last'"),
+    "cogact": ({"draws": "interleave"}, r"draws='tile'"),
+    "starvla_pi": ({"draws": "interleave"}, r"draws='tile'"),
+    "dexvla": ({"blocks": "model.layers"}, "do not see the action"),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG_ROWS))
+def test_check_refuses_a_wrong_row(name):
+    head, (change, problem) = build(name), WRONG_ROWS[name]
+    _, lara = attached(head, spec=replace(find_spec(head.policy), **change))
+    report = lara.check(given(head, with_frames(head.batch(), head)))
+    assert not report.proven
+    assert re.search(problem, "\n".join(report.problems)), report
+
+
+@every_head
+def test_structure_alone_finds_the_blocks_or_none(name):
+    head = build(name)
+    if name == "eo1":  # its actions run through the language model
+        with pytest.raises(TapNotFound, match=re.escape(head.blocks)):
+            find_blocks(head.policy)
+    else:
+        assert find_blocks(head.policy) == head.blocks
 
 
 def test_a_head_that_sees_fewer_steps_than_the_batch_has():

@@ -134,6 +134,7 @@ def build_vla() -> Head:
                 vision_start_token_id=62, _attn_implementation="sdpa",
             )  # fmt: skip
             fusion = vla.forward.__globals__
+            fusion["gc"] = SimpleNamespace(collect=lambda: 0)  # in each forward: most of its time
             self.model, self.lm_head = Qwen(), nn.Linear(_WIDTH, 64)
             self.policy_head, self.using_film, self.llm_loss_weight = head, True, 0.1
             self.input_action_proj = fusion["ActionProjector"](_WIDTH, _WIDTH)
