@@ -152,8 +152,9 @@ $(OPENPI)/.installed: pyproject.toml
 # environment for all: LeRobot's, and what the others import. Simulators, loggers and VLMs have stand-ins.
 HEADS := $(VENV)-heads
 HEADS_PYTHON := 3.12
-HEADS_NEEDS := "lerobot[groot,pi,multi-task-dit]==0.6.1" "torch==2.11.*" "transformers==5.5.4" "pytorch-lightning==2.6.6" \
-  "hydra-core==1.3.*" omegaconf "einops-exts==0.0.4" "torchsde==0.2.6" "torchdiffeq==0.2.5"
+HEADS_LEROBOT := "lerobot[groot,pi,multi-task-dit]==0.6.1" "torch==2.11.*" "transformers==5.5.4"
+HEADS_NEEDS := "pytorch-lightning==2.6.6" "hydra-core==1.3.*" omegaconf "einops-exts==0.0.4" "torchsde==0.2.6" \
+  "torchdiffeq==0.2.5"
 HEADS_SOURCES := CogACT RDT diffusion_policy starVLA flower mdt DexVLA lerobot
 
 test-heads: heads-src $(HEADS)/.installed
@@ -172,6 +173,7 @@ $(HEADS)/.installed: pyproject.toml
 	@test -n '$(call PYTHON_OF,$(HEADS_PYTHON))' || \
 	  { echo 'make test-heads: Python $(HEADS_PYTHON) is needed and was not found' >&2; exit 1; }
 	$(call PYTHON_OF,$(HEADS_PYTHON)) -m venv $(HEADS)
+	$(HEADS)/bin/python -m pip install --disable-pip-version-check --quiet $(HEADS_LEROBOT)
 	$(HEADS)/bin/python -m pip install --disable-pip-version-check --quiet $(HEADS_NEEDS) \
 	  pytest pytest-timeout pytest-xdist "setuptools>=70.1"
 	$(HEADS)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .

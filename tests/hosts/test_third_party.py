@@ -242,6 +242,22 @@ def test_idle_or_detached_lara_changes_nothing(name):
     assert torch.equal(loss_of(head, head.call(policy, head.batch())), alone)
 
 
+def test_gradient_checkpointing_of_eo1_gives_the_same_gradients():
+    """Its language model runs inside a checkpoint, and the layers inside checkpoints of their own."""
+    from helpers.heads import lerobot_main
+
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        head = lerobot_main.build_eo1(gradient_checkpointing=checkpointing)
+        policy, lara = attached(head, align_weight=1.0)
+        loss_of(head, head.call(policy, with_frames(head.batch(), head))).backward()
+        assert lara.step == 1
+        gradients.append({n: p.grad for n, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][n], gradients[1][n]) for n in gradients[0])
+
+
 @pytest.mark.parametrize("name", ["flower", "mdt_v"])
 def test_lightning_trains_it(name, tmp_path):
     lightning = pytest.importorskip("pytorch_lightning")

@@ -148,7 +148,7 @@ def eo1_sample(policy: nn.Module) -> torch.Tensor:
     return policy.predict_action_chunk({k: v for k, v in batch.items() if k not in ("action", "action_is_pad")})
 
 
-def build_eo1() -> Head:
+def build_eo1(**settings: Any) -> Head:
     from transformers import Qwen2_5_VLConfig
 
     text = {**_TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
@@ -167,7 +167,7 @@ def build_eo1() -> Head:
         config = EO1Config(
             device="cpu", vlm_config=vlm.to_dict(), pretrained_path="tiny", chunk_size=HORIZON, n_action_steps=HORIZON,
             max_state_dim=4, max_action_dim=9, num_denoise_steps=2, dtype="float32", attn_implementation="eager",
-            **_features(),
+            **_features(), **settings,
         )  # fmt: skip
         policy = EO1Policy(config).train()
     lasts = tuple(len(_sequence(words)) - _AFTER - 1 for words in _WORDS)
