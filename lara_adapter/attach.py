@@ -106,6 +106,7 @@ def attach_lara(
         LaraArgumentError: an argument has a value outside the above.
         AdapterFormatError: `lam` is a folder or repository without a latent action model.
     """
+    _enable_loggers()
     if entry is not None:
         spec = replace(spec or find_spec(_unwrap_peft(policy)), entry=entry)
     peft, given = policy, spec
@@ -317,6 +318,13 @@ def _saved_spec(policy: nn.Module, config: LaraConfig) -> PolicySpec:
     if after_last and config.tap in (path for path, _ in policy.named_modules()):
         return replace(spec, final_norm=config.tap)
     return spec
+
+
+def _enable_loggers() -> None:
+    """Hosts that configure logging when they are imported (Prismatic, starVLA: `disable_existing_loggers`) silence ours."""
+    for name, known in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == __name__.partition(".")[0] and isinstance(known, logging.Logger):
+            known.disabled = False
 
 
 def _unwrap_peft(policy: nn.Module) -> nn.Module:

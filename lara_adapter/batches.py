@@ -120,11 +120,11 @@ def replaced(batch: Any, key: str, value: torch.Tensor) -> Any:
         changed[key] = value
         return changed
     if _is_samples(batch):
-        rows = [
+        samples = [
             {**sample, key: part.numpy() if isinstance(sample[key], np.ndarray) else part}
             for sample, part in zip(batch, value)
         ]
-        return type(batch)(rows)
+        return type(batch)(samples)
     return _with_fields(batch, {key: value})
 
 

@@ -191,7 +191,8 @@ class Binding:
         self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall
     ) -> tuple[Any, tuple[torch.Tensor, ...]]:
         """Run the host's entry; returns its output and what passed the tap, in order."""
-        self._captured, self._armed, self.missed = (), True, False
+        runs: tuple[torch.Tensor, ...] = ()
+        self._captured, self._armed, self.missed = runs, True, False
         try:
             output = call_host(module, own, call, self.entry_of(self.policy)[1])
         finally:

@@ -201,11 +201,11 @@ def _with_entry(output: Any, name: str, value: Any) -> Any:
     if isinstance(output, Mapping):
         if type(output) is dict or not hasattr(output, "__setitem__"):
             return {**output, name: value}
-        output[name] = value  # type: ignore[index]  # ModelOutput and BatchFeature keep item and attribute in step
+        output[name] = value  # ModelOutput and BatchFeature keep item and attribute in step
         return output
     if hasattr(output, "_replace"):  # a NamedTuple with a field for the loss
         return output._replace(**{name: value})
-    if dataclasses.is_dataclass(output) and output.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if dataclasses.is_dataclass(output) and getattr(output, "__dataclass_params__").frozen:  # noqa: B009
         output = copy.copy(output)
         object.__setattr__(output, name, value)
         return output

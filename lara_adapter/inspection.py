@@ -62,7 +62,8 @@ class PolicyReport:
         blocks_below: blocks at or below the tap.
         trainable_blocks_below: those of them that have trainable parameters.
         trainable_elsewhere: trainable parameters outside the list of blocks.
-        action_tokens: "last" or "first": which T positions of the sequence are action tokens.
+        action_tokens: which positions of the sequence are action tokens: "last" or "first" T, or the token id, or the batch
+            key of that id, or "callable".
         steps_from: batch keys that T and the padding are read from, in this order.
         token: the token rule; "callable" for a function.
         frames: batch key of the frames.
@@ -101,7 +102,7 @@ class PolicyReport:
     blocks_below: int | None = None
     trainable_blocks_below: int | None = None
     trainable_elsewhere: int | None = None
-    action_tokens: str | None = None
+    action_tokens: str | int | None = None
     steps_from: list[str] = field(default_factory=list)
     token: str | int | None = None
     frames: str | None = None
@@ -167,7 +168,10 @@ class PolicyReport:
         elsewhere = f"{self.trainable_elsewhere:,} trainable parameters outside the blocks"
         yield "below it", f"{self.trainable_blocks_below} of {self.blocks_below} blocks trainable; {elsewhere}"
         keys = [f'batch["{key}"]' for key in self.steps_from]
-        yield "actions", f"the {self.action_tokens} T positions of the sequence; T and padding from {keys[0]},"
+        where = f"the {self.action_tokens} T positions of the sequence"
+        if self.action_tokens not in ("last", "first"):
+            where = f"where input_ids is {self.action_tokens!r}"
+        yield "actions", f"{where}; T and padding from {keys[0]},"
         yield "", f"else from {keys[1]}, else T alone from {' or '.join(keys[2:])}"
         meaning = _RULES.get(str(self.token), "" if self.token == "callable" else "this step of the action chunk")
         yield "token", f"{self.token}: {meaning}" if meaning else f"{self.token}"
@@ -322,8 +326,10 @@ def _describe_tap(report: PolicyReport, policy: nn.Module, spec: PolicySpec, tap
     below = blocks[: tap.layer]
     report.trainable_blocks_below = sum(any(p.requires_grad for p in block.parameters()) for block in below)
     report.trainable_elsewhere = _count(p for p in policy.parameters() if p.requires_grad and id(p) not in in_blocks)
-    report.action_tokens, report.draws = spec.action_tokens, spec.draws
-    report.steps_from = [MASK_KEY, PADDING_KEY, *ACTION_KEYS]
+    where = spec.action_tokens
+    report.action_tokens, report.draws = "callable" if callable(where) else where, spec.draws
+    actions = [spec.action] if spec.action else ACTION_KEYS
+    report.steps_from = [spec.mask or MASK_KEY, spec.padding or PADDING_KEY, *actions]
     report.frames, report.frames_valid = spec.frames, f"{spec.frames}_valid"
     report.adapter = f"{spec.owner}.lara".lstrip(".")
     if report.trainable_blocks_below == 0 and (tap.layer or not report.trainable_elsewhere):

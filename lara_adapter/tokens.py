@@ -84,11 +84,11 @@ def action_steps(batch: Mapping[str, Any], spec: PolicySpec = GENERIC) -> Action
         name, action = found
         shape = list(action.shape)
     mask_key, padding_key = spec.mask or MASK_KEY, spec.padding or PADDING_KEY
-    mask, padding = batch.get(mask_key), batch.get(padding_key)
-    if isinstance(mask, torch.Tensor) or isinstance(padding, torch.Tensor):
-        key, marks = (mask_key, mask) if isinstance(mask, torch.Tensor) else (padding_key, padding)
+    key = mask_key if isinstance(batch.get(mask_key), torch.Tensor) else padding_key
+    marks = batch.get(key)
+    if isinstance(marks, torch.Tensor):
         if shape is not None and len(shape) == 3:
-            valid = _over_steps(key, marks, name, shape)
+            valid = _over_steps(key, ~marks.bool() if key == padding_key else marks != 0, name, shape)
         elif key == padding_key and marks.ndim != 2:
             raise TokenError(f"{key} has shape {list(marks.shape)}, but [B, T] is expected")
         elif marks.ndim not in (2, 3):
@@ -99,8 +99,9 @@ def action_steps(batch: Mapping[str, Any], spec: PolicySpec = GENERIC) -> Action
                 "action to compare it with; name its key: attach_lara(spec=PolicySpec(..., action='...'))"
             )
         else:
-            valid = (marks != 0).any(-1) if marks.ndim == 3 else marks != 0
-        return ActionSteps(~valid if key == padding_key else valid)
+            valid = ~marks.bool() if key == padding_key else marks != 0
+            valid = valid.any(-1) if valid.ndim == 3 else valid
+        return ActionSteps(valid)
     if shape is None:
         return None
     if len(shape) != 3:
@@ -112,15 +113,15 @@ def action_steps(batch: Mapping[str, Any], spec: PolicySpec = GENERIC) -> Action
 
 
 def _over_steps(key: str, marks: torch.Tensor, action_key: str, shape: list[int]) -> torch.Tensor:
-    """Marks [B, T], compared with an action of `shape` [B, T, A]."""
+    """The valid steps [B, T], from flags that are compared with an action of `shape` [B, T, A]."""
     batch, steps, width = shape
     got = list(marks.shape)
     if got == [batch, steps]:
-        return marks != 0
+        return marks
     if got in ([batch, steps, width], [batch, steps, 1]):
-        return (marks != 0).any(-1)
+        return marks.any(-1)
     if got in ([batch, 1, width], [batch, width], [1, 1, width], [1, width], [width]):  # over dimensions, as RDT's
-        return (marks != 0).any(-1).reshape(-1, 1).expand(batch, steps)
+        return marks.any(-1).reshape(-1, 1).expand(batch, steps)
     raise TokenError(
         f"{key} has shape {got}, but {action_key} has {shape}: [B, T] or [B, T, A] over the action's steps is expected, or "
         "[B, 1, A] over its dimensions; name other keys with attach_lara(spec=PolicySpec(..., action=, mask=, padding=))"
@@ -241,7 +242,7 @@ def _by_rule(actions: torch.Tensor, valid: torch.Tensor, rule: TokenRule) -> tup
     if rule == "last_valid":
         index = (valid * torch.arange(horizon, device=actions.device)).amax(1)
     else:
-        step = -1 if rule == "last" else int(rule)
+        step = -1 if rule == "last" else int(rule)  # type: ignore[arg-type]
         if not -horizon <= step < horizon:
             raise TokenError(f"token={step}, but the action chunk has {horizon} steps; use {-horizon}..{horizon - 1}")
         index = torch.full((rows,), step % horizon, device=actions.device)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import logging.config
 import pickle
 import re
 
@@ -141,6 +142,14 @@ def test_training_past_the_entry_is_said_once(step, said, caplog):
     assert lara.step == 1
     policy(make_batch())
     assert lara.metrics()
+
+
+def test_a_host_that_silences_all_loggers_does_not_silence_ours(caplog):
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": True})
+    policy = Both().train()
+    attach_lara(policy, OwnLam(), layer=-3)
+    policy.compute_loss(make_batch())
+    assert warnings_of(caplog)
 
 
 def test_what_is_no_training_is_not_warned_of(caplog):

@@ -169,6 +169,7 @@ def test_what_stands_in_for_safetensors_in_the_script(tmp_path, caplog):
     torch.manual_seed(0)
     policy = DitPolicy()
     files.lara = attach_lara(policy, LatentActionModel(LatentActionConfig.tiny()), -1)
+    files.lara.step = 20
     (tmp_path / "20").mkdir()
     files.torch.save_model(policy, tmp_path / "20" / "model.safetensors")
     assert latest_checkpoint(tmp_path) == tmp_path / "20"
