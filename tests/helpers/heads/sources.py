@@ -28,7 +28,7 @@ def checkout(name: str) -> Path:
         FileNotFoundError: there is none.
     """
     root = os.environ.get(VARIABLE)
-    path = Path(root or "", name)
+    path = Path(root or "", name).resolve()
     if not root or not path.is_dir():
         raise FileNotFoundError(f"{path}: {VARIABLE} names the folder with the checkouts; see make test-heads")
     return path
