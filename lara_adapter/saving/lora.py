@@ -69,11 +69,15 @@ def gather_parts(wrapped: Any) -> Iterator[Part]:
     yield LORA_CONFIG, partial(write_json, content=content)
 
 
+def _lara_prefixes(wrapped: nn.Module) -> tuple[str, ...]:
+    return tuple(f"{path}." for path, module in wrapped.named_modules() if type(module).__name__ == "LaraAdapter")
+
+
 def _tensors(wrapped: Any, adapter: str) -> dict[str, torch.Tensor]:
     """What peft saves of an adapter, without LARA's: with bias="all" peft takes every bias below the PeftModel."""
     from peft import get_peft_model_state_dict
 
-    lara = tuple(f"{path}." for path, module in wrapped.named_modules() if type(module).__name__ == "LaraAdapter")
+    lara = _lara_prefixes(wrapped)
     tensors = get_peft_model_state_dict(wrapped, adapter_name=adapter)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(lara)}
 
@@ -175,6 +179,9 @@ def restore(wrapped: Any, folder: Path) -> None:
     own = _tensors(wrapped, name)
     fix = "wrap the policy with the settings it was saved with, or let load_lara(..., inference=True) do it"
     check_tensors(path, tensors, own, "the policy's LoRA", f"; {fix}")
+    # with LARA's own tensors, or it would say that this checkpoint lacks them
+    lara = _lara_prefixes(wrapped)
+    tensors |= {key: tensor for key, tensor in wrapped.state_dict().items() if key.startswith(lara)}
     set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
 
 

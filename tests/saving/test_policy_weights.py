@@ -309,7 +309,7 @@ def test_lora_with_a_name_of_its_own_and_ranks_per_module(tmp_path):
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_of_lora_with_biases_only_the_policys_are_saved(bias, tmp_path):
+def test_of_lora_with_biases_only_the_policys_are_saved(bias, tmp_path, caplog):
     """peft takes every bias below the PeftModel, and LARA is there too."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=TARGETS, r=2, bias=bias, modules_to_save=["action_out"])
@@ -334,5 +334,6 @@ def test_of_lora_with_biases_only_the_policys_are_saved(bias, tmp_path):
     # to go on with training
     again = wrap()
     assert load_lara(again, tmp_path / "a").step == 3
+    assert "no LARA weights" not in caplog.text
     found = again.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
