@@ -25,6 +25,7 @@ from lara_adapter import (
     TapNotFound,
     TokenError,
     attach_lara,
+    load_lara,
 )
 from lara_adapter.heads import find_blocks
 from lara_adapter.hostcall import host_loss
@@ -36,6 +37,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You are trying to `self.log"),  # outside of Lightning's trainer
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
     pytest.mark.filterwarnings("ignore:invalid escape sequence"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept"),  # numpy on tensors, in RDT
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec"),
 ]
 
 SIZE_OF_BATCH = 3
@@ -240,6 +243,34 @@ def test_idle_or_detached_lara_changes_nothing(name):
     lara.detach()
     assert policy.state_dict().keys() == head.policy.state_dict().keys()
     assert torch.equal(loss_of(head, head.call(policy, head.batch())), alone)
+
+
+@every_head
+def test_saved_and_loaded(name, tmp_path):
+    head = build(name)
+    policy, lara = attached(head)
+    batch = with_frames(head.batch(), head)
+    head.call(policy, batch)
+    lara.save_pretrained(tmp_path / "adapter")
+    again = copy.deepcopy(head.policy)
+    loaded = load_lara(again, tmp_path / "adapter")
+    assert (loaded.config.blocks, loaded.config.layer) == (lara.config.blocks, lara.config.layer)
+    assert loaded.step == 1
+    assert torch.equal(loss_of(head, head.call(again, batch)), loss_of(head, head.call(policy, batch)))
+
+
+@every_head
+def test_a_copy_of_the_policy_has_an_adapter_of_its_own(name):
+    """EMA and teachers are deep copies, in most of these projects."""
+    head = build(name)
+    policy, lara = attached(head)
+    twin, batch = copy.deepcopy(policy), with_frames(head.batch(), head)
+    loss_of(head, head.call(twin, batch)).backward()
+    assert lara.step == 0
+    assert lara.projector[0].weight.grad is None
+    owner = twin.get_submodule(find_spec(policy).owner)
+    assert owner.lara.step == 1
+    assert owner.lara.projector[0].weight.grad.any()
 
 
 def test_gradient_checkpointing_of_eo1_gives_the_same_gradients():
