@@ -177,7 +177,7 @@ def attach_lara(
     )
     adapter.to(_device_of(policy.get_submodule(tap.path), policy))
     adapter.binding.install(adapter)
-    unsure = doubt(policy, tap.blocks) if blocks is None and spec.blocks is None else None
+    unsure = doubt(policy, tap.blocks) if blocks is None and spec.blocks is None and not spec.classes else None
     if unsure:
         logger.warning("%s", unsure)
     return adapter

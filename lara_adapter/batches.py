@@ -85,11 +85,9 @@ def without(batch: Any, keys: Sequence[str]) -> Any:
     if isinstance(batch, Mapping):
         if not any(key in batch for key in keys):
             return batch
-        if type(batch) is dict:
+        if type(batch) is dict or not hasattr(batch, "__delitem__"):  # read-only, as MappingProxyType
             return {name: value for name, value in batch.items() if name not in keys}
         reduced: Any = copy.copy(batch)  # keeps the type: BatchFeature, BatchEncoding, TensorDict
-        if not hasattr(reduced, "__delitem__"):  # read-only, as MappingProxyType
-            return {name: value for name, value in batch.items() if name not in keys}
         for key in keys:
             if key in reduced:
                 del reduced[key]

@@ -181,7 +181,8 @@ class Binding:
                 f"no tensor passed {self.tap.path!r} ({self.tap.kind}) in this training forward of "
                 f"{type(self.policy).__name__}, so nothing can be aligned. Either the host does not call its blocks "
                 "(register a PolicySpec with tap='norm' and final_norm=), or they were compiled and run before attach_lara "
-                "(attach first), or blocks= names the wrong list"
+                "(attach first), or blocks= names the wrong list. If this batch does not reach the action head "
+                "(co-training), leave its frames out: attach_lara(frames_optional=True)"
             )
         if len(runs) == 1:
             return output, runs[0]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from helpers.toys import HORIZON, DitPolicy, OwnLam, make_batch
 
-from lara_adapter import LaraArgumentError, TokenError, attach_lara
-from lara_adapter.tokens import ActionSteps, action_steps, check_rule, select_token
+from lara_adapter import LaraArgumentError, PolicySpec, TokenError, attach_lara
+from lara_adapter.tokens import ActionSteps, action_steps, batch_keys, check_rule, select_token, token_positions
 
 HIDDEN = torch.arange(3 * 7 * 2, dtype=torch.float32).reshape(3, 7, 2)  # 1 state token + 6 action tokens
 VALID = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
@@ -112,3 +112,74 @@ def test_two_horizons_in_one_batch_and_an_action_that_is_all_padding():
     batch["action_mask"][0] = 0
     policy(batch)
     assert lara.metrics()["valid_fraction"] == 0.75
+
+
+ACTION = torch.zeros(3, 6, 2)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 2), (3, 1, 2), (1, 1, 2)])
+def test_a_mask_over_dimensions_is_broadcast_over_the_steps(shape):
+    mask = torch.zeros(shape)
+    mask[..., 0] = 1
+    assert action_steps({"action": ACTION, "action_mask": mask}).valid.tolist() == [[True] * 6] * 3
+    assert not action_steps({"action": ACTION, "action_mask": torch.zeros(shape)}).valid.any()
+
+
+def test_marks_over_steps_and_dimensions():
+    mask = VALID[..., None] * torch.tensor([1.0, 0.0])
+    assert torch.equal(action_steps({"action": ACTION, "action_mask": mask}).valid, VALID)
+    assert torch.equal(action_steps({"action": ACTION, "action_mask": VALID[..., None]}).valid, VALID)
+    padding = ~(VALID[..., None] & torch.tensor([True, False]))  # a dimension that the robot lacks is padding too
+    assert torch.equal(action_steps({"action": ACTION, "action_is_pad": padding}).valid, VALID)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (6, 2), (2, 6, 2), (4,), (3, 6, 3)])
+@pytest.mark.parametrize("key", ["action_mask", "action_is_pad"])
+def test_marks_that_fit_neither_steps_nor_dimensions_are_refused(key, shape):
+    with pytest.raises(TokenError, match=rf"{key} has shape .* but action has \[3, 6, 2\]"):
+        action_steps({"action": ACTION, key: torch.ones(shape)})
+
+
+def test_a_mask_of_one_step_without_an_action_is_refused():
+    with pytest.raises(TokenError, match="over dimensions or over one step"):
+        action_steps({"action_mask": torch.ones(3, 1, 2)})
+    spec = PolicySpec("rdt", action="action_gt")
+    assert action_steps({"action_gt": ACTION, "action_mask": torch.ones(3, 1, 2)}, spec).valid.shape == (3, 6)
+
+
+def test_keys_of_the_row():
+    spec = PolicySpec("x", action="chunk", padding="is_pad", mask="real")
+    assert torch.equal(action_steps({"chunk": ACTION, "is_pad": ~VALID}, spec).valid, VALID)
+    assert torch.equal(action_steps({"chunk": ACTION, "real": VALID}, spec).valid, VALID)
+    assert action_steps({"action": ACTION, "action_is_pad": ~VALID}, spec) is None
+    assert batch_keys(spec) == ("chunk", "real", "is_pad")
+    assert batch_keys(PolicySpec("x", action_tokens="token"))[-2:] == ("input_ids", "token")
+
+
+def test_action_tokens_inside_a_longer_sequence():
+    ids = torch.tensor([[7, 7, 7, 0, 0, 0, 0], [0, 0, 7, 7, 7, 0, 0], [0, 0, 0, 0, 0, 0, 0]])
+    positions = token_positions({"input_ids": ids}, 7)
+    for where in ("token", lambda batch: batch["input_ids"] == 7):
+        assert torch.equal(token_positions({"input_ids": ids, "token": torch.tensor([7, 7, 7])}, where), positions)
+    steps = ActionSteps(torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]], dtype=torch.bool))
+    for rule, at in (("last_valid", (2, 3)), ("last", (2, 4)), (0, (0, 2)), (-3, (0, 2))):
+        token, counts = select_token(HIDDEN, steps, rule, 7, None, positions)
+        assert torch.equal(token[0], HIDDEN[0, at[0]])
+        assert torch.equal(token[1], HIDDEN[1, at[1]])
+        assert counts.tolist() == [True, rule != "last", False]
+    mean, _ = select_token(HIDDEN, steps, "mean_valid", 7, None, positions)
+    assert torch.equal(mean[1], HIDDEN[1, 2:4].mean(0))
+    assert torch.equal(select_token(HIDDEN, None, "last_valid", 7, None, positions)[0][1], HIDDEN[1, 4])
+
+
+def test_action_tokens_that_cannot_be_located():
+    ids = torch.zeros(3, 7, dtype=torch.long)
+    for batch, where, said in (
+        ({}, 7, "no input_ids"), ({"input_ids": ids}, "token", "no 'token'"), ({"input_ids": ids[0]}, 7, "no input_ids"),
+    ):  # fmt: skip
+        with pytest.raises(TokenError, match=said):
+            token_positions(batch, where)
+    with pytest.raises(TokenError, match=r"callable returned torch.int64 \[3, 7\], but bool \[B, S\]"):
+        token_positions({}, lambda batch: ids)
+    with pytest.raises(TokenError, match=r"located in \[3, 5\] positions"):
+        select_token(HIDDEN, None, "last_valid", 7, None, torch.ones(3, 5, dtype=torch.bool))
