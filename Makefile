@@ -86,7 +86,7 @@ test-gr00t: $(VENV)-gr00t/.installed
 
 test-pins-%: $(VENV)-%/.installed
 	mkdir -p outputs
-	$(PYTEST) $(VENV)-$*/bin/python -m pytest tests $(XDIST) --ignore=tests/examples --junitxml=outputs/$*-pins.xml $(ARGS)
+	$(PYTEST) $(VENV)-$*/bin/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(XDIST) --ignore=tests/examples --junitxml=outputs/$*-pins.xml $(ARGS)
 
 $(VENV)-%/.installed: pyproject.toml
 	@test -n '$(call PYTHON_OF,$(word 1,$(PINS_$*)))' || \

@@ -283,6 +283,8 @@ class LaraAdapter(nn.Module):
         refuse_export()
         binding, spec = self.binding, self.spec
         call, taken = self.read_call(args, kwargs)
+        if binding.running:
+            return binding.pass_through(module, own, call)
         if not (binding.policy.training and torch.is_grad_enabled() and self._enabled) or self._idle:
             output = binding.pass_through(module, own, call)
             if torch.is_grad_enabled() and not self._idle and not torch.compiler.is_compiling():

@@ -147,7 +147,7 @@ class Binding:
         """Forward hook of the tapped block. It only stores: a hook that computes breaks gradient checkpointing and compile,
         one that returns a value replaces the output."""
         if self._armed:
-            state = pick_state(output, self.spec.state, self.tap.path)
+            state = pick_state(output, self.spec.state, self.tap.path, self.tap.width)
             if state is not None:
                 self._captured = (*self._captured, state)
         elif not torch.compiler.is_compiling():
@@ -213,6 +213,11 @@ class Binding:
             return call_host(module, own, call, method)
         finally:
             self._inside = before
+
+    @property
+    def running(self) -> bool:
+        """Whether the host's entry is running for LARA; a host may call its own entry from inside."""
+        return self._armed
 
     def _stray(self) -> None:
         """The tapped block ran outside LARA's entry: in training that is an error of the loop, said once.

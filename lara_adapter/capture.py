@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ def hidden_states(value: Any) -> dict[int | str, torch.Tensor]:
         items = list(value.items())
     elif isinstance(value, (tuple, list)):
         items = list(enumerate(value))
+    elif dataclasses.is_dataclass(value):
+        items = list(vars(value).items())
     else:
         items = [(0, value)]
     return {
@@ -28,13 +31,14 @@ def hidden_states(value: Any) -> dict[int | str, torch.Tensor]:
     }
 
 
-def pick_state(value: Any, state: int | str | None, path: str) -> torch.Tensor | None:
+def pick_state(value: Any, state: int | str | None, path: str, width: int | None = None) -> torch.Tensor | None:
     """The hidden state in what a block returns.
 
     Args:
-        value: a tensor, or a tuple, list or mapping with one.
+        value: a tensor, or a tuple, list, mapping or dataclass with one.
         state: index or key of the state, where there are several; None: there is one.
         path: of the block, for messages.
+        width: of the state as far as the block tells; attention weights beside it have another one.
 
     Returns:
         The state; None if there is no tensor.
@@ -45,15 +49,21 @@ def pick_state(value: Any, state: int | str | None, path: str) -> torch.Tensor |
     if isinstance(value, torch.Tensor):
         return value
     if state is not None:
-        try:
-            picked = value[state]
-        except (KeyError, IndexError, TypeError):
-            picked = None
+        if isinstance(state, str) and dataclasses.is_dataclass(value):
+            picked = getattr(value, state, None)
+        else:
+            try:
+                picked = value[state]
+            except (KeyError, IndexError, TypeError):
+                picked = None
         if not isinstance(picked, torch.Tensor):
             known = {key: list(item.shape) for key, item in hidden_states(value).items()}
             raise TokenError(f"{path!r} has no hidden state {state!r}; it has {known}")
         return picked
     states = hidden_states(value)
+    of_width = [item for item in states.values() if item.shape[-1] == width]
+    if len(states) > 1 and len(of_width) == 1:
+        return of_width[0]
     if len(states) > 1:
         shapes = ", ".join(f"{key!r}: {list(item.shape)}" for key, item in states.items())
         raise TokenError(
@@ -104,7 +114,7 @@ def join_runs(
 
     Of a block that stands k times in a list of blocks (shared weights), the run of the tapped layer counts. Of the rest:
     the run that `spec.run` names, else the one that carries a graph, else all of them, joined where they add up to the
-    samples of the batch, or where each is one noise draw of all samples (`spec.draws="tile"`).
+    samples of the batch, or to several noise draws of them (`spec.draws`).
 
     Args:
         runs: the states, in the order in which they passed the tap.
@@ -137,8 +147,10 @@ def join_runs(
         return runs[kept[0]], kept
     parts = [runs[index] for index in kept]
     alike = len({(*part.shape[:dim], *part.shape[dim + 1 :]) for part in parts}) == 1
-    of_all = spec.draws == "tile" and all(rows[index] == pairs for index in kept)
-    if alike and (sum(rows[index] for index in kept) == pairs or of_all):
+    total = sum(rows[index] for index in kept)
+    # runs of all samples are one noise draw each; only tiling stacks them in that order
+    in_draws = spec.draws == "tile" or (spec.draws == "interleave" and any(rows[index] != pairs for index in kept))
+    if alike and (total == pairs or (in_draws and total % pairs == 0)):
         return torch.cat(parts, dim), kept
     raise TokenError(
         f"{ran}, but the batch has {pairs} pairs of frames. Say which run is aligned: "

@@ -1,5 +1,7 @@
 """Several runs of the blocks in one call, several states, shared blocks, torch.func: the right state, or an error."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers.odd_hosts import BATCH, Host, make_batch
@@ -187,6 +189,57 @@ def test_states_in_what_a_block_returns():
     assert pick_state(None, None, "b") is pick_state((1, "a"), None, "b") is None
     flat = torch.zeros(2, 4)
     assert pick_state((flat, 1), None, "b") is flat
+
+
+@dataclasses.dataclass
+class Returned:
+    hidden: torch.Tensor
+    other: torch.Tensor | None = None
+
+
+def test_states_in_a_dataclass_and_beside_attention_weights():
+    x, y = torch.zeros(2, 3, 4), torch.ones(2, 5, 4)
+    assert pick_state(Returned(x), None, "b") is pick_state(Returned(x, y), "hidden", "b") is x
+    with pytest.raises(TokenError, match=r"'hidden': .*'other': "):
+        pick_state(Returned(x, y), None, "b")
+    with pytest.raises(TokenError, match="has no hidden state 'nothing'"):
+        pick_state(Returned(x, y), "nothing", "b")
+    weights = torch.zeros(2, 3, 3)
+    assert pick_state((weights, x), None, "b", 4) is x
+    with pytest.raises(TokenError, match="2 hidden states"):
+        pick_state((weights, x), None, "b")
+    with pytest.raises(TokenError, match="2 hidden states"):
+        pick_state((x, y), None, "b", 4)
+
+
+class CallsItself(Host):
+    """A guess by its own forward comes first."""
+
+    def forward(self, batch, guess=True):
+        if guess:
+            with torch.no_grad():
+                self(batch, guess=False)
+        return super().forward(batch)
+
+
+def test_a_forward_that_calls_itself():
+    read, runs = states_of(CallsItself(), 1, make_batch())
+    assert torch.equal(read, runs[1])
+
+
+class SplitDraws(Host):
+    """Two noise draws of each sample, interleaved, the head run on parts of three rows."""
+
+    def forward(self, batch):
+        return {"loss": self.loss_of(batch["state"].repeat_interleave(2, 0), batch["action"].repeat_interleave(2, 0))}
+
+    def trunk(self, x):
+        return torch.cat([super(SplitDraws, self).trunk(part) for part in x.split(2)])
+
+
+def test_draws_in_parts_are_joined():
+    read, runs = states_of(SplitDraws(), 1, make_batch(), spec=PolicySpec("x", draws="interleave"))
+    assert torch.equal(read, torch.cat(runs[:4]))
 
 
 def test_states_in_what_a_block_is_given():
