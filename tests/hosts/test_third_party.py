@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -318,3 +319,25 @@ def test_the_checkouts_leave_no_modules_behind():
     ]
     assert not left
     assert not any(path.startswith(root) for path in sys.path)
+
+
+# ---------------------------------------------------------------------- README's table
+
+
+def readme_rows() -> dict[str, list[str]]:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    table = text.split("<!-- heads: begin -->")[1].split("<!-- heads: end -->")[0]
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    return {row[1]: row[2:] for row in rows}
+
+
+@pytest.mark.parametrize("name", readme_rows())
+def test_the_table_of_the_readme(name):
+    head = build(name)
+    source, entry, token, rows = readme_rows()[name]
+    _, lara = attached(head)
+    report = lara.check(given(head, with_frames(head.batch(), head)))
+    draws = "proven" if rows == "one a sample" else f"proven ({rows})"
+    assert (head.source, lara.spec.entry) == (source, entry)
+    assert (report.token, report.rows) == (f"{token}: proven", draws)
+    assert report.proven
