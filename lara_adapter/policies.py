@@ -192,7 +192,7 @@ _TABLE: list[PolicySpec] = [
     PolicySpec("rdt-1b", ("models:RDTRunner",), "model.blocks", action="action_gt"),
     PolicySpec(
         "starvla",
-        ("starVLA:Qwen_GR00T", "starVLA:Qwen_PI"),
+        ("starVLA:Qwen_GR00T", "starVLA:Qwen_PI", "starVLA:Cosmos_GR00T"),
         "action_model.model.transformer_blocks",
         loss="action_loss",
         draws="tile",

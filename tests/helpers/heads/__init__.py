@@ -33,6 +33,7 @@ HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cogact_ema": ("cogact", "build", {"use_ema": True}),
     "rdt": ("rdt", "build", {}),
     "starvla_groot": ("starvla", "build_groot", {}),
+    "starvla_cosmos": ("starvla", "build_groot", {"name": "CosmosGR00T", "class_name": "Cosmos_GR00T"}),
     "starvla_pi": ("starvla", "build_pi", {}),
     "diffusion_policy": ("diffusion_policy", "build", {}),
     "diffusion_policy_bert": ("diffusion_policy", "build", {"bert": True}),

@@ -94,12 +94,12 @@ def _build(name: str, class_name: str, draws: int, **head: Any) -> Head:
     )
 
 
-def build_groot() -> Head:
+def build_groot(name: str = "QwenGR00T", class_name: str = "Qwen_GR00T") -> Head:
     head = {
         "action_model_type": "tiny", "repeated_diffusion_steps": 3,
         "diffusion_model_cfg": {"num_layers": 4, "output_dim": 32},
     }  # fmt: skip
-    return _build("QwenGR00T", "Qwen_GR00T", 3, **head)
+    return _build(name, class_name, 3, **head)
 
 
 def build_pi() -> Head:
