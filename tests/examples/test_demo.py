@@ -11,6 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# CI runs the smoke preset as it is
+SMALLEST = (
+    "--preset", "smoke", "--workers", "1", "--lam-steps", "6", "--policy-steps", "6", "--batch", "8", "--play", "2",
+    "--play-steps", "40", "--episodes", "1", "--max-steps", "16",
+)  # fmt: skip
+
+
 def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "examples.demo", *arguments],
@@ -46,7 +53,7 @@ def test_all_arms_differ_in_lara_alone():
 @pytest.mark.timeout(1100)
 def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_path):
     output = tmp_path / "demo"
-    first = run_demo("--preset", "smoke", "--workers", "1", "--output", str(output))
+    first = run_demo(*SMALLEST, "--output", str(output))
     assert first.returncode == 0, first.stdout + first.stderr
     for name in ("curves.png", "probe.png", "predictions.png", "attention.png", "report.md"):
         assert (output / name).stat().st_size > 1000, name
@@ -65,7 +72,7 @@ def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_
     assert "Traceback" not in first.stderr
 
     times = {path: path.stat().st_mtime_ns for path in (output / "cache").rglob("*")}
-    second = run_demo("--preset", "smoke", "--workers", "1", "--output", str(output))
+    second = run_demo(*SMALLEST, "--output", str(output))
     assert second.returncode == 0, second.stdout + second.stderr
     assert {path: path.stat().st_mtime_ns for path in (output / "cache").rglob("*")} == times
     assert json.loads((output / "results.json").read_text()) == results

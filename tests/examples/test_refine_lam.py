@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LAMS = {"plain", "control", "cosine", "contrastive"}
 
 
+FEW = tuple(word for name in ("lam", "joint", "pretrain", "finetune", "policy") for word in (f"--{name}-steps", "4"))
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "examples.refine_lam", *arguments],
@@ -89,6 +92,9 @@ def test_smoke_run_survives_a_kill_and_gives_the_same_rows_again(gl, tmp_path):
         "1",
         "--workers",
         "1",
+        "--max-steps",
+        "8",
+        *FEW,
         "--output",
         str(output),
     )

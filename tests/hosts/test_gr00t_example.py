@@ -222,12 +222,13 @@ def train_on_two_ranks(folder: Path, output: Path, scratch: Path, deepspeed: boo
     words = ["--max-steps", str(steps), "--save-steps", "2", "--output-dir", str(output)]
     done = subprocess.run(
         [sys.executable, *RANKS, str(program), str(folder), str(int(deepspeed)), *words], capture_output=True, text=True,
-        env=environment, check=False, timeout=500,
+        env=environment, check=False, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(output / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="deepspeed compiles an operator for the CPU: needs g++")
 def test_deepspeed_as_gr00t_sets_it_trains_like_ddp_resumes_and_exports(smoked, tmp_path):
