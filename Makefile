@@ -180,7 +180,7 @@ $(HEADS)/.installed: pyproject.toml
 	@touch $@
 
 lint: $(TEST) $(WHEEL_TREE)
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .  # its cache does not notice that another module appeared
 	$(BIN)/ruff format --check .
 	cd $(WHEEL_TREE) && PYTHONPATH=. $(abspath $(BIN))/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 

@@ -16,9 +16,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 from golden_policy import Policy, batch, losses  # noqa: E402
-from lara_adapter.files import write_json, write_tensors  # noqa: E402
 
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara  # noqa: E402
+from lara_adapter.files import write_json, write_tensors  # noqa: E402
 from lara_adapter.schedules import Cosine, Warmup  # noqa: E402
 
 SIZES = {"image_size": 16, "encoder_width": 16, "idm_width": 16, "idm_mlp": 16, "fdm_width": 16, "fdm_mlp": 16,

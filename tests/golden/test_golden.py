@@ -13,9 +13,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from golden_policy import Policy, batch, losses  # noqa: E402
-from lara_adapter.files import read_tensors  # noqa: E402
 
 from lara_adapter import LatentActionModel, load_lara  # noqa: E402
+from lara_adapter.files import read_tensors  # noqa: E402
 
 EXPECTED = json.loads((HERE / "expected.json").read_text())
 
