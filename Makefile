@@ -179,8 +179,9 @@ $(HEADS)/.installed: pyproject.toml
 	$(HEADS)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@touch $@
 
+# without ruff's cache, which does not notice that another module appeared
 lint: $(TEST) $(WHEEL_TREE)
-	$(BIN)/ruff check --no-cache .  # its cache does not notice that another module appeared
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	cd $(WHEEL_TREE) && PYTHONPATH=. $(abspath $(BIN))/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 

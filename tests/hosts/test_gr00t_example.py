@@ -246,8 +246,10 @@ def test_deepspeed_as_gr00t_sets_it_trains_like_ddp_resumes_and_exports(smoked, 
         moved = [name for name, value in base.items() if not torch.equal(first[name], value)]
         assert len(moved) > 100
     # two steps of Adam at 1e-3: the same but for what bf16 does to small gradients
-    apart = [(zero[0]["weights"][name] - value).abs().mean() for name, value in plain[0]["weights"].items()]
-    assert float(torch.stack(apart).max()) < 2e-4
+    apart = {
+        name: float((zero[0]["weights"][name] - value).abs().mean()) for name, value in plain[0]["weights"].items()
+    }
+    assert {name: far for name, far in apart.items() if far >= 2e-4} == {}
     resumed = train_on_two_ranks(folder, tmp_path / "zero", tmp_path, True, 4)
     assert [rank["step"] for rank in resumed] == [4, 4]
     policy = load_file(export_policy(tmp_path / "zero/checkpoint-4", tmp_path / "policy") / "model.safetensors")
