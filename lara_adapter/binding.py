@@ -150,7 +150,7 @@ class Binding:
             state = pick_state(output, self.spec.state, self.tap.path, self.tap.width)
             if state is not None:
                 self._captured = (*self._captured, state)
-        elif not torch.compiler.is_compiling():
+        else:
             self._stray()
 
     def capture_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -159,7 +159,7 @@ class Binding:
             state = input_state(args, kwargs, self.spec.state, self.tap.path)
             if state is not None:
                 self._captured = (*self._captured, state)
-        elif not torch.compiler.is_compiling():
+        else:
             self._stray()
 
     def run(self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall, pairs: int) -> tuple[Any, Any]:
@@ -199,9 +199,7 @@ class Binding:
         finally:
             self._armed = False
             runs, self._captured = self._captured, ()
-        if not torch.compiler.is_compiling():
-            runs = tuple(unwrapped_state(state, self.tap.path) for state in runs)
-        return output, runs
+        return output, tuple(unwrapped_state(state, self.tap.path) for state in runs)
 
     def pass_through(self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
         """Run the host's entry as if LARA were not attached."""
@@ -225,7 +223,9 @@ class Binding:
         Raises:
             AttachOrderError: the policy was unpickled.
         """
-        if self._inside or self.quiet or not self.policy.training or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or self._inside or self.quiet:
+            return
+        if not self.policy.training or not torch.is_grad_enabled():
             return
         if self.unbound:
             raise AttachOrderError(

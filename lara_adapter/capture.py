@@ -99,6 +99,8 @@ def unwrapped_state(state: torch.Tensor, path: str) -> torch.Tensor:
     Raises:
         TokenError: the blocks run under `torch.func.vmap`, which hides the batch.
     """
+    if torch.compiler.is_compiling():  # after a graph break this may be a frame of its own
+        return state
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(state):
         if functorch.is_batchedtensor(state):
