@@ -372,7 +372,7 @@ class LaraAdapter(nn.Module):
         return call, call.take_frames(self._frames, self.binding.accepts_any)
 
     def _without_lara(self, output: Any) -> None:
-        """A loss with a graph came from a call in which LARA had no part: its metrics are no longer the last step's."""
+        """Forget the metrics, and warn once of eval mode, if a call without LARA returned a loss to train on."""
         try:
             trains = host_loss(output, self.spec.loss).requires_grad
         except HostOutputError:

@@ -13,9 +13,10 @@ from torch import nn
 
 from ._version import __version__
 from .adapter import LaraAdapter
-from .binding import Binding, check_entry
+from .binding import Binding
 from .blocks import Blocks, blocks_name, same_blocks
 from .config import DEFAULT_FRAMES, LaraConfig, row_to_json
+from .entry import check_entry
 from .errors import AdapterFormatError, AttachOrderError, LaraArgumentError
 from .heads import doubt
 from .losses import Alignment, resolve_alignment

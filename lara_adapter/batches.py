@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["lookup", "replaced", "without"]
+__all__ = ["lookup", "replaced", "with_fields", "without"]
 
 
 def _is_scopes(batch: Any) -> bool:
@@ -98,7 +98,7 @@ def without(batch: Any, keys: Sequence[str]) -> Any:
     fields = _attributes(batch)
     if not fields or not any(fields.get(key) is not None for key in keys):
         return batch
-    return _with_fields(batch, {key: None for key in keys if key in fields})
+    return with_fields(batch, {key: None for key in keys if key in fields})
 
 
 def replaced(batch: Any, key: str, value: torch.Tensor) -> Any:
@@ -123,7 +123,7 @@ def replaced(batch: Any, key: str, value: torch.Tensor) -> Any:
             for sample, part in zip(batch, value)
         ]
         return type(batch)(samples)
-    return _with_fields(batch, {key: value})
+    return with_fields(batch, {key: value})
 
 
 def _rebuilt(batch: Mapping[str, Any], entries: dict[str, Any]) -> Mapping[str, Any]:
@@ -138,7 +138,8 @@ def _rebuilt(batch: Mapping[str, Any], entries: dict[str, Any]) -> Mapping[str, 
         return entries
 
 
-def _with_fields(batch: Any, fields: dict[str, Any]) -> Any:
+def with_fields(batch: Any, fields: dict[str, Any]) -> Any:
+    """A shallow copy of a NamedTuple, a dataclass or a plain object with other values in some fields."""
     if hasattr(batch, "_replace"):
         return batch._replace(**fields)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):

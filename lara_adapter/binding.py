@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import re
-import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -16,18 +14,15 @@ from torch import nn
 
 from .blocks import block_paths
 from .capture import input_state, join_runs, pick_state, unwrapped_state
-from .errors import AttachOrderError, TapNeverFired, TapNotFound
+from .entry import ADAPTER_NAME, HOST_ADAPTER, HOST_ENTRY, bound_entry, entry_used
+from .errors import AttachOrderError, TapNeverFired
 from .hostcall import HostCall
 from .policies import PolicySpec
 from .tap import Tap
 
-__all__ = ["ADAPTER_NAME", "Binding", "call_host", "refuse_export"]
+__all__ = ["Binding", "refuse_export", "shared_turn"]
 
 logger = logging.getLogger(__name__)
-
-ADAPTER_NAME = "lara"  # attribute of the owner under which the adapter is registered
-_HOST_ENTRY = "_lara_host_forward"  # instance attribute: the entry that the instance itself had
-_HOST_ADAPTER = "_lara_adapter"  # instance attribute of a submodule that has the entry; not in the module tree
 
 # torch 2.7 to 2.11 (probed): is_exporting() is True in every torch.compile
 _EXPORT_IS_KNOWN = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
@@ -45,23 +40,20 @@ class Binding:
         unbound: whether the policy was unpickled; a pickle cannot hold the entry.
         names: the positional parameters of the entry, without self.
         accepts_any: whether the entry takes any keyword.
+        shared: see :func:`shared_turn`.
         quiet: whether the blocks may run past the entry unnoticed, because LARA is idle by its settings.
         missed: whether the blocks ran in training past the entry since the last training step of LARA.
     """
 
     def __init__(self, policy: nn.Module, peft: Any, spec: PolicySpec, tap: Tap) -> None:
         self.policy, self.peft, self.spec, self.tap = policy, peft, spec, tap
-        parameters = list(inspect.signature(self._host_entry()).parameters.values())
+        parameters = list(inspect.signature(getattr(*self.entry_of(policy))).parameters.values())
         self.names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         self.accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self.attached = self.unbound = self.quiet = self.missed = False
-        self._shared = shared_turn(policy, tap)
+        self.shared = shared_turn(policy, tap)
         self._armed = self._inside = self._warned = False
         self._captured: tuple[torch.Tensor, ...] = ()
-
-    def _host_entry(self) -> Callable[..., Any]:
-        module, method = self.entry_of(self.policy)
-        return getattr(module, method)
 
     def entry_of(self, policy: nn.Module) -> tuple[nn.Module, str]:
         """The module that has the entry, and the name of the method."""
@@ -71,7 +63,7 @@ class Binding:
     def host_entry(self) -> tuple[nn.Module, Callable[..., Any] | None]:
         """The module that has the entry, and the instance's own entry if it had one before LARA."""
         module = self.entry_of(self.policy)[0]
-        return module, module.__dict__.get(_HOST_ENTRY)
+        return module, module.__dict__.get(HOST_ENTRY)
 
     # ------------------------------------------------------------------ install and remove
 
@@ -86,9 +78,9 @@ class Binding:
             tapped.register_forward_pre_hook(self.capture_input, with_kwargs=True)
         module, method = self.entry_of(policy)
         if method in module.__dict__:
-            module.__dict__[_HOST_ENTRY] = module.__dict__[method]
+            module.__dict__[HOST_ENTRY] = module.__dict__[method]
         if module is not policy:
-            module.__dict__[_HOST_ADAPTER] = adapter
+            module.__dict__[HOST_ADAPTER] = adapter
         self.bind_entry()
         self.attached = True
 
@@ -100,7 +92,7 @@ class Binding:
             parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
         )
         owner = tuple(filter(None, self.spec.owner.split("."))) if module is self.policy else None
-        object.__setattr__(module, method, types.MethodType(_entry(owner, method, unbound), module))
+        object.__setattr__(module, method, types.MethodType(bound_entry(owner, method, unbound), module))
         self.unbound = self.missed = self._warned = False
 
     def remove(self) -> None:
@@ -123,8 +115,8 @@ class Binding:
         delattr(policy.get_submodule(self.spec.owner), ADAPTER_NAME)
         module, method = self.entry_of(policy)
         module.__dict__.pop(method, None)
-        module.__dict__.pop(_HOST_ADAPTER, None)
-        own = module.__dict__.pop(_HOST_ENTRY, None)
+        module.__dict__.pop(HOST_ADAPTER, None)
+        own = module.__dict__.pop(HOST_ENTRY, None)
         if own is not None:
             module.__dict__[method] = own
         self.attached = False
@@ -186,7 +178,7 @@ class Binding:
             )
         if len(runs) == 1:
             return output, runs[0]
-        return output, join_runs(runs, pairs=pairs, shared=self._shared, spec=self.spec)[0]
+        return output, join_runs(runs, pairs=pairs, shared=self.shared, spec=self.spec)[0]
 
     def run_host(
         self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall
@@ -195,7 +187,7 @@ class Binding:
         runs: tuple[torch.Tensor, ...] = ()
         self._captured, self._armed, self.missed = runs, True, False
         try:
-            output = call_host(module, own, call, self.entry_of(self.policy)[1])
+            output = self._call_host(module, own, call)
         finally:
             self._armed = False
             runs, self._captured = self._captured, ()
@@ -203,14 +195,20 @@ class Binding:
 
     def pass_through(self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
         """Run the host's entry as if LARA were not attached."""
-        method = self.entry_of(self.policy)[1]
         if torch.compiler.is_compiling():
-            return call_host(module, own, call, method)
+            return self._call_host(module, own, call)
         before, self._inside = self._inside, True
         try:
-            return call_host(module, own, call, method)
+            return self._call_host(module, own, call)
         finally:
             self._inside = before
+
+    def _call_host(self, module: nn.Module, own: Callable[..., Any] | None, call: HostCall) -> Any:
+        """Call the policy's own entry: `own` if the instance had one, else its class's."""
+        if own is not None:
+            return own(*call.args, **call.kwargs)
+        method = self.spec.entry.rpartition(".")[2]
+        return getattr(type(module), method)(module, *call.args, **call.kwargs)
 
     @property
     def running(self) -> bool:
@@ -238,7 +236,7 @@ class Binding:
         if self._warned:
             return
         self._warned = True
-        used, entry = entry_used(self.policy), self.spec.entry
+        used, entry = entry_used(self.policy, block_paths(self.policy, self.tap.blocks)), self.spec.entry
         if used == entry:
             why = f"the policy's own {entry} was put back after attach_lara (accelerate's remove_hook_from_module does so)"
             fix = "call lara.rebind()"
@@ -306,99 +304,6 @@ class Binding:
         memo[id(self)] = double
         double.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return double
-
-
-def _entry(owner: tuple[str, ...] | None, method: str, signature: inspect.Signature) -> Callable[..., Any]:
-    """The function bound in place of the policy's entry.
-
-    It has the original's signature, which transformers' Trainer reads (a **kwargs would stop the division by the
-    accumulation steps), and no `__wrapped__`, along which accelerate would unwrap it and strip LARA. It finds the adapter
-    through `self`, so that a deep copy of the policy uses the copy's adapter.
-    """
-
-    def entry(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        adapter: Any = self
-        if owner is None:  # the entry of a submodule, which cannot look upwards
-            adapter = self.__dict__[_HOST_ADAPTER]
-        else:
-            for name in owner:
-                adapter = getattr(adapter, name)
-            adapter = getattr(adapter, ADAPTER_NAME)
-        return adapter.run(self, self.__dict__.get(_HOST_ENTRY), args, kwargs)
-
-    entry.__name__ = entry.__qualname__ = method
-    entry.__signature__ = signature  # type: ignore[attr-defined]
-    entry.__doc__ = f"The policy's own {method} with the LARA terms folded into its loss; see lara_adapter."
-    return entry
-
-
-def call_host(module: nn.Module, own: Callable[..., Any] | None, call: HostCall, method: str = "forward") -> Any:
-    """Call the policy's own entry: `own` if the instance had one, else its class's."""
-    if own is not None:
-        return own(*call.args, **call.kwargs)
-    return getattr(type(module), method)(module, *call.args, **call.kwargs)
-
-
-def check_entry(policy: nn.Module, entry: str) -> None:
-    """Check that the policy has the method that training calls.
-
-    Raises:
-        TapNotFound: it has not, or its forward is not implemented, so that training must call another method.
-    """
-    path, _, method = entry.rpartition(".")
-    try:
-        function = getattr(policy.get_submodule(path), method, None)
-    except AttributeError:
-        function = None
-    kind, others = type(policy).__name__, _losses_of(policy)
-    has = f"; it has {others}" if others else ""
-    if not callable(function) or isinstance(function, nn.Module):
-        raise TapNotFound(f"attach_lara: entry={entry!r}, but {kind} has no such method{has}")
-    if entry == "forward" and "forward" not in policy.__dict__ and not _implements_forward(type(policy)):
-        raise TapNotFound(
-            f"attach_lara: {kind}.forward is not implemented, so training calls another method{has}. Name it: "
-            f"attach_lara(..., entry={others[0] if others else 'compute_loss'!r})"
-        )
-
-
-def _losses_of(policy: nn.Module) -> list[str]:
-    """Names of the policy's own methods that sound like a training step, the likeliest first."""
-    names = [name for cls in type(policy).__mro__ if cls.__module__.partition(".")[0] not in ("torch", "builtins")
-             for name, value in vars(cls).items() if inspect.isfunction(value) and not name.startswith("_")]  # fmt: skip
-    likely = ("compute_loss", "training_step", "loss", "get_loss", "forward_train", "train_step")
-    return [name for name in likely if name in names]
-
-
-def _implements_forward(cls: type) -> bool:
-    for base in cls.__mro__:
-        forward = vars(base).get("forward")
-        if forward is None:
-            continue
-        names = set(getattr(getattr(forward, "__code__", None), "co_names", ("?",)))
-        if forward is vars(nn.Module)["forward"] or names == {"NotImplementedError"}:
-            return False
-        if names != {"super", "forward"}:  # LightningModule.forward only hands on
-            return True
-    return False
-
-
-def entry_used(policy: nn.Module) -> str | None:
-    """The outermost method of the policy, or of a part of it, that is running: dotted path; None: only blocks are."""
-    known = {id(module): path for path, module in policy.named_modules()}
-    frame, found = sys._getframe(1), None
-    while frame is not None:
-        owner, name = frame.f_locals.get("self"), frame.f_code.co_name
-        if isinstance(owner, nn.Module) and id(owner) in known and name not in ("_call_impl", "_wrapped_call_impl"):
-            found = (known[id(owner)], name)
-        frame = frame.f_back  # type: ignore[assignment]
-    if found is None or not _holds_blocks(policy, found[0]):
-        return None
-    return ".".join(filter(None, found))
-
-
-def _holds_blocks(policy: nn.Module, path: str) -> bool:
-    """Whether a module is the policy, or holds more than one block of one."""
-    return path == "" or not re.search(r"\.\d+(\.|$)", path)
 
 
 def shared_turn(policy: nn.Module, tap: Tap) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from .errors import TapNotFound
 __all__ = ["Candidate", "block_candidates", "doubt", "find_blocks"]
 
 _HEAD = re.compile(r"actions?|dit|mmdit|udit|rdt|mdt|diffus\w*|denois\w*|expert|flow|flowmatching|noise|velocity")
-# after these an identifier is no action head, whatever stands before: action_encoder, noise_tokenizer
+# an identifier that ends with one of these is not an action head: action_encoder, noise_tokenizer
 _ROLE = re.compile(
     r"(?:auto)?encoders?|vae|(?:de)?tokenizers?|towers?|featurizers?|extractors?|resampler|perceiver|qformer"
 )

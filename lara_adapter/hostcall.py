@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .batches import lookup, replaced, without
+from .batches import lookup, replaced, with_fields, without
 from .errors import FrameError, HostOutputError
 from .frames import FramePair
 
@@ -203,11 +203,8 @@ def _with_entry(output: Any, name: str, value: Any) -> Any:
             return {**output, name: value}
         output[name] = value  # ModelOutput and BatchFeature keep item and attribute in step
         return output
-    if hasattr(output, "_replace"):  # a NamedTuple with a field for the loss
-        return output._replace(**{name: value})
-    if dataclasses.is_dataclass(output) and getattr(output, "__dataclass_params__").frozen:  # noqa: B009
-        output = copy.copy(output)
-        object.__setattr__(output, name, value)
-        return output
+    frozen = dataclasses.is_dataclass(output) and getattr(output, "__dataclass_params__").frozen  # noqa: B009
+    if frozen or hasattr(output, "_replace"):
+        return with_fields(output, {name: value})
     setattr(output, name, value)
     return output

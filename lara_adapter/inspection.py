@@ -11,9 +11,9 @@ from typing import Any, Literal
 from torch import nn
 
 from .attach import attach_lara, locate
-from .binding import check_entry
 from .blocks import Blocks, block_paths
 from .check import prove_batch
+from .entry import check_entry
 from .errors import AttachOrderError, LaraArgumentError, LaraError, TapNotFound
 from .heads import block_candidates, doubt
 from .lam import LatentActionConfig

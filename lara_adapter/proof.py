@@ -190,12 +190,12 @@ def _observe(binding: Binding, call: HostCall, pairs: int, seed: int) -> _Observ
         handle.remove()
     if not runs:
         raise _Unproven("the tapped block did not run")
-    shared, first_shared = shared_turn(policy, binding.tap), shared_turn(policy, first)
-    state, kept = join_runs(runs, pairs=pairs, shared=shared, spec=spec)
-    passes = inputs[:: first_shared[1]]
-    if len(passes) * shared[1] != len(runs):
+    times = binding.shared[1]
+    state, kept = join_runs(runs, pairs=pairs, shared=binding.shared, spec=spec)
+    passes = inputs[:: shared_turn(policy, first)[1]]
+    if len(passes) * times != len(runs):
         raise _Unproven(f"the first block ran {len(inputs)} times, the tapped one {len(runs)} times")
-    chosen = [passes[index // shared[1]] for index in kept]
+    chosen = [passes[index // times] for index in kept]
     dim = 0 if spec.layout == "batch" else 1
     streams = {}
     for name in chosen[0]:

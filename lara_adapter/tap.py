@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import nn
 
 from .blocks import Blocks, block_paths, blocks_name, submodule
@@ -18,7 +17,7 @@ from .errors import LaraArgumentError, TapNotFound
 from .heads import find_blocks
 from .policies import PolicySpec
 
-__all__ = ["Tap", "absolute_layer", "first_tensor", "resolve_tap"]
+__all__ = ["Tap", "absolute_layer", "resolve_tap"]
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,6 @@ class Tap:
     depth: int
     blocks: str
     width: int | None
-
-
-def first_tensor(value: Any) -> torch.Tensor | None:
-    """The value itself, or the first tensor of a tuple, list or mapping; None if there is none."""
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            if isinstance(item, torch.Tensor):
-                return item
-    return None
 
 
 def absolute_layer(layer: int | str, depth: int, where: str) -> int:

@@ -401,7 +401,7 @@ def no_negatives(caplog):
 
 @pytest.mark.parametrize("views", [None, 2], ids=["one view", "two views"])
 def test_a_contrastive_alignment_without_negatives_warns_once(policy, lam, views, caplog):
-    """A batch of one with gradient accumulation: the loss is 0.0 for ever. Views are no negatives."""
+    """A batch of one with gradient accumulation: the loss is always 0. Views are not negatives."""
     lara = attach_lara(policy, lam, alignment="contrastive")
     for seed in range(3):
         policy(make_batch(size=1, seed=seed, views=views))["loss"].backward()

@@ -126,7 +126,7 @@ def test_weight_tied_depth_has_a_path_per_place():
     assert (report.depth, report.blocks_below, report.trainable_blocks_below) == (6, 4, 4)
     lara = attach_lara(policy, OwnLam())
     assert (lara.config.depth, lara.config.layer, lara.config.tap) == (6, 4, "transformer_blocks.3")
-    checked = lara.check(make_batch())  # the blocks above share the weights below the tap: that is no leak
+    checked = lara.check(make_batch())  # the blocks above share the weights below the tap: that is not a leak
     assert (checked.blocks_below, checked.blocks_reached, checked.blocks_above_reached) == (4, 4, 0)
 
 

@@ -151,7 +151,10 @@ def test_unknown_width_asks_for_a_projector(lam):
 
 
 def test_first_tensor_of_what_blocks_return():
-    from lara_adapter.tap import first_tensor
+    from lara_adapter.capture import pick_state
+
+    def first_tensor(value):
+        return pick_state(value, None, "blocks.0")
 
     x = torch.zeros(1)
     assert first_tensor(x) is first_tensor((x, None)) is first_tensor({"a": None, "b": x}) is first_tensor([1, x]) is x
