@@ -77,6 +77,16 @@ class Head:
         return [draw * size + sample for draw in range(self.draws)]
 
 
+def calvin_scope(size: int, images: int) -> dict[str, Any]:
+    """One scope of a CALVIN batch: two cameras with some images each, instructions of three words, actions."""
+    texts = ("push the block", "open the drawer", "close it now")
+    return {
+        "rgb_obs": {name: torch.rand(size, images, 3, 16, 16) for name in ("rgb_static", "rgb_gripper")},
+        "lang_text": [texts[index % 3] for index in range(size)],
+        "actions": torch.randn(size, HORIZON, ACTION),
+    }
+
+
 def parts(batch: Any) -> Iterator[dict[str, Any]]:
     """The mappings that hold the samples: the batch, its scopes, or the samples themselves."""
     if isinstance(batch, list):

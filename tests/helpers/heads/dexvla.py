@@ -75,6 +75,13 @@ def sample(policy: nn.Module) -> torch.Tensor:
         return head(None, given["hidden_states"], given["states"], None)
 
 
+# alone or in the VLA
+_SCALEDP: dict[str, Any] = {
+    "source": SOURCE, "length": HORIZON, "token": HORIZON - 1, "draws": _SAMPLES, "action": "actions", "padding": "is_pad",
+    "keywords": True, "sample": sample,
+}  # fmt: skip
+
+
 def build() -> Head:
     """The head alone, called as the VLA calls it."""
     with _code() as (head, _):
@@ -82,15 +89,8 @@ def build() -> Head:
     return Head(
         policy=head.train(),
         make_batch=head_batch,
-        source=SOURCE,
         blocks="blocks",
-        length=HORIZON,
-        token=HORIZON - 1,
-        draws=_SAMPLES,
-        action="actions",
-        padding="is_pad",
-        keywords=True,
-        sample=sample,
+        **_SCALEDP,
     )
 
 
@@ -150,14 +150,7 @@ def build_vla() -> Head:
     return Head(
         policy=OnCpu().train(),
         make_batch=vla_batch,
-        source=SOURCE,
         blocks="policy_head.blocks",
-        length=HORIZON,
-        token=HORIZON - 1,
-        draws=_SAMPLES,
-        action="actions",
-        padding="is_pad",
-        keywords=True,
         stand_in="the language model; no images",
-        sample=sample,
+        **_SCALEDP,
     )

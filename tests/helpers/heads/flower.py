@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .common import ACTION, HORIZON, Head
+from .common import HORIZON, Head, calvin_scope
 from .sources import checkout, imported
 
 _WIDTH = 24
@@ -21,7 +21,6 @@ _SCHEDULER = {
         "phase_ratio": "(0.1, 0.1, 0.8)",
     }
 }  # fmt: skip
-_INSTRUCTIONS = ("push the block", "open the drawer", "close it")
 
 
 class Florence(nn.Module):
@@ -92,21 +91,13 @@ class _Functional:
 
 def make_batch(size: int, seed: int) -> dict[str, Any]:
     """CALVIN's two scopes: one sample with a goal image, the rest with language."""
-    return {"lang": _scope(size - 1), "vis": _scope(1)}
-
-
-def _scope(size: int) -> dict[str, Any]:
-    return {
-        "rgb_obs": {name: torch.rand(size, 1, 3, 16, 16) for name in ("rgb_static", "rgb_gripper")},
-        "lang_text": [_INSTRUCTIONS[index % 3] for index in range(size)],
-        "actions": torch.randn(size, HORIZON, ACTION),
-    }
+    return {"lang": calvin_scope(size - 1, images=1), "vis": calvin_scope(1, images=1)}
 
 
 def sample(policy: nn.Module) -> torch.Tensor:
     torch.manual_seed(3)
     with torch.no_grad():
-        return policy(_scope(1), {"lang_text": "push the block"})
+        return policy(calvin_scope(1, images=1), {"lang_text": "push the block"})
 
 
 def build() -> Head:

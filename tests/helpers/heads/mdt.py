@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from .common import ACTION, HORIZON, Head
+from .common import ACTION, HORIZON, Head, calvin_scope
 from .sources import checkout, imported
 
 _WIDTH = 32
@@ -45,21 +45,12 @@ class Goal(nn.Module):
 
 def make_batch(size: int, seed: int) -> dict[str, Any]:
     """CALVIN's two scopes: one sample with a goal image, the rest with language."""
-    return {"vis": _scope(1), "lang": _scope(size - 1)}
-
-
-def _scope(size: int) -> dict[str, Any]:
-    texts = ("push the block", "open the drawer", "close it now")
-    return {
-        "rgb_obs": {name: torch.rand(size, 2, 3, 16, 16) for name in ("rgb_static", "rgb_gripper")},
-        "lang_text": [texts[index % 3] for index in range(size)],
-        "actions": torch.randn(size, HORIZON, ACTION),
-    }
+    return {"vis": calvin_scope(1, images=2), "lang": calvin_scope(size - 1, images=2)}
 
 
 def sample(policy: nn.Module) -> torch.Tensor:
     torch.manual_seed(3)
-    obs = _scope(1)
+    obs = calvin_scope(1, images=2)
     obs["rgb_obs"] = {name: images[:, :1] for name, images in obs["rgb_obs"].items()}
     with torch.no_grad():
         return policy(obs, {"lang": True, "lang_text": obs["lang_text"]})
