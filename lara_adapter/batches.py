@@ -22,12 +22,12 @@ def _is_scopes(batch: Any) -> bool:
     if not isinstance(batch, Mapping):
         return False
     values = list(batch.values())  # not bool(batch): a TensorDict has no truth value
-    return bool(values) and all(isinstance(value, Mapping) for value in values)
+    return len(values) > 0 and all(isinstance(value, Mapping) for value in values)
 
 
 def _is_samples(batch: Any) -> bool:
     """A list of samples that the policy collates itself."""
-    return isinstance(batch, (list, tuple)) and bool(batch) and all(isinstance(item, Mapping) for item in batch)
+    return isinstance(batch, (list, tuple)) and len(batch) > 0 and all(isinstance(item, Mapping) for item in batch)
 
 
 def _attributes(batch: Any) -> dict[str, Any] | None:

@@ -45,7 +45,8 @@ class HostCall:
         self._first_name = names[0] if names else None
         self.first: Any = args[0] if args else named.get(self._first_name, named)  # type: ignore[arg-type]
         try:
-            entries = {} if self.first is named else lookup(self.first, keys)
+            # not `self.first is named`: torch 2.7's Dynamo cannot compare dicts
+            entries = lookup(self.first, keys) if args or self._first_name in named else {}
         except ValueError as error:
             raise FrameError(str(error)) from None
         # an object's attributes do not hide arguments of the same name
@@ -65,9 +66,7 @@ class HostCall:
             The two values, None for what is absent.
         """
         keys = (key, f"{key}_valid")
-        reduced = without(self.first, keys)
-        if reduced is not self.first:
-            self._set_first(reduced)
+        self._set_first(without(self.first, keys))
         for name in keys:
             if name in self.kwargs and (accepts or name not in self._names):
                 del self.kwargs[name]

@@ -79,7 +79,18 @@ def _tensors(wrapped: Any, adapter: str) -> dict[str, torch.Tensor]:
 
     lara = _lara_prefixes(wrapped)
     tensors = get_peft_model_state_dict(wrapped, adapter_name=adapter)
+    if wrapped.peft_config[adapter].bias == "lora_only":
+        tensors |= _biases_of_layers(wrapped)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(lara)}
+
+
+def _biases_of_layers(wrapped: Any) -> dict[str, torch.Tensor]:
+    """The biases that bias="lora_only" trains; peft 0.17 looks for them beside the base layer and finds none."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    modules = wrapped.named_modules()
+    names = {f"{path}.base_layer.bias" for path, layer in modules if isinstance(layer, BaseTunerLayer)}
+    return {name: tensor for name, tensor in wrapped.state_dict().items() if name in names}
 
 
 def settings(folder: Path) -> dict[str, Any]:
