@@ -3,10 +3,11 @@
 Imports torch and numpy only; `av` (video and pictures) and `pyarrow` (LeRobot's format) are imported when they are used.
 """
 
+from .formats import find_sources, open_dataset
 from .gap import Gap, parse_gap
 from .index import IndexSettings, VideoIndex, build_index, require_pairs
 from .pairs import PairBatch, PairStream
-from .sources import Segment, Source, find_sources
+from .sources import Segment, Source
 
 __all__ = [
     "Gap",
@@ -18,6 +19,7 @@ __all__ = [
     "VideoIndex",
     "build_index",
     "find_sources",
+    "open_dataset",
     "parse_gap",
     "require_pairs",
 ]

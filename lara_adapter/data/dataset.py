@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import abc
 import logging
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ..errors import DatasetError, LaraArgumentError
+from .sources import Segment, Source, shown
 
-__all__ = ["Content", "Dataset", "EpisodeLike", "parse_numbers", "shown"]
+__all__ = ["Content", "Dataset", "EpisodeLike", "parse_numbers", "ranges", "shown"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,9 @@ class EpisodeLike(NamedTuple):
 class Dataset(abc.ABC):
     """Episodes on disk, read only.
 
+    A damaged episode is the same to every command: it is named with its reason in one warning and left out, before the
+    work where that is seen without decoding (:meth:`check`). Only if none is left there is an error.
+
     Attributes:
         root: the folder or file.
         name: what messages call it: Hub id, or the folder's name.
@@ -51,8 +54,18 @@ class Dataset(abc.ABC):
     left_out: dict[int, str]
 
     @abc.abstractmethod
+    def frames(self, camera: str, episodes: Sequence[Any]) -> Iterator[tuple[Any, Iterator[np.ndarray]]]:
+        """Episodes, and an iterator over the frames [H, W, 3] uint8 of each, to be used up before the next is asked for.
+
+        The iterator raises DatasetError where the episode is damaged.
+        """
+
+    @abc.abstractmethod
+    def sources(self, camera: str) -> Iterator[Source]:
+        """The frames of a camera for training; without decoding, and with the episodes that are used alone."""
+
     def contents(self, camera: str, episode: Any, places: Sequence[int] | None = None) -> Iterator[Content]:
-        """The pictures of an episode in order, undecoded.
+        """The pictures of an episode in order, undecoded; for kind "episode" of :class:`Source`.
 
         Args:
             camera: one of `cameras`.
@@ -62,13 +75,11 @@ class Dataset(abc.ABC):
         Raises:
             DatasetError: the episode is damaged: something is missing or cannot be read.
         """
+        raise NotImplementedError
 
-    @abc.abstractmethod
-    def frames(self, camera: str, episodes: Sequence[Any]) -> Iterator[tuple[Any, Iterator[np.ndarray]]]:
-        """Episodes, and an iterator over the frames [H, W, 3] uint8 of each, to be used up before the next is asked for.
-
-        The iterator raises DatasetError where the episode is damaged.
-        """
+    def open_inside(self, inside: str) -> BinaryIO:
+        """The video of that name inside of a file; for kind "video" of :class:`Source` with `inside`."""
+        raise NotImplementedError
 
     def actions(self, episode: Any) -> np.ndarray | None:
         """The actions of an episode, [length, A] of a float type; None: the dataset has none.
@@ -86,6 +97,33 @@ class Dataset(abc.ABC):
             rows: whether the columns of frames are needed too.
         """
         return {}
+
+    def pick(self, camera: str, episode: Any, places: Iterable[int]) -> dict[int, np.ndarray]:
+        """Some frames of an episode, decoded up to the last one.
+
+        Returns:
+            Number -> frame [H, W, 3] uint8, without those past its end.
+
+        Raises:
+            DatasetError: the episode is damaged.
+        """
+        rest = set(places)
+        found: dict[int, np.ndarray] = {}
+        if not rest:
+            return found
+        for _, frames in self.frames(camera, [episode]):
+            for place, frame in enumerate(frames):
+                if place in rest:
+                    found[place] = frame
+                    rest.remove(place)
+                    if not rest:
+                        return found
+        return found
+
+    def segment(self, episode: Any, start: float) -> Segment:
+        """Where an episode is in a source, from that second on."""
+        group = f"{self.root}#{episode.number}"
+        return Segment(group, episode.number, start, start + episode.length / self.fps, episode.length)
 
     @property
     def total_frames(self) -> int:
@@ -142,7 +180,10 @@ class Dataset(abc.ABC):
         wanted -= parse_numbers("skip", skip, numbers)
         if not wanted:
             raise LaraArgumentError(f"episodes={list(episodes)}, skip={list(skip)}: no episode of {self.name} is left")
-        self.episodes = [episode for episode in self.episodes if episode.number in wanted]
+        self._keep(wanted)
+
+    def _keep(self, numbers: Set[int]) -> None:
+        self.episodes = [episode for episode in self.episodes if episode.number in numbers]
 
     def leave_out(self, damaged: Mapping[int, str]) -> None:
         """Go on without damaged episodes, and say so once.
@@ -153,16 +194,16 @@ class Dataset(abc.ABC):
         if not damaged:
             return
         self.left_out |= damaged
-        kept = [episode for episode in self.episodes if episode.number not in damaged]
-        several = len(damaged) > 1
-        text = f"{len(damaged)} of {len(self.episodes)} episodes {'are' if several else 'is'} damaged: " + "; ".join(
-            f"episode {number}: {reason}" for number, reason in list(damaged.items())[:3]
-        )
-        text += "; ..." if len(damaged) > 3 else ""
+        total, kept = len(self.episodes), {episode.number for episode in self.episodes} - damaged.keys()
+        reasons = "; ".join(f"episode {number}: {reason}" for number, reason in list(damaged.items())[:3])
+        reasons += "; ..." if len(damaged) > 3 else ""
         if not kept:
-            raise DatasetError(f"{self.name}: {text}")
-        logger.warning("%s: %s. They are left out: episodes %s", self.name, text, _ranges(damaged))
-        self.episodes = kept
+            raise DatasetError(f"{self.name}: every episode is damaged: {reasons}")
+        logger.warning(
+            "%s: %d of %d episodes are damaged and left out: %s (%s)",
+            self.name, len(damaged), total, ranges(damaged), reasons,
+        )  # fmt: skip
+        self._keep(kept)
 
 
 def parse_numbers(argument: str, texts: Sequence[str], known: Sequence[int]) -> set[int]:
@@ -181,13 +222,13 @@ def parse_numbers(argument: str, texts: Sequence[str], known: Sequence[int]) -> 
             raise LaraArgumentError(f'{argument}: {text!r}, but a number ("7") or a range ("0:50") is expected') from None
         inside = {number for number in known if first <= number < last}
         if not inside:
-            raise LaraArgumentError(f"{argument}: {text!r} names none of the episodes {_ranges(known)}")
+            raise LaraArgumentError(f"{argument}: {text!r} names none of the episodes {ranges(known)}")
         found |= inside
     return found
 
 
-def _ranges(numbers: Iterable[int]) -> str:
-    """0 to 4, 7, 9 to 12."""
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as text: "0 to 4, 7, 9 to 12"."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][1] + 1:
@@ -196,9 +237,3 @@ def _ranges(numbers: Iterable[int]) -> str:
             parts.append([number, number])
     texts = [str(first) if first == last else f"{first} to {last}" for first, last in parts]
     return ", ".join(texts[:20]) + (", ..." if len(texts) > 20 else "")
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as text for people and JSON: bytes that are not UTF-8 and control characters are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import DatasetError
-from .episodes import cell_bytes, require_parquet
-from .sources import Source, list_pictures
+from .dataset import Content
+from .orientation import Orientation
+from .sources import Source, list_pictures, shown
 from .torchcodec_backend import read_by_time, require_torchcodec
 from .video import Converter, Decoded, VideoFile, picture_frame, require_av
 
 __all__ = ["decode_all", "read_frames", "require_decoder"]
+
+_Found = tuple[int, Any, Orientation]  # number of a frame, av's frame, how it has to be turned
 
 
 def require_decoder(decoder: str) -> None:
@@ -33,18 +37,23 @@ def decode_all(source: Source) -> Iterator[Decoded]:
         DatasetError: it cannot be opened, or holds no video.
     """
     if source.kind == "video":
-        with VideoFile(source.path) as video:
+        with _open_video(source) as video:
             yield from video.decode()
         return
     broken = False
     for number, content in enumerate(_picture_files(source)):
         try:
-            frame = picture_frame(content, str(source.path))
+            frame, orientation = picture_frame(content, shown(source.path))
         except DatasetError:
             broken = True
             continue
-        yield Decoded(frame, number, number / source.fps, True, broken)
+        yield Decoded(frame, number, number / source.fps, True, broken, orientation)
         broken = False
+
+
+def _open_video(source: Source) -> VideoFile:
+    content = source.dataset.open_inside(source.inside) if source.dataset is not None and source.inside else None
+    return VideoFile(source.path, content)
 
 
 def read_frames(
@@ -69,7 +78,7 @@ def read_frames(
             any more: the file was changed, or cannot be reached.
     """
     stamped = pts[-1] != pts[0]
-    if decoder == "torchcodec" and source.kind == "video" and stamped:
+    if decoder == "torchcodec" and source.kind == "video" and stamped and not source.inside:
         with VideoFile(source.path) as video:
             tick = video.tick  # an index with time stamps was made from a file that has it
         frames = read_by_time(source.path, pts[numbers], tick, size)
@@ -79,28 +88,28 @@ def read_frames(
     read: dict[int, np.ndarray] = {}
     for passes in _passes(source, pts, keys, numbers.tolist()):
         try:
-            for number, frame in passes:
+            for number, frame, orientation in passes:
                 if number in rest:
-                    read[number] = convert(frame)
+                    read[number] = convert(frame, orientation)
                     rest.remove(number)
                     if not rest:
                         return np.stack([read[number] for number in numbers.tolist()])
         except DatasetError:
             continue  # a container that cannot seek, or breaks off
     raise DatasetError(
-        f"{source.path}: {len(rest)} of the frames {numbers[0]} to {numbers[-1]} cannot be decoded, though they could when "
+        f"{shown(source.path)}: {len(rest)} of the frames {numbers[0]} to {numbers[-1]} cannot be decoded, though they could when "
         "the folder was indexed; was the file changed? Training can be resumed"
     )
 
 
 def _passes(
     source: Source, pts: np.ndarray, keys: np.ndarray, numbers: list[int]
-) -> Iterator[Iterable[tuple[int, object]]]:
-    """Passes over a source, each giving some (number, av's frame): the first should do, the later ones are more careful."""
+) -> Iterator[Iterable[_Found]]:
+    """Passes over a source, each giving some frames: the first should do, the later ones are more careful."""
     if source.kind != "video":
         yield _some_pictures(source, pts[numbers].tolist(), numbers)
     elif pts[-1] == pts[0]:
-        yield ((number, decoded.frame) for number, decoded in enumerate(decode_all(source)))
+        yield ((number, decoded.frame, decoded.orientation) for number, decoded in enumerate(decode_all(source)))
     else:
         number_of = dict(zip(pts[numbers].tolist(), numbers))
         before = keys[keys <= numbers[0]][::-1][:3:2]  # the last key frame, and the one two before it
@@ -108,47 +117,31 @@ def _passes(
             yield _from_time(source, seek, int(pts[numbers[-1]]), number_of)
 
 
-def _from_time(source: Source, seek: int | None, last: int, number_of: dict[int, int]) -> Iterator[tuple[int, object]]:
-    with VideoFile(source.path) as video:
+def _from_time(source: Source, seek: int | None, last: int, number_of: dict[int, int]) -> Iterator[_Found]:
+    with _open_video(source) as video:
         for decoded in video.decode(seek):
             if decoded.pts is None:
                 continue
             if decoded.pts > last:
                 return
-            yield number_of.get(decoded.pts, -1), decoded.frame
+            yield number_of.get(decoded.pts, -1), decoded.frame, decoded.orientation
 
 
-def _some_pictures(source: Source, places: list[int], numbers: list[int]) -> Iterator[tuple[int, object]]:
+def _some_pictures(source: Source, places: list[int], numbers: list[int]) -> Iterator[_Found]:
     for number, content in zip(numbers, _picture_files(source, places)):
-        yield number, picture_frame(content, str(source.path))
+        yield number, *picture_frame(content, shown(source.path))
 
 
-def _picture_files(source: Source, places: Sequence[int] | None = None) -> Iterator[bytes]:
-    """Content of the picture files of a folder or a parquet column; all, or those at some rising places."""
-    if source.kind == "pictures":
-        paths = list_pictures(source.path)
-        for place in range(len(paths)) if places is None else places:
-            try:
-                yield paths[place].read_bytes()
-            except (OSError, IndexError):
-                yield b""
+def _picture_files(source: Source, places: Sequence[int] | None = None) -> Iterator[Content]:
+    """The pictures of a folder or an episode; all, or those at some rising places. Empty bytes: cannot be read."""
+    if source.kind == "episode":
+        assert source.dataset is not None
+        episode = source.dataset.episode(source.segments[0].episode)
+        yield from source.dataset.contents(source.column, episode, places)
         return
-    parquet = require_parquet()
-    first = 0
-    try:
-        with parquet.ParquetFile(source.path) as file:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                inside = range(rows) if places is None else [p - first for p in places if 0 <= p - first < rows]
-                first += rows
-                if not inside:
-                    continue
-                column = file.read_row_group(group, columns=[source.column]).column(0)
-                for row in inside:
-                    try:
-                        yield cell_bytes(column[row].as_py(), source.root)
-                    except (DatasetError, OSError):
-                        yield b""
-    # pyarrow's errors derive from these
-    except (OSError, ValueError, KeyError) as error:
-        raise DatasetError(f"{source.path} cannot be read ({type(error).__name__}: {error})") from error
+    paths = list_pictures(source.path)
+    for place in range(len(paths)) if places is None else places:
+        try:
+            yield paths[place].read_bytes()
+        except (OSError, IndexError):
+            yield b""

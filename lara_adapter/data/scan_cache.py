@@ -52,7 +52,8 @@ def _fingerprint(source: Source, gap: Gap) -> str:
         state: Any = hashlib.sha256(repr(about).encode()).hexdigest()
     else:
         state = _stat(source.path)
-    text = repr((_SCHEMA, os.path.abspath(source.path), state, source.kind, source.fps, source.column, tuple(gap)))
+    about = (source.kind, source.fps, source.column, *((source.inside,) if source.inside else ()), tuple(gap))
+    text = repr((_SCHEMA, os.path.abspath(source.path), state, *about))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -1,8 +1,9 @@
 """Reading some frames of a video file with torchcodec: a second decoder beside `av`, used where it is asked for.
 
 It is asked for frames by their time, and what it returns is taken only if it carries the time stamps of the index; a
-file that it cannot read, or reads as another one, is left to `av`. It scales while it decodes, as `av` does here, but
-from RGB and not from YUV: the two differ by a few levels at edges, so that a run keeps to the one it began with.
+file that it cannot read, or reads as another one, is left to `av`, and so is one with a display matrix, of which
+torchcodec 0.11 knows the angle and not that it mirrors. It scales while it decodes, as `av` does here, but from RGB and
+not from YUV: the two differ by a few levels at edges, so that a run keeps to the one it began with.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def read_by_time(path: Path, stamps: np.ndarray, tick: float, size: int) -> np.n
             path, dimension_order="NHWC", seek_mode="approximate", num_ffmpeg_threads=1,
             transforms=[resize((size, size))],
         )  # fmt: skip
+        if getattr(decoder.metadata, "rotation", "not said by this version") is not None:
+            return None
         # half a unit later, where the frame is on show whatever way the times are rounded
         played = decoder.get_frames_played_at((times + tick / 2).tolist())
         frames: np.ndarray = played.data.numpy()

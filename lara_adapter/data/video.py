@@ -1,20 +1,24 @@
 """Video files and pictures, opened, probed and decoded: the one place that knows PyAV.
 
 A file is decoded in the calling thread and without the interpreter's lock, so that threads over several files are enough.
+Frames are returned as a player shows them: turned as the file's display matrix or the picture's EXIF data say.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ..errors import DatasetError
+from .orientation import UPRIGHT, Orientation, orientation_of_frame, orientation_of_picture
+from .sources import shown
 
 __all__ = ["Converter", "Decoded", "VideoFile", "decode_picture", "picture_frame", "require_av", "write_png"]
 
@@ -38,29 +42,37 @@ class Decoded(NamedTuple):
     seconds: float  # the same in seconds; NaN: it has none
     key: bool  # decoding can start here
     broken: bool  # something before it could not be decoded, or it is itself damaged
+    orientation: Orientation = UPRIGHT  # how the frame has to be turned
 
 
 class VideoFile:
     """An open video file; a context manager.
 
+    Args:
+        path: the file.
+        content: an open file to read instead, for a video inside of another file; `path` is then what messages call it.
+
     Raises:
         DatasetError: it cannot be opened, or holds no video.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, content: BinaryIO | None = None) -> None:
+        self.path = shown(path)
         av = require_av()
         # av's own errors derive from several built-in ones
         self._errors: tuple[type[Exception], ...] = (av.error.FFmpegError, OSError, ValueError)
         try:
-            self._container = av.open(str(path), metadata_errors="ignore")
+            # the protocol, or FFmpeg takes a name with a colon for an address
+            place = f"file:{os.fspath(path)}" if content is None else content
+            self._container = av.open(place, metadata_errors="ignore")
         except self._errors as error:
+            reason = "" if content is not None else _lfs_hint(path)
             raise DatasetError(
-                f"{path} cannot be opened as a video{_lfs_hint(path)} ({type(error).__name__}: {error})"
+                f"{self.path} cannot be opened as a video{reason} ({type(error).__name__}: {error})"
             ) from error
         if not self._container.streams.video:
             self._container.close()
-            raise DatasetError(f"{path} holds no video stream")
+            raise DatasetError(f"{self.path} holds no video stream")
         self._stream = self._container.streams.video[0]
         # One thread: several files at once give more frames a second than many threads for one. And where somebody set
         # av.logging's level (torchvision.io does), a decoding thread of FFmpeg with something to log waits for the
@@ -99,6 +111,13 @@ class VideoFile:
             return int(self._stream.frames)
         seconds = self._container.duration
         return round(seconds / 1e6 * self.fps) if seconds else 0
+
+    @property
+    def stated_seconds(self) -> float:
+        """Where the video ends as the file states it, in seconds; 0 where it does not."""
+        if self._stream.duration:
+            return float((self._stream.start_time or 0) + self._stream.duration) * self.tick
+        return float(self._container.duration or 0) / 1e6
 
     def count(self) -> int:
         """Frames counted by their packets, undecoded, for a file that does not state how many; only before decoding.
@@ -146,7 +165,7 @@ class VideoFile:
             for frame in frames:
                 seconds = float("nan") if frame.pts is None else frame.pts * self.tick
                 broken = broken or bool(frame.is_corrupt)
-                yield Decoded(frame, frame.pts, seconds, bool(frame.key_frame), broken)
+                yield Decoded(frame, frame.pts, seconds, bool(frame.key_frame), broken, orientation_of_frame(frame))
                 broken = bool(frame.is_corrupt)
 
     def all_frames(self) -> Iterator[np.ndarray]:
@@ -156,8 +175,8 @@ class VideoFile:
             DatasetError: the file is damaged.
         """
         self._jump(0.0)
-        for _, frame in self._next_frames():
-            yield self._to_rgb(frame)
+        for _, decoded in self._next_frames():
+            yield self._to_rgb(decoded)
 
     def read(self, start: float, count: int, fps: float) -> Iterator[np.ndarray]:
         """The `count` frames at start, start + 1 / fps, ...
@@ -178,7 +197,7 @@ class VideoFile:
         if self._time is None or not 0 < (start - self._time) * fps < 1.5:
             self._jump(start)
         done = 0
-        for time, frame in self._next_frames() if count else ():
+        for time, decoded in self._next_frames() if count else ():
             place = round((time - start) * fps)
             if place < done:  # before the stretch, or a second frame at the same place
                 continue
@@ -187,7 +206,7 @@ class VideoFile:
                     f"{self.path} has no frame at {start + done / fps:.3f} s (the next is at {time:.3f} s), but the "
                     f"dataset has {count} frames from {start:.3f} s on at {fps:g} frames per second"
                 )
-            yield self._to_rgb(frame)
+            yield self._to_rgb(decoded)
             done += 1
             if done == count:
                 return
@@ -209,16 +228,15 @@ class VideoFile:
         except self._errors as error:
             raise DatasetError(f"{self.path}: cannot seek to {stamp * self.tick:.3f} s ({error})") from error
 
-    def _next_frames(self) -> Iterator[tuple[float, Any]]:
+    def _next_frames(self) -> Iterator[tuple[float, Decoded]]:
         while (decoded := next(self._frames, None)) is not None:
             self._time = 0.0 if decoded.pts is None else decoded.seconds
-            yield self._time, decoded.frame
+            yield self._time, decoded
 
-    def _to_rgb(self, frame: Any) -> np.ndarray:
-        if frame.is_corrupt:
+    def _to_rgb(self, decoded: Decoded) -> np.ndarray:
+        if decoded.frame.is_corrupt:
             raise self._damaged("a corrupt frame")
-        array: np.ndarray = frame.to_ndarray(format="rgb24")
-        return array
+        return decoded.orientation.turn(decoded.frame.to_ndarray(format="rgb24"))
 
     def _damaged(self, why: str) -> DatasetError:
         where = "at its beginning" if self._time is None else f"after {self._time:.3f} s"
@@ -246,31 +264,42 @@ class Converter:
         self.size, self.interpolation = size, interpolation
         self._scaler = require_av().video.reformatter.VideoReformatter()
 
-    def __call__(self, frame: Any) -> np.ndarray:
-        """Return [S, S, 3] uint8; the aspect ratio is not kept."""
+    def __call__(self, frame: Any, orientation: Orientation = UPRIGHT) -> np.ndarray:
+        """Return [S, S, 3] uint8, upright; the aspect ratio is not kept."""
         scaled = self._scaler.reformat(frame, self.size, self.size, "rgb24", interpolation=self.interpolation)
-        array: np.ndarray = scaled.to_ndarray()
-        return array
+        return orientation.turn(scaled.to_ndarray())
 
 
 # ---------------------------------------------------------------------- pictures
 
 
-def picture_frame(content: bytes, name: str) -> Any:
-    """av's frame of the content of a picture file (PNG, JPEG, ...); a DatasetError names it where it cannot be decoded."""
+def picture_frame(content: bytes | np.ndarray, name: str) -> tuple[Any, Orientation]:
+    """av's frame of a picture, and how it has to be turned.
+
+    Args:
+        content: of a picture file (PNG, JPEG, ...); or RGB [H, W, 3] uint8.
+        name: what the error calls it.
+
+    Raises:
+        DatasetError: it cannot be decoded.
+    """
     av = require_av()
+    if isinstance(content, np.ndarray):
+        return av.VideoFrame.from_ndarray(np.ascontiguousarray(content), format="rgb24"), UPRIGHT
     try:
         with av.open(io.BytesIO(content), metadata_errors="ignore") as container:
-            return next(container.decode(video=0))
+            return next(container.decode(video=0)), orientation_of_picture(content)
     # StopIteration, IndexError: it holds no picture
     except (av.error.FFmpegError, OSError, StopIteration, IndexError, ValueError) as error:
         raise DatasetError(f"{name} is not a picture that can be decoded ({type(error).__name__}: {error})") from error
 
 
-def decode_picture(content: bytes, name: str) -> np.ndarray:
-    """The same as :func:`picture_frame`, as an array [H, W, 3] uint8."""
-    picture: np.ndarray = picture_frame(content, name).to_ndarray(format="rgb24")
-    return picture
+def decode_picture(content: bytes | np.ndarray, name: str) -> np.ndarray:
+    """The same as :func:`picture_frame`, as an upright array [H, W, 3] uint8."""
+    if isinstance(content, np.ndarray):
+        return content
+    frame, orientation = picture_frame(content, name)
+    return orientation.turn(frame.to_ndarray(format="rgb24"))
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

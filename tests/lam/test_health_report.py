@@ -230,7 +230,7 @@ def test_the_probe_needs_episodes_and_something_to_predict():
 
 
 def test_refusals(models, data, tmp_path):
-    with pytest.raises(DatasetError, match=r"neither meta/info\.json .* nor a video"):
+    with pytest.raises(DatasetError, match=r"holds nothing that can be read. Expected: meta/info\.json"):
         examine(models / "healthy", tmp_path)
     with pytest.raises(DatasetError, match=r"no clip is longer than the frame gap of 30; the longest has 24 frames"):
         examine(models / "healthy", data, gap=30)

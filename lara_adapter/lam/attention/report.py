@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ...data.clips import Clip, ClipSource
-from ...data.episodes import Episode
+from ...data import open_dataset
+from ...data.dataset import Dataset
 from ...data.gap import parse_gap
 from ...errors import DatasetError, LaraArgumentError
 from ...storage.files import replace_file
@@ -98,12 +98,14 @@ def measure_attention(
     camera: str | None = None,
     device: str = "auto",
     revision: str | None = None,
+    episodes: Sequence[str] = (),
+    skip: Sequence[str] = (),
 ) -> AttentionReport:
     """Run one or two models on the same pairs of frames and keep what their queries look at.
 
     Args:
         lam: folder or Hub id of a latent action model.
-        data: dataset in the LeRobot format (folder or Hub id), folder of videos, or one video.
+        data: dataset (folder, file, or Hub id of one in the LeRobot format), folder of videos, or one video.
         gap: distance between the frames of a pair, in frames ("16") or seconds ("0.5s").
         compare: another model, for instance the LARA-LAM that joint training made of the first.
         frames: which pairs, each "CLIP:FRAME" (number of the episode, or of the video in the order of names, and t) or
@@ -113,6 +115,8 @@ def measure_attention(
         camera: key of the dataset's camera; None: the only one.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         revision: commit, tag or branch of `lam` on the Hub.
+        episodes: numbers of the episodes to take pairs from, as "7" or "0:50"; none: all.
+        skip: numbers of those to leave out.
 
     Raises:
         DatasetError: there is nothing that can be read.
@@ -121,9 +125,10 @@ def measure_attention(
     """
     if pairs < 1:
         raise LaraArgumentError(f"pairs={pairs}, but at least 1 is expected")
-    source = ClipSource(data, camera)
+    source = open_dataset(data, episodes=episodes, skip=skip)
+    view = source.camera(camera)
     distance = parse_gap(gap).in_frames(source.fps)
-    places = [_parse(text, source) for text in frames] or _spread(source.clips, distance, pairs)
+    places = [_parse(text, source) for text in frames] or _spread(source, distance, pairs)
     models = [open_model(name, version) for name, version in ((lam, revision), (compare, None)) if name is not None]
     for model, identity in models:
         layers = model.config.idm_layers
@@ -131,7 +136,7 @@ def measure_attention(
             raise LaraArgumentError(
                 f"layer={layer}, but {identity['source']} has {layers}: 0 to {layers - 1}, or -1 ..."
             )
-    shown = _read(source, places, distance)
+    shown = _read(source, view, places, distance)
     target = choose_device(device)
     present, future = [pair[0] for _, pair in shown], [pair[1] for _, pair in shown]
     maps = [_run(model.to(target), identity, present, future) for model, identity in models]
@@ -165,59 +170,63 @@ def save_arrays(report: AttentionReport, path: str | os.PathLike[str]) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _spread(clips: list[Clip], gap: int, pairs: int) -> list[tuple[Clip, int]]:
-    """Pairs evenly over all places that have a partner."""
-    counts = [max(0, clip.length - gap) for clip in clips]
+def _spread(source: Dataset, gap: int, pairs: int) -> list[tuple[Any, int]]:
+    """Pairs (episode, t) evenly over all places that have a partner."""
+    lengths = [episode.length for episode in source.episodes]
+    counts = [max(0, length - gap) for length in lengths]
     total = sum(counts)
     if not total:
-        raise DatasetError(
-            f"no clip is longer than the frame gap of {gap}; the longest has {max(c.length for c in clips)}"
-        )
+        raise DatasetError(f"no clip is longer than the frame gap of {gap}; the longest has {max(lengths)}")
     ends = np.cumsum(counts)
     spread = []
     for place in sorted({int((number + 0.5) * total / pairs) for number in range(pairs)}):
         clip = int(np.searchsorted(ends, place, side="right"))
-        spread.append((clips[clip], place - int(ends[clip]) + counts[clip]))
+        spread.append((source.episodes[clip], place - int(ends[clip]) + counts[clip]))
     return spread
 
 
-def _parse(text: str, source: ClipSource) -> tuple[Clip, int]:
+def _parse(text: str, source: Dataset) -> tuple[Any, int]:
     head, _, tail = text.rpartition(":")
     try:
-        number, place = int(head or 0), int(tail)
+        number, place = int(head or source.episodes[0].number), int(tail)
     except ValueError:
         number = place = -1
     if number < 0 or place < 0:
         raise LaraArgumentError(f'frames: {text!r}, but "CLIP:FRAME" or "FRAME" is expected, two numbers from 0 on')
-    clips = source.clips
-    if source.dataset is not None:
-        clips = [clip for clip in clips if isinstance(clip.part, Episode) and clip.part.number == number]
-        number = 0 if head else number
-    if number >= len(clips):
-        raise LaraArgumentError(f"frames: {text!r}, but {source.name} has {len(source.clips)} clips, and not this one")
-    return clips[number], place
+    episode = source.episode(number)
+    if episode is None:
+        raise LaraArgumentError(
+            f"frames: {text!r}, but {source.name} has {len(source.episodes)} clips, and not this one"
+        )
+    return episode, place
 
 
 def _read(
-    source: ClipSource, places: list[tuple[Clip, int]], gap: int
+    source: Dataset, camera: str, places: list[tuple[Any, int]], gap: int
 ) -> list[tuple[tuple[str, int], tuple[np.ndarray, np.ndarray]]]:
-    """(name of the clip, t) and both frames of each pair, without those of damaged videos that are left out."""
-    frames: dict[int, dict[int, np.ndarray] | None] = {}  # by identity: names need not differ
+    """(name of the episode, t) and both frames of each pair, without those of damaged episodes, which are left out."""
+    frames: dict[int, dict[int, np.ndarray]] = {}
+    damaged: dict[int, str] = {}
+    for episode in {episode.number: episode for episode, _ in places}.values():
+        needed = [t + shift for other, t in places if other.number == episode.number for shift in (0, gap)]
+        try:
+            frames[episode.number] = source.pick(camera, episode, needed)
+        except DatasetError as error:
+            damaged[episode.number] = str(error)
+    source.leave_out(damaged)
     shown = []
-    for clip, place in places:
-        if id(clip) not in frames:
-            needed = [t + shift for other, t in places if other is clip for shift in (0, gap)]
-            frames[id(clip)] = source.pick(clip, needed)
-        picked = frames[id(clip)]
-        if picked is None:
+    for episode, place in places:
+        if episode.number in damaged:
             continue
+        picked = frames[episode.number]
         if place + gap not in picked:
             raise LaraArgumentError(
-                f"frames: {clip.name} has no frame {place + gap}, which is {gap} after frame {place}; take an earlier one"
+                f"frames: {episode.name} has no frame {place + gap}, which is {gap} after frame {place}; take an "
+                "earlier one"
             )
-        shown.append(((clip.name, place), (picked[place], picked[place + gap])))
+        shown.append(((episode.name, place), (picked[place], picked[place + gap])))
     if not shown:
-        raise DatasetError(f"{source.name}: none of the videos can be decoded")
+        raise DatasetError(f"{source.name}: none of the episodes that were chosen can be decoded")
     return shown
 
 

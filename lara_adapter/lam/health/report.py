@@ -9,16 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ...data.clips import Clip, ClipSource
+from ...data import open_dataset
 from ...data.gap import parse_gap
 from ...errors import DatasetError, LaraArgumentError
 from ..identity import open_model
 from ..measure import STILL
 from ..model import LatentActionModel
-from ..sequence import choose_device
+from ..processes import open_processes
 from .probe import ProbeResult, cross_validated_r2
-from .sample import Sample, iter_pairs, sample_clips
-from .verdicts import GapHealth, HealthReport, Thresholds, judge
+from .sample import Sample, describe_not_finite, iter_pairs, sample_episodes
+from .verdicts import Finding, GapHealth, HealthReport, Thresholds, judge
 
 __all__ = ["examine"]
 
@@ -35,14 +35,18 @@ def examine(
     device: str = "auto",
     thresholds: Thresholds | None = None,
     revision: str | None = None,
+    episodes: Sequence[str] = (),
+    skip: Sequence[str] = (),
 ) -> HealthReport:
     """Measure a latent action model on pairs spread evenly over a dataset or videos, and judge it.
+
+    Under `accelerate launch` every process calls this: they share the decoding, and all have the report.
 
     The sampled frames are held in memory at the model's size: 0.15 MB each at 224 pixels, one per pair and gap.
 
     Args:
         lam: folder or Hub id of a latent action model.
-        data: dataset in the LeRobot format (folder or Hub id), folder of videos, or one video.
+        data: dataset (folder, file, or Hub id of one in the LeRobot format), folder of videos, or one video.
         gap: the frame gap to judge, in frames ("16") or seconds ("0.5s"). None: the one of `gaps` at which the model
             reconstructs best against copying.
         gaps: the gaps to measure as well; none: a quarter, half, twice and four times `gap`, or 1, 2, 4, ..., 32.
@@ -52,6 +56,8 @@ def examine(
         device: "auto", "cpu", "cuda", "cuda:1", ...
         thresholds: where health ends; None: the defaults.
         revision: commit, tag or branch of the model on the Hub.
+        episodes: numbers of the episodes to look at, as "7" or "0:50"; none: all.
+        skip: numbers of those to leave out.
 
     Raises:
         DatasetError: there is nothing that can be read, or no clip is long enough for any gap.
@@ -60,25 +66,31 @@ def examine(
     """
     if pairs < 2 or batch_size < 1:
         raise LaraArgumentError(f"pairs={pairs}, batch_size={batch_size}, but at least 2 and 1 are expected")
-    source = ClipSource(data, camera)
+    source = open_dataset(data, episodes=episodes, skip=skip)
+    view = source.camera(camera)
     named = None if gap is None else parse_gap(gap).in_frames(source.fps)
     ladder = _ladder(named, gaps, source.fps)
-    model, identity = open_model(lam, revision)
-    model = model.to(choose_device(device))
-    samples, skipped = sample_clips(source, ladder, pairs, model.config.image_size)
-    found = [_measure(model, samples, source.clips, each, batch_size) for each in ladder]
+    with open_processes(device) as processes:
+        model, identity = open_model(lam, revision)
+        model = model.to(processes.device)
+        samples = sample_episodes(source, view, ladder, pairs, model.config.image_size, processes)
+    lengths = [episode.length for episode in source.episodes]
+    found = [_measure(model, samples, lengths, each, batch_size) for each in ladder]
     measured = [each for each in found if each.measured is not None]
     if not measured or (named is not None and found[ladder.index(named)].measured is None):
         raise DatasetError(
             f"{source.name}: no clip is longer than the frame gap of {named or ladder[0]}; the longest has "
-            f"{max(clip.length for clip in source.clips)} frames"
+            f"{max(lengths)} frames"
         )
     judged = named or min(measured, key=lambda each: _ratio(each)).gap
     probes, reason = _probe(model, samples, judged, batch_size)
     findings = judge(found, judged, probes, reason, identity["codebook_size"], thresholds or Thresholds())
+    if missing := describe_not_finite(samples):
+        text = f"NaN or infinite values, which are left out of the probe: {missing}"
+        findings.append(Finding("actions", "note", text))
     return HealthReport(
-        lam=identity, data=source.name, camera=source.camera, clips=len(samples), skipped=skipped, fps=source.fps,
-        gaps=found, judged=judged, chosen=named is not None, probes=probes, findings=findings,
+        lam=identity, data=source.name, camera=view or None, clips=len(samples), skipped=len(source.left_out),
+        fps=source.fps, gaps=found, judged=judged, chosen=named is not None, probes=probes, findings=findings,
     )  # fmt: skip
 
 
@@ -98,9 +110,8 @@ def _ladder(gap: int | None, gaps: Sequence[str | int], fps: float) -> list[int]
 
 @torch.no_grad()
 def _measure(
-    model: LatentActionModel, samples: list[Sample], clips: list[Clip], gap: int, batch_size: int
+    model: LatentActionModel, samples: list[Sample], lengths: list[int], gap: int, batch_size: int
 ) -> GapHealth:
-    lengths = [clip.length for clip in clips]
     lost = 1 - sum(max(0, length - gap) for length in lengths) / max(1, sum(lengths))
     errors = [
         ((now.float() - later.float()) / 255).square().mean(dim=(1, 2, 3))
@@ -117,27 +128,28 @@ def _probe(
     model: LatentActionModel, samples: list[Sample], gap: int, batch_size: int
 ) -> tuple[dict[str, ProbeResult], str]:
     """R^2 from z to the mean and to the change of the actions of the chunk; or none, and why."""
-    if not samples or samples[0].actions is None:
-        return {}, "there is no column 'action'"
+    if samples[0].actions is None:
+        return {}, "there is no column 'action' of numbers"
     device = next(model.parameters()).device
     latent = [
         model.encode(now.to(device), later.to(device)).continuous.flatten(1).cpu()
         for now, later in iter_pairs(samples, gap, batch_size)
     ]
-    mean, change, clip = [], [], []
+    chunks, number = [], []
     for sample in samples:
-        actions = sample.actions
         for place in sample.places:
-            if actions is not None and place in sample.frames and place + gap in sample.frames:
-                mean.append(actions[place : place + gap].mean(0))
-                change.append(actions[place + gap] - actions[place])
-                clip.append(sample.clip)
-    results = {}
-    reason = ""
-    for name, values in (("mean", mean), ("change", change)):
+            if sample.actions is not None and place in sample.frames and place + gap in sample.frames:
+                chunks.append(sample.actions[place : place + gap + 1])
+                number.append(sample.number)
+    known = np.array([bool(np.isfinite(chunk).all()) for chunk in chunks])
+    if not known.any():
+        return {}, "no pair has finite actions"
+    rows, results, reason = torch.from_numpy(known), {}, ""
+    targets = {"mean": [chunk[:-1].mean(0) for chunk in chunks], "change": [chunk[-1] - chunk[0] for chunk in chunks]}
+    for name, values in targets.items():
         try:
             target = torch.from_numpy(np.stack(values).astype(np.float64))
-            results[name] = cross_validated_r2(torch.cat(latent), target, torch.tensor(clip))
+            results[name] = cross_validated_r2(torch.cat(latent)[rows], target[rows], torch.tensor(number)[rows])
         except LaraArgumentError as error:
             reason = str(error)
     return results, reason

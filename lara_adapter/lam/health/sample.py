@@ -9,47 +9,69 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.clips import Clip, ClipSource
-from ...data.episodes import Episode
+from ...data.dataset import Dataset
 from ...errors import DatasetError
 from ..pixels import resize
+from ..processes import Processes
 
-__all__ = ["Sample", "iter_pairs", "sample_clips"]
+__all__ = ["Sample", "describe_not_finite", "iter_pairs", "sample_episodes"]
 
 
 class Sample(NamedTuple):
-    """Pairs of one clip: frames [3, S, S] uint8 by place, the places t, and the actions [T, A] if there are any."""
+    """Pairs of one episode: frames [3, S, S] uint8 by place, the places t, and the actions [T, A] if there are any."""
 
-    clip: int
+    number: int
     frames: dict[int, Tensor]
     places: list[int]
     actions: np.ndarray | None
 
 
-def sample_clips(source: ClipSource, gaps: list[int], pairs: int, size: int) -> tuple[list[Sample], int]:
-    """Frames for about `pairs` pairs per gap, from all clips alike; and how many damaged clips were left out."""
-    clips = source.clips[:: max(1, len(source.clips) // pairs)]
-    share = -(-pairs // len(clips))
-    samples = []
-    for number, clip in enumerate(clips):
+def sample_episodes(
+    dataset: Dataset, camera: str, gaps: list[int], pairs: int, size: int, processes: Processes
+) -> list[Sample]:
+    """Frames for about `pairs` pairs per gap, from all episodes alike; damaged ones are left out of the dataset.
+
+    Each process decodes its share; all have the result.
+
+    Raises:
+        DatasetError: all of them are damaged.
+    """
+    step = max(1, len(dataset.episodes) // pairs)
+    chosen = [dataset.episodes[place] for place in range(0, len(dataset.episodes), step)]
+    share = -(-pairs // len(chosen))
+    own: list[Sample] = []
+    damaged: dict[int, str] = {}
+    for place in range(processes.index, len(chosen), processes.count):
+        episode = chosen[place]
         # at random over the places that have a partner at the smallest gap: even steps could beat with a periodic motion
-        count = max(1, clip.length - gaps[0])
-        places = sorted(np.random.default_rng(number).choice(count, min(share, count), replace=False).tolist())
-        needed = {place + gap for place in places for gap in (0, *gaps) if place + gap < max(clip.length, 1)}
-        frames = source.pick(clip, needed)
-        if frames is not None:
-            small = {place: _to_size(frame, size) for place, frame in frames.items()}
-            samples.append(Sample(number, small, places, _actions(source, clip)))
+        count = max(1, episode.length - gaps[0])
+        places = sorted(np.random.default_rng(place).choice(count, min(share, count), replace=False).tolist())
+        needed = {place + gap for place in places for gap in (0, *gaps) if place + gap < max(episode.length, 1)}
+        try:
+            frames = dataset.pick(camera, episode, needed)
+            actions = dataset.actions(episode)
+        except DatasetError as error:
+            damaged[episode.number] = str(error)
+            continue
+        small = {place: _to_size(frame, size) for place, frame in frames.items()}
+        own.append(Sample(episode.number, small, places, actions))
+    parts = processes.gather((own, damaged))
+    samples = sorted((sample for part, _ in parts for sample in part), key=lambda sample: sample.number)
+    dataset.leave_out({number: reason for _, part in parts for number, reason in part.items()})
     if not samples:
-        raise DatasetError(f"{source.name}: none of {len(clips)} videos can be decoded")
-    return samples, len(clips) - len(samples)
+        raise DatasetError(f"{dataset.name}: none of the {len(chosen)} episodes that were looked at can be decoded")
+    return samples
 
 
-def _actions(source: ClipSource, clip: Clip) -> np.ndarray | None:
-    if source.dataset is None or not isinstance(clip.part, Episode) or "action" not in source.dataset.features:
-        return None
-    values = source.dataset.rows(clip.part, ["action"])["action"]
-    return values.reshape(len(values), -1)
+def describe_not_finite(samples: list[Sample]) -> str:
+    """Where actions are NaN or infinite: episode, column and frames; empty if nowhere."""
+    found = []
+    for sample in samples:
+        bad = np.zeros((0, 0), bool) if sample.actions is None else ~np.isfinite(sample.actions)
+        for column in np.flatnonzero(bad.any(0)).tolist():
+            frames = np.flatnonzero(bad[:, column])
+            found.append(f"episode {sample.number}, action[{column}], {len(frames)} frames from {frames[0]} on")
+    return "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def _to_size(frame: np.ndarray, size: int) -> Tensor:

@@ -1,0 +1,153 @@
+"""Which format a path has: the one place that knows all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..errors import DatasetError, LaraArgumentError
+from .dataset import Dataset
+from .episodes import INFO, EpisodeDataset
+from .files import FileDataset
+from .sources import PICTURES, VIDEOS, Source, list_pictures, natural_key, shown
+
+__all__ = ["find_sources", "open_dataset"]
+
+_EXPECTED = (
+    f"{INFO} (a LeRobot dataset), features.json (RLDS), .hdf5 files (robomimic, LIBERO), .tar files (WebDataset), "
+    f"videos ({', '.join(sorted(VIDEOS))}) or folders of pictures ({', '.join(sorted(PICTURES))})"
+)
+
+
+def open_dataset(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    episodes: Sequence[str] = (),
+    skip: Sequence[str] = (),
+) -> Dataset:
+    """Open whatever holds episodes.
+
+    Args:
+        source: a dataset of the LeRobot format (folder or Hub id), RLDS, HDF5, WebDataset, a folder of videos and
+            pictures (searched below too), or one file.
+        revision: of a dataset on the Hub.
+        episodes: numbers of those to use, as "7" or "0:50"; none: all. Files are numbered in the order of their names.
+        skip: numbers of those not to use.
+
+    Raises:
+        DatasetError: there is nothing that can be read.
+        LaraArgumentError: no such episode.
+    """
+    path = Path(source)
+    dataset = _open(path) if path.exists() else EpisodeDataset(source, revision)
+    if episodes or skip:
+        dataset.select(episodes, skip)
+    return dataset
+
+
+def _open(path: Path) -> Dataset:
+    dataset = _dataset_at(path)
+    if dataset is not None:
+        return dataset
+    found = list(_below(path, set(), 30.0)) if path.is_dir() else [Source(path)]
+    inner = [each for each in found if isinstance(each, Dataset)]
+    if inner:
+        if len(inner) == len(found) == 1:
+            return inner[0]
+        names = ", ".join(shown(each.root) for each in inner[:3])
+        raise DatasetError(f"{shown(path)} holds {len(found)} collections, among them {names}; name one of them")
+    sources = [each for each in found if isinstance(each, Source)]
+    if not sources:
+        raise DatasetError(f"{shown(path)} holds nothing that can be read. Expected: {_EXPECTED}")
+    return FileDataset(path, sources)
+
+
+def find_sources(
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    cameras: Sequence[str] = (),
+    picture_fps: float = 30.0,
+    episodes: Sequence[str] = (),
+    skip: Sequence[str] = (),
+) -> list[Source]:
+    """Find everything below some folders that gives frames.
+
+    Besides the datasets that :func:`open_dataset` knows, each video is a source, and each folder that directly holds two
+    pictures or more. Links are followed, hidden folders are not.
+
+    Args:
+        folders: folders, or single files.
+        cameras: names of the cameras to take from datasets, with or without `observation.images.`; empty: all.
+        picture_fps: frames per second of image sequences.
+        episodes: of the one dataset that is found, the numbers of those to use, as "7" or "0:50"; none: all.
+        skip: numbers of those not to use.
+
+    Returns:
+        The sources in an order that does not depend on the file system.
+
+    Raises:
+        LaraArgumentError: a folder does not exist, or a dataset has no camera or episode of these names, or there are
+            several datasets and `episodes` or `skip`.
+        DatasetError: the metadata of a dataset are damaged.
+    """
+    found: list[Source | Dataset] = []
+    visited: set[str] = set()
+    for folder in map(Path, folders):
+        if not folder.exists():
+            raise LaraArgumentError(
+                f"{shown(folder)} does not exist; a folder of videos or datasets (or one file) is expected"
+            )
+        found.extend(_below(folder, visited, picture_fps))
+    if episodes or skip:
+        if len(found) > 1 and all(isinstance(each, Source) for each in found):
+            found = [FileDataset(Path(folders[0]), [each for each in found if isinstance(each, Source)])]
+        if len(found) != 1 or not isinstance(found[0], Dataset):
+            raise LaraArgumentError(
+                f"episodes and skip number the episodes of one dataset, but {len(found)} datasets and videos were found"
+            )
+        found[0].select(episodes, skip)
+    sources: list[Source] = []
+    for each in found:
+        if isinstance(each, Source):
+            sources.append(each)
+        else:
+            for camera in each.select_cameras(cameras):
+                sources.extend(each.sources(camera))
+    return sources
+
+
+def _dataset_at(path: Path) -> Dataset | None:
+    """The dataset that a folder or file is; None: it is none itself."""
+    if (path / INFO).is_file():
+        return EpisodeDataset(path)
+    return None
+
+
+def _below(folder: Path, visited: set[str], fps: float) -> Iterator[Source | Dataset]:
+    """Datasets, videos and folders of pictures in one folder tree; or the one file."""
+    if folder.is_file():
+        yield _dataset_at(folder) or Source(folder)
+        return
+    real = os.path.realpath(folder)
+    if real in visited:  # links can lead in a circle
+        return
+    visited.add(real)
+    dataset = _dataset_at(folder)
+    if dataset is not None:
+        yield dataset
+        return
+    entries = sorted((entry for entry in folder.iterdir() if entry.name[0] != "."), key=lambda e: natural_key(e.name))
+    if len(list_pictures(folder)) > 1:
+        yield Source(folder, "pictures", fps=fps)
+    for entry in entries:
+        if not entry.is_dir():
+            inner = _dataset_at(entry)
+            if inner is not None:
+                yield inner
+            elif entry.suffix.lower() in VIDEOS:
+                yield Source(entry)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _below(entry, visited, fps)
