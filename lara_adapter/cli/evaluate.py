@@ -12,6 +12,7 @@ from ..evaluation.report import format_report
 from ..evaluation.rollout import Rollouts
 from ..integrations.simulators import open_simulator
 from ..serving import PolicyClient
+from ..serving.address import parse_address
 from .arguments import split_pairs, takes
 from .credentials import read_token
 from .output import write_result
@@ -33,7 +34,7 @@ def evaluate(
     episodes: int = 10,
     seed: int = 0,
     host: str,
-    port: int,
+    port: int | None,
     token_file: Path | None = None,
     timeout_s: float = 30.0,
     wait_s: float = 120.0,
@@ -63,6 +64,7 @@ def evaluate(
     logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports an accelerator that nobody needs
     if episodes < 1 or seed < 0:
         raise LaraArgumentError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0")
+    parse_address(host, port)  # refused before the simulator is opened
     pairs = split_pairs("setting", setting).items()
     world = open_simulator(simulator, **{key: int(value) if value.isdecimal() else value for key, value in pairs})
     with PolicyClient(host, port, timeout_ms=int(1000 * timeout_s), api_token=read_token(token_file)) as client:

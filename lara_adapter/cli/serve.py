@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..integrations.served import open_served
+from ..serving.address import parse_address
 from ..serving.protocol import MAX_MESSAGE_BYTES
 from ..serving.server import PolicyServer
 from .arguments import takes
@@ -26,6 +27,8 @@ __all__ = ["serve"]
 def serve(
     source: str,
     *,
+    host: str,
+    port: int | None,
     device: str | None = None,
     embodiment_tag: str | None,
     token_file: Path | None = None,
@@ -44,6 +47,7 @@ def serve(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     token = read_token(token_file)
+    parse_address(host, port, listen=True)  # refused before the policy is loaded
     if device is None:
         import torch
 
@@ -51,10 +55,10 @@ def serve(
     with contextlib.redirect_stdout(sys.stderr):  # hosts print while they load; stdout is for the address
         policy = open_served(source, device=device, embodiment_tag=embodiment_tag)
     server = PolicyServer(
-        policy, api_token=token, max_message_bytes=max_message_mb * 2**20, description=source, **arguments
+        policy, host, port, api_token=token, max_message_bytes=max_message_mb * 2**20, description=source, **arguments
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
-    write(f"serving {source} on tcp://{server.host}:{server.port}")
+    write(f"serving {source} on {server.address}")
     server.run()
     return 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
 from typing import Any
 
 from ..errors import LaraArgumentError, ServingError, ServingTimeout
+from .address import Address, parse_address
 from .protocol import MAX_MESSAGE_BYTES, ModalityConfig, pack, require_zmq, routing_id, unpack
 
 __all__ = ["PolicyClient"]
@@ -23,35 +25,36 @@ class PolicyClient:
     """Client of a :class:`PolicyServer`, or of GR00T N1.6's server.
 
     It connects on first use, and again after a time-out or a lost connection. A failed call is not repeated: the robot
-    has moved meanwhile. Threads may share a client; their calls wait for each other.
+    has moved meanwhile. Threads may share a client; their calls wait for each other. In another process, after a fork or
+    from a pickle, the client has a connection of its own; a pickle contains the token.
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 5555, *, timeout_ms: int = 15_000, api_token: str | None = None,
+        self, host: str = "127.0.0.1", port: int | None = None, *, timeout_ms: int = 15_000, api_token: str | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:  # fmt: skip
         """Set up; nothing is sent.
 
         Args:
-            host: of the server.
-            port: of the server.
+            host: name or address of the server: robot, 192.168.1.5, ::1, fe80::1%eth0; tcp:// and the port may be part of
+                it: robot:5555, [::1]:5555. Of a name with IPv4 and IPv6 addresses the IPv4 address is used.
+            port: of the server; None: the one in host, else 5555.
             timeout_ms: how long a call waits for its answer, connecting included.
             api_token: the server's token.
             max_message_bytes: larger messages are neither sent nor accepted.
 
         Raises:
-            LaraArgumentError: a number is out of range.
+            LaraArgumentError: a number is out of range, host is not an address, or it and port name different ports.
             HostNotInstalled: pyzmq or msgpack is missing.
         """
-        if timeout_ms <= 0 or not 0 < port <= 65535:
-            raise LaraArgumentError(f"timeout_ms={timeout_ms} must be above 0, and port={port} in 1..65535")
-        self.address, self.timeout_ms = f"tcp://{host}:{port}", timeout_ms
+        if timeout_ms <= 0:
+            raise LaraArgumentError(f"timeout_ms={timeout_ms} must be above 0")
+        require_zmq()
+        self._server = parse_address(host, port)
+        self.address, self.timeout_ms = str(self._server), timeout_ms
         self._token, self._limit = api_token, max_message_bytes
-        self._name, self._connections = uuid.uuid4().hex, 0  # the name tells the server that it is the same client
-        self._zmq, _ = require_zmq()
-        self._context = self._zmq.Context()
-        self._socket: Any = None
-        self._lock = threading.Lock()
+        self._connections: dict[int, _Connection] = {}  # by process id: a fork inherits its parent's
+        self._closed = False
 
     def get_action(self, observation: Any, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Ask for an action.
@@ -116,7 +119,7 @@ class PolicyClient:
             except _ErrorReply:
                 raise
             except ServingError as error:
-                if self._context is None:
+                if self._closed:
                     raise
                 if time.monotonic() + _RETRY_S >= end:
                     why = "" if isinstance(error, ServingTimeout) else f"; last error: {error}"
@@ -154,23 +157,65 @@ class PolicyClient:
                 f"{endpoint}: the message has {len(message)} bytes, above max_message_bytes={self._limit}; send smaller "
                 "images, or raise the limit here and at the server"
             )
-        with self._lock:
-            answer = unpack(self._exchange(endpoint, message, timeout_ms or self.timeout_ms))
+        connection = self._connection()
+        with connection.lock:
+            if self._closed:
+                raise ServingError("this client is closed")
+            answer = unpack(connection.exchange(endpoint, message, timeout_ms or self.timeout_ms))
         if isinstance(answer, dict) and "error" in answer:
             raise _ErrorReply(f"{self.address} answered {endpoint} with an error: {answer['error']}")
         return answer
 
-    def _exchange(self, endpoint: str, message: bytes, timeout_ms: int) -> bytes:
+    def _connection(self) -> _Connection:
+        """The connection of this process.
+
+        A connection that a fork inherited is left alone, its lock included: libzmq's threads are not in the child, and
+        its descriptors are the parent's too. pyzmq does not destroy what another process made.
+        """
+        process = os.getpid()
+        if process not in self._connections:
+            self._connections.setdefault(process, _Connection(self._server, self._limit))
+        return self._connections[process]
+
+    def close(self) -> None:
+        """Close the connection; the client cannot be used again. In a forked process, the parent's is not closed."""
+        connection = self._connection()
+        with connection.lock:
+            self._closed = True
+            connection.close()
+
+    def __getstate__(self) -> dict[str, Any]:  # also of copy.copy
+        return {**self.__dict__, "_connections": {}}
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Connection:
+    """The connection of one process; its owner holds `lock` while it uses it."""
+
+    def __init__(self, server: Address, limit: int) -> None:
+        self.lock = threading.Lock()
+        self._server, self._limit = server, limit
+        self._name, self._count = uuid.uuid4().hex, 0  # the name tells the server that it is the same client
+        self._zmq, _ = require_zmq()
+        self._context: Any = None
+        self._socket: Any = None
+        self._monitor: Any = None
+
+    def exchange(self, endpoint: str, message: bytes, timeout_ms: int) -> bytes:
+        """Send a request, and return the answer."""
         zmq = self._zmq
-        if self._context is None:
-            raise ServingError("this client is closed")
+        end = time.monotonic() + timeout_ms / 1000
         try:
             if self._socket is not None and self._monitor.poll(0):  # lost since the last call
                 self._disconnect()
             if self._socket is None:
-                self._connect()
+                self._connect(timeout_ms / 1000)
             self._socket.send(message)
-            end = time.monotonic() + timeout_ms / 1000
             while (left := end - time.monotonic()) > 0:
                 ready = dict(self._poller.poll(max(1, int(1000 * left))))
                 if self._socket in ready:
@@ -178,28 +223,32 @@ class PolicyClient:
                     return frames[0]
                 if self._monitor in ready and self._is_cut():
                     raise ServingError(
-                        f"{self.address} closed the connection before it answered {endpoint}: it stopped, or refuses "
+                        f"{self._server} closed the connection before it answered {endpoint}: it stopped, or refuses "
                         f"messages of {len(message)} bytes"
                     )
         except zmq.ZMQError as error:
             self._disconnect()
-            raise ServingError(f"{endpoint} at {self.address}: {error}") from error
+            raise ServingError(f"{endpoint} at {self._server}: {error}") from error
         except BaseException:  # ours, or an interrupt: the socket still waits for an answer
             self._disconnect()
             raise
         self._disconnect()
         raise ServingTimeout(
-            f"{self.address} gave no answer to {endpoint} within {timeout_ms} ms: it is not running, not "
+            f"{self._server} gave no answer to {endpoint} within {timeout_ms} ms: it is not running, not "
             "reachable, or busy for longer (raise timeout_ms)"
         )
 
-    def _connect(self) -> None:
+    def _connect(self, seconds: float) -> None:
         zmq = self._zmq
+        address, is_ipv6 = self._server.to_connect(seconds)
+        if self._context is None:
+            self._context = zmq.Context()
         self._socket = socket = self._context.socket(zmq.REQ)
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IPV6, is_ipv6)
         socket.setsockopt(zmq.MAXMSGSIZE, self._limit)
-        self._connections += 1
-        socket.setsockopt(zmq.IDENTITY, routing_id(self._name, self._connections))
+        self._count += 1
+        socket.setsockopt(zmq.IDENTITY, routing_id(self._name, self._count))
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)  # a peer that vanished silently is a lost connection
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
@@ -207,7 +256,7 @@ class PolicyClient:
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
-        socket.connect(self.address)
+        socket.connect(address)
 
     def _is_cut(self) -> bool:
         from zmq.utils.monitor import recv_monitor_message
@@ -218,20 +267,15 @@ class PolicyClient:
     def _disconnect(self) -> None:
         if self._socket is not None:
             socket, self._socket = self._socket, None
+            monitor, self._monitor = self._monitor, None
             socket.disable_monitor()
-            self._monitor.close(0)
+            if monitor is not None:  # None: no descriptor was left for it
+                monitor.close(0)
             socket.close(0)
 
     def close(self) -> None:
-        """Close the connection; the client cannot be used again."""
-        with self._lock:
-            self._disconnect()
-            if self._context is not None:
-                context, self._context = self._context, None
-                context.term()
-
-    def __enter__(self) -> PolicyClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """Close the socket and what belongs to it."""
+        self._disconnect()
+        if self._context is not None:
+            context, self._context = self._context, None
+            context.term()

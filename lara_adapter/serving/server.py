@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hmac
 import inspect
 import logging
-import threading
+import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..errors import LaraArgumentError, ServingError
+from .address import Address, is_local, parse_address
 from .protocol import MAX_MESSAGE_BYTES, client_name, pack, require_zmq, unpack
 
 __all__ = ["PolicyServer"]
@@ -23,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 _POLL_MS = 100  # how soon stop() is noticed
 _MAX_WAITING = 256  # clients; further requests stay in libzmq, so that a flood does not fill our memory
-_LOCAL = ("127.0.0.1", "localhost", "::1")
+_HINTS = {
+    errno.EADDRINUSE: "choose another port, or 0 for any free one; a process forked from a server keeps its port",
+    errno.EADDRNOTAVAIL: "expected an address of this machine, or * for all",
+}
 
 
 @dataclasses.dataclass
@@ -52,40 +57,42 @@ class PolicyServer:
 
     Anyone who reaches the port can use the policy, so by default only this machine can. Messages, and the token in them,
     are not encrypted: use ssh or a VPN on a network that others use.
+
+    A server runs only in the process that made it: not after a fork, and it cannot be pickled.
     """
 
     def __init__(
-        self, policy: Any, host: str = "127.0.0.1", port: int = 5555, *, api_token: str | None = None,
+        self, policy: Any, host: str = "127.0.0.1", port: int | None = None, *, api_token: str | None = None,
         allow_kill: bool = False, max_message_bytes: int = MAX_MESSAGE_BYTES, description: str | None = None,
     ) -> None:  # fmt: skip
         """Bind the socket; requests are answered by :meth:`run`.
 
         Args:
             policy: see above.
-            host: address to listen on; 0.0.0.0 or *: every network of this machine.
-            port: TCP port; 0: any free one.
+            host: name, address or network interface of this machine to listen on; `*` or `::` is every network, IPv4 and
+                IPv6, `0.0.0.0` every network, IPv4 only. tcp:// and the port may be part of it: [::1]:5555.
+            port: TCP port; 0: any free one; None: the one in host, else 5555.
             api_token: token that every request must carry; compared in constant time.
             allow_kill: whether a client may stop the server.
             max_message_bytes: libzmq closes the connection of a client that sends more.
             description: what `describe` calls the policy; None: its class.
 
         Raises:
-            LaraArgumentError: the policy has no `get_action`, or an argument is out of range.
-            ServingError: the port cannot be bound.
+            LaraArgumentError: the policy has no `get_action`, an argument is out of range, or host is not an address.
+            ServingError: the address cannot be listened on.
             HostNotInstalled: pyzmq or msgpack is missing.
         """
         if not callable(getattr(policy, "get_action", None)):
             raise LaraArgumentError(f"policy: a {type(policy).__name__} has no get_action(observation)")
-        if not 0 <= port <= 65535 or max_message_bytes < 1024:
-            raise LaraArgumentError(
-                f"port={port} is not in 0..65535, or max_message_bytes={max_message_bytes} is below 1024"
-            )
+        address = parse_address(host, port, listen=True)
+        if max_message_bytes < 1024:
+            raise LaraArgumentError(f"max_message_bytes={max_message_bytes} must be at least 1024")
         if api_token is not None and not (isinstance(api_token, str) and api_token):
             raise LaraArgumentError("api_token: a string of at least one character is expected, or None")
         self.policy, self.description = policy, description or type(policy).__name__
         self._takes_options = _accepts(policy.get_action, "options")
         self._token = None if api_token is None else api_token.encode()
-        self._stopped = threading.Event()
+        self._process, self._stopped = os.getpid(), False
         self._endpoints: dict[str, _Endpoint] = {}
         self.register_endpoint("get_action", self._get_action)
         self.register_endpoint("reset", self._reset)
@@ -95,47 +102,57 @@ class PolicyServer:
         if allow_kill:
             self.register_endpoint("kill", self.stop, False)
         self._zmq, _ = require_zmq()
-        self._bind(host, port, max_message_bytes)
-        if host not in _LOCAL and api_token is None:
+        self._bind(address, max_message_bytes)
+        if api_token is None and not is_local(self._socket.getsockopt_string(self._zmq.LAST_ENDPOINT)):
             logger.warning(
                 "the policy can be reached from other machines (host=%r), and no api_token is required", host
             )
 
-    def _bind(self, host: str, port: int, max_message_bytes: int) -> None:
+    def _bind(self, address: Address, max_message_bytes: int) -> None:
         zmq = self._zmq
+        endpoint, is_ipv6 = address.to_bind()
         self._context = zmq.Context()
         self._socket = socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IPV6, is_ipv6)
         socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         socket.setsockopt(zmq.RCVHWM, 4)  # per connection; a client has one request in flight
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to a client that left is an error, not dropped silently
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)  # a client that vanished silently is forgotten
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
         try:
-            socket.bind(f"tcp://{host}:{port or '*'}")
+            socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise ServingError(f"tcp://{host}:{port} cannot be listened on: {error}") from error
-        endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.host, self.port = host, int(endpoint.rpartition(":")[2])
+            hint = _HINTS.get(error.errno)
+            raise ServingError(f"{address} cannot be listened on: {error}" + (f"; {hint}" if hint else "")) from error
+        port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        self.host, self.port, self.address = address.host, port, str(Address(address.host, port))
 
     def register_endpoint(self, name: str, function: Callable[..., Any], requires_input: bool = True) -> None:
         """Answer requests for `name` by `function(**data)`, or by `function()` where it requires no input."""
         self._endpoints[name] = _Endpoint(function, requires_input)
 
     def run(self) -> None:
-        """Answer until :meth:`stop` (from any thread or a signal handler) or, if allowed, a client's `kill`."""
+        """Answer until :meth:`stop` (from any thread or a signal handler) or, if allowed, a client's `kill`.
+
+        Raises:
+            ServingError: this is a process forked from the one that made the server.
+        """
+        self._check_process()
         zmq, waiting, busy = self._zmq, dict[bytes, list[bytes]](), 0.0
-        logger.info("serving %s on tcp://%s:%d", self.description, self.host, self.port)
+        logger.info("serving %s on %s", self.description, self.address)
         try:
-            while not self._stopped.is_set():
+            while not self._stopped:
                 self._receive(waiting, patient=busy > 0.05)
                 if not waiting:
                     continue
                 begin = time.monotonic()
                 *envelope, message = waiting.pop(next(iter(waiting)))
+                answer = self._answer(message)
+                self._check_process()  # a policy may fork
                 try:
-                    self._socket.send_multipart([*envelope, self._answer(message)], flags=zmq.DONTWAIT)
+                    self._socket.send_multipart([*envelope, answer], flags=zmq.DONTWAIT)
                 except zmq.ZMQError as error:  # the client left, or does not read
                     logger.info("an answer could not be sent: %s", error)
                 busy = time.monotonic() - begin
@@ -168,14 +185,25 @@ class PolicyServer:
 
     def stop(self) -> dict[str, str]:
         """Make :meth:`run` return after the present request."""
-        self._stopped.set()
+        self._stopped = True
         return {"status": "ok", "message": "Server stops"}
 
     def close(self) -> None:
-        """Release the port; :meth:`run` does so when it returns."""
-        self._stopped.set()
-        self._socket.close(linger=1000)  # time for the last answer
-        self._context.term()
+        """Release the port; :meth:`run` does so when it returns. In a forked process the server goes on."""
+        self._stopped = True
+        if self._process == os.getpid():
+            self._socket.close(linger=1000)  # time for the last answer
+            self._context.term()
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise ServingError(
+                f"this server belongs to process {self._process}, from which process {os.getpid()} was forked: make "
+                "the PolicyServer in the process that runs it"
+            )
+
+    def __getstate__(self) -> NoReturn:
+        raise ServingError("a PolicyServer cannot be copied or pickled: make it in the process that runs it")
 
     def __enter__(self) -> PolicyServer:
         return self

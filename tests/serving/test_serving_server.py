@@ -199,7 +199,8 @@ print(sorted(name for name in sys.modules if name.startswith("lara_adapter")))
     assert done.returncode == 0, done.stderr
     assert eval(done.stdout) == [
         "lara_adapter", "lara_adapter._version", "lara_adapter.errors", "lara_adapter.serving",
-        "lara_adapter.serving.client", "lara_adapter.serving.protocol", "lara_adapter.serving.server",
+        "lara_adapter.serving.address", "lara_adapter.serving.client", "lara_adapter.serving.protocol",
+        "lara_adapter.serving.server",
     ]  # fmt: skip
 
 
