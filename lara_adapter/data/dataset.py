@@ -200,8 +200,8 @@ class Dataset(abc.ABC):
         if not kept:
             raise DatasetError(f"{self.name}: every episode is damaged: {reasons}")
         logger.warning(
-            "%s: %d of %d episodes are damaged and left out: %s (%s)",
-            self.name, len(damaged), total, ranges(damaged), reasons,
+            "%s: %d of %d episodes %s damaged and left out: %s (%s)",
+            self.name, len(damaged), total, "is" if len(damaged) == 1 else "are", ranges(damaged), reasons,
         )  # fmt: skip
         self._keep(kept)
 
@@ -219,7 +219,9 @@ def parse_numbers(argument: str, texts: Sequence[str], known: Sequence[int]) -> 
             first = int(start) if start or not colon else min(known, default=0)
             last = int(stop) if stop else (max(known, default=0) + 1 if colon else first + 1)
         except ValueError:
-            raise LaraArgumentError(f'{argument}: {text!r}, but a number ("7") or a range ("0:50") is expected') from None
+            raise LaraArgumentError(
+                f'{argument}: {text!r}, but a number ("7") or a range ("0:50") is expected'
+            ) from None
         inside = {number for number in known if first <= number < last}
         if not inside:
             raise LaraArgumentError(f"{argument}: {text!r} names none of the episodes {ranges(known)}")

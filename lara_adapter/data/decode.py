@@ -97,14 +97,12 @@ def read_frames(
         except DatasetError:
             continue  # a container that cannot seek, or breaks off
     raise DatasetError(
-        f"{shown(source.path)}: {len(rest)} of the frames {numbers[0]} to {numbers[-1]} cannot be decoded, though they could when "
-        "the folder was indexed; was the file changed? Training can be resumed"
+        f"{shown(source.path)}: {len(rest)} of the frames {numbers[0]} to {numbers[-1]} cannot be decoded, though they "
+        "could when the folder was indexed; was the file changed? Training can be resumed"
     )
 
 
-def _passes(
-    source: Source, pts: np.ndarray, keys: np.ndarray, numbers: list[int]
-) -> Iterator[Iterable[_Found]]:
+def _passes(source: Source, pts: np.ndarray, keys: np.ndarray, numbers: list[int]) -> Iterator[Iterable[_Found]]:
     """Passes over a source, each giving some frames: the first should do, the later ones are more careful."""
     if source.kind != "video":
         yield _some_pictures(source, pts[numbers].tolist(), numbers)

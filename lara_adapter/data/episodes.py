@@ -10,13 +10,11 @@ deleted from the metadata, and numbers left out.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,9 @@ from ..errors import AdapterFormatError, DatasetError
 from ..storage.files import read_json
 from ..storage.hub import locate_folder
 from .dataset import Content, Dataset
-from .episode_table import Episode, EpisodeTable, Paths
+from .episode_checks import check_rows, check_videos, rows_missing
+from .episode_table import Episode, EpisodeTable, read_v2, read_v3
+from .parquet import as_array, cell_bytes, require_parquet, row_groups
 from .sources import Source, shown
 from .video import VideoFile, decode_picture, require_av
 
@@ -37,16 +37,6 @@ logger = logging.getLogger(__name__)
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 _ROWS = 64  # pictures held at once while a parquet file is read
-_OPENED = 8  # files whose headers are read at once
-
-
-def require_parquet() -> Any:
-    """pyarrow.parquet, or a DatasetError that names the package to install."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DatasetError("LeRobot datasets need pyarrow: pip install 'lara-adapter[video]'") from error
-    return pyarrow.parquet
 
 
 class EpisodeDataset(Dataset):
@@ -99,7 +89,7 @@ class EpisodeDataset(Dataset):
             pictures = [key for key, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
             self.depth = tuple(key for key in pictures if _is_depth(key, self.features[key]))
             self.cameras = tuple(key for key in pictures if key not in self.depth)
-            self.episodes = self._table_v3() if self.version == "v3.0" else self._table_v2()
+            self.episodes = (read_v3 if self.version == "v3.0" else read_v2)(self.root, info, self._video_keys())
         # OSError: what pyarrow raises for a damaged file
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
             if isinstance(error, DatasetError):
@@ -146,63 +136,11 @@ class EpisodeDataset(Dataset):
         """
         damaged: dict[int, str] = {}
         if rows or any(self.features[camera]["dtype"] == "image" for camera in cameras):
-            damaged |= self._check_rows()
+            damaged |= check_rows(self)
         for camera in cameras:
             if self.features[camera]["dtype"] == "video":
-                damaged = self._check_videos(camera) | damaged
+                damaged = check_videos(self, camera) | damaged
         return dict(sorted(damaged.items()))
-
-    def _check_videos(self, camera: str) -> dict[int, str]:
-        table = self.episodes.columns
-        places, starts = table[f"{camera}/place"], table[f"{camera}/start"]
-        files = self.episodes.videos[camera]
-
-        def seconds(place: int) -> float | str:
-            """How long a file is, inf where it does not say; or what is wrong with it."""
-            try:
-                with VideoFile(self.root / files[place]) as video:
-                    return video.stated_seconds or float("inf")
-            except DatasetError as error:
-                return str(error)
-
-        damaged: dict[int, str] = {}
-        used = np.unique(places).tolist()
-        with ThreadPoolExecutor(_OPENED) as pool:
-            for place, found in zip(used, pool.map(seconds, used)):
-                inside = places == place
-                ends = starts + table["length"] / self.fps
-                short = inside if isinstance(found, str) else inside & (ends > found + 1.5 / self.fps)
-                for number, end in zip(table["number"][short].tolist(), ends[short].tolist()):
-                    damaged[number] = (
-                        found
-                        if isinstance(found, str)
-                        else f"{shown(self.root / files[place])} ends after {found:.3f} s, but it needs frames up to {end:.3f} s"
-                    )
-        return damaged
-
-    def _check_rows(self) -> dict[int, str]:
-        parquet = require_parquet()
-        table, damaged = self.episodes.columns, {}
-        listed = dict(zip(table["number"].tolist(), zip(table["length"].tolist(), table["place"].tolist())))
-        for place in np.unique(table["place"]).tolist():
-            path = self.root / self.episodes.data[place]
-            mine = [number for number, (_, where) in listed.items() if where == place]
-            try:
-                read = parquet.read_table(path, columns=["episode_index", "frame_index"])
-                numbers, frames = (read.column(name).to_numpy() for name in ("episode_index", "frame_index"))
-            # pyarrow's errors derive from these
-            except (OSError, ValueError, KeyError) as error:
-                damaged |= dict.fromkeys(mine, f"{shown(path)}: {' '.join(str(error).split())}")
-                continue
-            order = np.argsort(numbers, kind="stable")
-            names, begins = np.unique(numbers[order], return_index=True)
-            parts = dict(zip(names.tolist(), np.split(frames[order], begins[1:])))
-            self.unlisted |= {name for name in parts if name not in listed and name not in self.left_out}
-            for number in mine:
-                found, length = parts.get(number, frames[:0]), listed[number][0]
-                if not np.array_equal(found, np.arange(length)):
-                    damaged[number] = _rows_missing(path, length, len(found))
-        return damaged
 
     # ------------------------------------------------------------------ columns
 
@@ -217,13 +155,18 @@ class EpisodeDataset(Dataset):
         names = list(dict.fromkeys([*columns, "episode_index", "frame_index"]))
         try:
             table = parquet.read_table(path, columns=names, filters=[("episode_index", "==", episode.number)])
-            arrays = {name: _as_array(table.column(name)) for name in names}
         # pyarrow's errors derive from these
         except (OSError, ValueError, KeyError) as error:
             raise DatasetError(f"{shown(path)}: {' '.join(str(error).split())}") from error
+        arrays = {}
+        for name in names:
+            try:
+                arrays[name] = as_array(table.column(name))
+            except ValueError as error:
+                raise DatasetError(f"{shown(path)}, episode {episode.number}, column {name}: {error}") from error
         if not np.array_equal(arrays["frame_index"], np.arange(episode.length)):
             raise DatasetError(
-                f"episode {episode.number}: {_rows_missing(path, episode.length, len(arrays['frame_index']))}"
+                f"episode {episode.number}: {rows_missing(path, episode.length, len(arrays['frame_index']))}"
             )
         return {name: arrays[name] for name in columns}
 
@@ -297,7 +240,7 @@ class EpisodeDataset(Dataset):
         wanted = None if places is None else set(places)
         try:
             with parquet.ParquetFile(path) as file:
-                groups = _row_groups(file.metadata, episode.number)
+                groups = row_groups(file.metadata, episode.number)
                 for batch in file.iter_batches(_ROWS, groups, columns=["episode_index", "frame_index", camera]):
                     numbers, frames = (batch.column(name).to_numpy() for name in ("episode_index", "frame_index"))
                     for row in np.flatnonzero(numbers == episode.number).tolist():
@@ -311,9 +254,7 @@ class EpisodeDataset(Dataset):
                 raise
             raise DatasetError(f"{shown(path)}: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if done != episode.length:
-            raise DatasetError(
-                f"{shown(path)} holds {done} of the {episode.length} frames of episode {episode.number}"
-            )
+            raise DatasetError(f"{shown(path)} holds {done} of the {episode.length} frames of episode {episode.number}")
 
     def sources(self, camera: str) -> Iterator[Source]:
         """See :meth:`Dataset.sources`: a video file with its episodes, or an episode of pictures."""
@@ -333,86 +274,8 @@ class EpisodeDataset(Dataset):
             path = self.root / self.episodes.videos[camera][file]
             yield Source(path, "video", tuple(segments), self.fps, camera, self.root)
 
-    # ------------------------------------------------------------------ metadata
-
-    def _path(self, template: str, **fields: Any) -> str:
-        return _inside(self.root, self.info[template].format(**fields))
-
     def _video_keys(self) -> list[str]:
         return [key for key in self.cameras if self.features[key]["dtype"] == "video"]
-
-    def _table_v2(self) -> EpisodeTable:
-        path = self.root / "meta" / "episodes.jsonl"
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise DatasetError(f"{shown(path)} cannot be read: {error}") from error
-        entries = [json.loads(line) for line in lines if line.strip()]
-        numbers = [int(entry["episode_index"]) for entry in entries]
-        size = int(self.info["chunks_size"])
-        fields = [{"episode_index": number, "episode_chunk": number // size} for number in numbers]
-        columns: dict[str, Any] = {
-            "number": numbers,
-            "length": [int(entry["length"]) for entry in entries],
-            "place": range(len(entries)),
-        }
-        data, videos = Paths(self._path, "data_path", fields), {}
-        for key in self._video_keys():
-            videos[key] = Paths(self._path, "video_path", [{**each, "video_key": key} for each in fields])
-            columns |= {f"{key}/place": range(len(entries)), f"{key}/start": [0.0] * len(entries)}
-        return EpisodeTable({name: np.array(values) for name, values in columns.items()}, data, videos)
-
-    def _table_v3(self) -> EpisodeTable:
-        parquet = require_parquet()
-        paths = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
-        if not paths:
-            raise DatasetError(f"{shown(self.root)}/meta/episodes holds no parquet file")
-        names = {"number": "episode_index", "length": "length", "data/chunk": "data/chunk_index"}
-        names["data/file"] = "data/file_index"
-        for key in self._video_keys():
-            names[f"{key}/start"] = f"videos/{key}/from_timestamp"
-            names |= {f"{key}/{part}": f"videos/{key}/{part}_index" for part in ("chunk", "file")}
-        parts = []
-        for path in paths:  # the columns of statistics, which are by far the most, are not read
-            table = parquet.read_table(path, columns=list(names.values()))
-            parts.append({name: table.column(column).to_numpy() for name, column in names.items()})
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        if any(np.isnan(values).any() for values in columns.values() if values.dtype.kind == "f"):
-            raise DatasetError(f"{shown(self.root)}/meta/episodes has empty cells where an episode's place is expected")
-
-        def files(prefix: str, template: str, **more: str) -> tuple[np.ndarray, Paths]:
-            pairs = np.stack([columns.pop(f"{prefix}/{part}").astype(np.int64) for part in ("chunk", "file")], axis=1)
-            unique, place = np.unique(pairs, axis=0, return_inverse=True)
-            fields = [{"chunk_index": chunk, "file_index": file, **more} for chunk, file in unique.tolist()]
-            return place.reshape(-1), Paths(self._path, template, fields)
-
-        columns["place"], data = files("data", "data_path")
-        videos = {}
-        for key in self._video_keys():
-            columns[f"{key}/place"], videos[key] = files(key, "video_path", video_key=key)
-        integers = ("number", "length")
-        return EpisodeTable(columns | {name: columns[name].astype(np.int64) for name in integers}, data, videos)
-
-
-def cell_bytes(cell: Any, root: Path) -> bytes:
-    """Content of the picture in a cell {"bytes", "path"} of a parquet column; the path is relative to `root`.
-
-    Raises:
-        DatasetError: the cell is empty, or its path leads out of the dataset.
-        OSError: the file cannot be read.
-    """
-    cell = cell or {}
-    if not cell.get("bytes") and not cell.get("path"):
-        raise DatasetError("an empty cell where a picture is expected")
-    content: bytes = cell.get("bytes") or (root / _inside(root, cell["path"])).read_bytes()
-    return content
-
-
-def _inside(root: Path, path: str) -> str:
-    """A path from the dataset's own metadata, which must not lead out of it."""
-    if os.path.isabs(path) or ".." in Path(path).parts:
-        raise DatasetError(f"{shown(root)}/{INFO} or its episodes name the file {path!r} outside of the dataset")
-    return path
 
 
 def _is_depth(key: str, feature: Mapping[str, Any]) -> bool:
@@ -422,28 +285,3 @@ def _is_depth(key: str, feature: Mapping[str, Any]) -> bool:
         return True
     formats = {str(info.get("video.pix_fmt") or info.get("pix_fmt") or "") for info in infos}
     return "depth" in re.split(r"[^a-z]+", key.lower()) or any(re.match(r"gray(?!8|$)|y1\d", name) for name in formats)
-
-
-def _rows_missing(path: Path, length: int, found: int) -> str:
-    return f"{shown(path)} does not hold its frames 0 to {length - 1} in order, which the metadata say; it has {found}"
-
-
-def _row_groups(metadata: Any, episode: int) -> list[int]:
-    """The row groups of a parquet file that may hold an episode, by their statistics."""
-    groups = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        columns = [group.column(place) for place in range(group.num_columns)]
-        known = next((c.statistics for c in columns if c.path_in_schema == "episode_index"), None)
-        if known is None or not known.has_min_max or known.min <= episode <= known.max:
-            groups.append(number)
-    return groups
-
-
-def _as_array(column: Any) -> np.ndarray:
-    """[rows] of a scalar column, [rows, ...] of one of lists of equal length."""
-    kind = str(column.type)
-    if "list" not in kind and "extension" not in kind:
-        flat: np.ndarray = column.to_numpy()
-        return flat
-    return np.asarray(column.to_pylist())

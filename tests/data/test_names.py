@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("av")
+
+from helpers.videos import png, square, write_video
+
 from lara_adapter.data import IndexSettings, build_index, find_sources, open_dataset
 from lara_adapter.data.decode import read_frames
 from lara_adapter.data.sources import natural_key, shown
-from tests.helpers.videos import png, square, write_video
 
 NAMES = [
-    b"2024-05-01T12:30:00", b"a%03d", b"b#1", b"c?x", b"a|b", b"concat:x", b"pipe:0", b"http:x", b"file:y", b"-i", b" space ",
-    b"new\nline", b"tab\t", b"quote'\"", b"back\\slash", b"\xb2\xe2\xca\xd4", "①".encode(), "10²".encode(), "٣".encode(),
+    b"2024-05-01T12:30:00", b"a%03d", b"b#1", b"c?x", b"a|b", b"concat:x", b"pipe:0", b"http:x", b"file:y", b"-i",
+    b" space ", b"new\nline", b"tab\t", b"quote'\"", b"back\\slash", b"\xb2\xe2\xca\xd4", "①".encode(), "10²".encode(), "٣".encode(),
     "wärme 動画".encode(), b"*[a-z]{1,2}", b"$HOME", b"~", b"name" * 60,
 ]  # fmt: skip
 
@@ -87,7 +90,9 @@ def test_a_failure_to_open_is_not_remembered(tmp_path, video, monkeypatch):
 
     av = module.require_av()
     with monkeypatch.context() as patch:
-        patch.setattr(av, "open", lambda *args, **kwargs: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        patch.setattr(
+            av, "open", lambda *args, **kwargs: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
         report = build_index(find_sources([path]), IndexSettings(held_out=0.0), tmp_path / "index").report
         assert report["usable"] == 0
         assert "Permission denied" in report["faults"][0]["what"]

@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("PIL")
+pytest.importorskip("av")
+
+from helpers.videos import write_video
+from PIL import Image
+
 from lara_adapter.data import IndexSettings, build_index, find_sources, open_dataset
 from lara_adapter.data.decode import read_frames
 from lara_adapter.data.orientation import Orientation, orientation_of_picture
 from lara_adapter.data.video import VideoFile, decode_picture
-from tests.helpers.videos import write_video
 
-Image = pytest.importorskip("PIL.Image")
 HEIGHT, WIDTH, ONE = 64, 96, 1 << 16
 
 # a player's matrix (a, b, c, d): x' = a x + c y, y' = b x + d y; and the corner in which it puts what was top left
@@ -102,7 +106,9 @@ def test_both_decoders_agree_on_size_and_orientation(tmp_path, name):
         pytest.skip(str(error))
     path = phone_video(tmp_path / "phone.mp4", MATRICES[name][0])
     (found,) = build_index(find_sources([path]), IndexSettings(held_out=0.0), tmp_path / "index").sources
-    one, other = (read_frames(found.source, found.pts, found.keys, np.arange(8), 48, each) for each in ("av", "torchcodec"))
+    one, other = (
+        read_frames(found.source, found.pts, found.keys, np.arange(8), 48, each) for each in ("av", "torchcodec")
+    )
     assert one.shape == other.shape
     assert [corner(each) for each in one] == [corner(each) for each in other] == [MATRICES[name][1]] * 8
     assert np.abs(one.astype(int) - other).mean() < 3
