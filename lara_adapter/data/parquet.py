@@ -47,7 +47,7 @@ def path_inside(root: Path, path: str) -> str:
 def row_groups(metadata: Any, episode: int) -> list[int]:
     """The row groups of a parquet file that may hold an episode, by their statistics."""
     groups = []
-    for number in range(metadata.numrow_groups):
+    for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = [group.column(place) for place in range(group.num_columns)]
         known = next((c.statistics for c in columns if c.path_in_schema == "episode_index"), None)

@@ -21,8 +21,8 @@ from lara_adapter.data.sources import natural_key, shown
 
 NAMES = [
     b"2024-05-01T12:30:00", b"a%03d", b"b#1", b"c?x", b"a|b", b"concat:x", b"pipe:0", b"http:x", b"file:y", b"-i",
-    b" space ", b"new\nline", b"tab\t", b"quote'\"", b"back\\slash", b"\xb2\xe2\xca\xd4", "①".encode(), "10²".encode(), "٣".encode(),
-    "wärme 動画".encode(), b"*[a-z]{1,2}", b"$HOME", b"~", b"name" * 60,
+    b" space ", b"new\nline", b"tab\t", b"quote'\"", b"back\\slash", b"\xb2\xe2\xca\xd4", "①".encode(),
+    "10²".encode(), "٣".encode(), "wärme 動画".encode(), b"*[a-z]{1,2}", b"$HOME", b"~", b"name" * 60,
 ]  # fmt: skip
 
 
