@@ -38,7 +38,7 @@ class Address:
         """The endpoint for ZMQ's bind, and whether it needs ZMQ's option IPV6.
 
         Raises:
-            ServingError: the name is unknown.
+            ServingError: the name is unknown, or this machine has no IPv6.
         """
         port = self.port or "*"
         if self.host == "*":
@@ -52,7 +52,7 @@ class Address:
         """The endpoint for ZMQ's connect, and whether it needs ZMQ's option IPV6.
 
         Raises:
-            ServingError: the name is unknown.
+            ServingError: the name is unknown, or this machine has no IPv6.
             ServingTimeout: no name server answers within that time.
         """
         if _as_ip(self.host):
@@ -173,6 +173,13 @@ def _look_up(address: Address) -> tuple[str, bool]:
     host = str(where[0])
     if len(where) == 4 and where[3] and "%" not in host:
         host += f"%{where[3]}"
+    if family == socket.AF_INET6:
+        try:
+            socket.socket(family, socket.SOCK_STREAM).close()
+        except OSError as error:
+            raise ServingError(
+                f"host={address.host!r}: this machine has no IPv6 ({error}); give an IPv4 address"
+            ) from error
     return _bracketed(host), family == socket.AF_INET6
 
 

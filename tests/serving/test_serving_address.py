@@ -207,6 +207,22 @@ def test_an_unknown_name_is_said_at_once_and_can_be_waited_for(names):
         PolicyServer(Echo(), "robot", 0)
 
 
+def test_a_machine_without_ipv6(monkeypatch):
+    real = sockets.socket
+
+    def create(family=sockets.AF_INET, *args, **kwargs):
+        if family == sockets.AF_INET6:
+            raise OSError("Address family not supported by protocol")
+        return real(family, *args, **kwargs)
+
+    monkeypatch.setattr(sockets, "socket", create)
+    message = r"host='::1': this machine has no IPv6 \(Address family not supported.*\); give an IPv4 address"
+    with pytest.raises(ServingError, match=message):
+        PolicyServer(Echo(), "::1", 0)
+    with pytest.raises(ServingError, match=message):
+        ask("::1")
+
+
 def test_a_name_server_that_does_not_answer(monkeypatch):
     over = threading.Event()
 
