@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
 from lara_adapter.data.gap import parse_gap
 from lara_adapter.data.video import VideoFile
 from lara_adapter.lam.label import label_dataset
-from lara_adapter.lam.label import work as label_work
 from lara_adapter.lam.sequence import encode_sequence
 
 GAP = 4
@@ -324,56 +323,57 @@ def test_gaps_in_frames_and_seconds():
 # ---------------------------------------------------------------------- kills
 
 
-def killed(run) -> None:
-    """Run in a process of its own that kills itself on the way."""
-    child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            run()
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+# MODULE NAME CALLS ARGUMENTS: `lara` with these; the process dies when that function has been called so many times
+DYING = """
+import importlib, os, signal, sys
+module, name, calls, *arguments = sys.argv[1:]
+owner = importlib.import_module(module)
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+function, left = getattr(owner, name), int(calls)
+def dying(*arguments, **keywords):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*arguments, **keywords)
+setattr(owner, name, dying)
+from lara_adapter import cli
+sys.exit(cli.main(arguments))
+"""
 
 
-def dying_after(function, calls: int):
-    """The function, but the process dies in the middle of that call."""
-    left = [calls]
-
-    def wrapped(*arguments, **keywords):
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **keywords)
-
-    return wrapped
+def killed(at: str, calls: int, *arguments) -> None:
+    """`lara` in a process of its own that kills itself when a function has been called so many times."""
+    command = [sys.executable, "-c", DYING, *at.split(":"), str(calls), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 @pytest.mark.parametrize("sidecar", [False, True])
-def test_a_killed_run_resumes_and_gives_the_same_bytes(tmp_path, lam, source, monkeypatch, sidecar):
+def test_a_killed_run_resumes_and_gives_the_same_bytes(tmp_path, lam, source, sidecar):
+    pytest.importorskip("tyro")
     outputs = [
         tmp_path / folder / "out.parquet" if sidecar else tmp_path / folder / "out" for folder in ("one go", "killed")
     ]
     first = label_dataset(source, lam, outputs[0], gap=GAP, sidecar=sidecar, link=False)
     assert first.resumed == 0
-    again = {"gap": GAP, "sidecar": sidecar, "link": False}
-    with monkeypatch.context() as patch:  # the third episode's labels are never written
-        patch.setattr(label_work, "write_tensors", dying_after(label_work.write_tensors, 2))
-        killed(lambda: label_dataset(source, lam, outputs[1], **again))
+    again = ["label", source, "--lam", lam, "--output", outputs[1], "--gap", GAP, "--no-link"]
+    again += ["--sidecar"] if sidecar else []
+    killed("lara_adapter.lam.label.work:write_tensors", 2, *again)  # the third episode's labels are never written
     work = outputs[1].parent / f".{outputs[1].name}.labelling"
     assert len(list((work / "episodes").iterdir())) == 2
     assert not outputs[1].exists()
     (work / "episodes/000001.safetensors").write_bytes(b"torn by a power cut")
-    with monkeypatch.context() as patch:  # in the middle of a file of the output
-        patch.setattr(pq.ParquetWriter, "write_table", dying_after(pq.ParquetWriter.write_table, 1))
-        killed(lambda: label_dataset(source, lam, outputs[1], **again))
+    killed("pyarrow.parquet:ParquetWriter.write_table", 1, *again)  # in the middle of a file of the output
     assert len(list((work / "episodes").iterdir())) == 3
     assert not outputs[1].exists()
-    with monkeypatch.context() as patch:  # the output is there, and the work folder still is
-        patch.setattr(shutil, "rmtree", dying_after(shutil.rmtree, 0))
-        killed(lambda: label_dataset(source, lam, outputs[1], **again))
+    killed("shutil:rmtree", 0, *again)  # the output is there, and the work folder still is
     assert outputs[1].exists()
     assert work.exists()
-    last = label_dataset(source, lam, outputs[1], **again)
+    last = label_dataset(source, lam, outputs[1], gap=GAP, sidecar=sidecar, link=False)
     assert last.resumed == 3
     assert tree(outputs[1].parent) == tree(outputs[0].parent)
 
@@ -383,7 +383,7 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(tmp_path, lam, so
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lara_adapter.lam.label.run.write_copy", stop)
+        patch.setattr("lara_adapter.lam.label.job.write_copy", stop)
         with pytest.raises(KeyboardInterrupt):
             label_dataset(source, lam, tmp_path / "copy", gap=GAP)
     with pytest.raises(LaraArgumentError, match=r"unfinished labelling.*gap_frames 4 \(now 5\)"):
@@ -407,7 +407,8 @@ def test_refusals_name_what_is_wrong(tmp_path, lam, source):
     refused(LaraArgumentError, "camera=None, but two has observation.images.top, observation.images.wrist", dataset=two)
     refused(LaraArgumentError, "camera='side', but", dataset=two, camera="side")
     refused(DatasetError, "does not exist", dataset=tmp_path / "none")
-    refused(DatasetError, r"is not a LeRobot dataset: .*info.json is missing", dataset=tmp_path)
+    (tmp_path / "empty").mkdir()
+    refused(DatasetError, "holds nothing that can be read. Expected: meta/info.json", dataset=tmp_path / "empty")
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source / "copy")
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source)
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source.parent)
@@ -450,7 +451,7 @@ def edited(root: Path, **changes) -> Path:
             lambda root: next(root.rglob("*.mp4")).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
             "a pointer of Git LFS, not the video; fetch it with",
         ),
-        (lambda root: disk.write_video(next(root.rglob("*.mp4")), disk.scene(0, 5)[0]), "ends after 5 of 9 frames"),
+        (lambda root: disk.write_video(next(root.rglob("*.mp4")), disk.scene(0, 5)[0]), "ends after 0.500 s, but it needs"),
         (lambda root: next(root.rglob("episode_*.parquet")).write_bytes(b"PAR1"), "parquet"),
     ],
     ids=["version", "traversal", "features", "no video", "no video inside", "git lfs", "short video", "no parquet"],

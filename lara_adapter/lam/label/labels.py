@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...data.episodes import Episode, EpisodeDataset
 from ...errors import AdapterFormatError, DatasetError
 from ...storage.files import read_tensors
 
-__all__ = ["LabelColumns", "LabelSet", "Labels"]
+__all__ = ["LabelColumns", "LabelFiles", "LabelSet", "Labels"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class LabelColumns:
     """
 
     def __init__(self, prefix: str, queries: int, width: int, dtype: str) -> None:
-        self.names = tuple(f"{prefix}.{field}" for field in Labels._fields)
+        self.prefix, self.names = prefix, tuple(f"{prefix}.{field}" for field in Labels._fields)
         self.queries, self.numbers = queries, queries * width
         tokens = [f"token_{token}" for token in range(queries)]
         numbers = [f"{token}.{number}" for token in tokens for number in range(width)]
@@ -47,6 +46,15 @@ class LabelColumns:
             self.names[1]: {"dtype": dtype, "shape": [self.numbers], "names": numbers},
             self.names[2]: {"dtype": "bool", "shape": [1], "names": None},
         }
+
+    def shapes(self, frames: int) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the labels of so many frames."""
+        return (frames, self.queries), (frames, self.numbers), (frames,)
+
+    def zeros(self, frames: int) -> Labels:
+        """What frames without labels get: zeros, and valid False."""
+        dtypes = [feature["dtype"] for feature in self.features.values()]
+        return Labels(*(np.zeros(shape, dtype) for shape, dtype in zip(self.shapes(frames), dtypes)))
 
     def arrays(self, labels: Labels) -> dict[str, Any]:
         """Name -> arrow array; lists of fixed length, as LeRobot writes them, or plain numbers where that is 1."""
@@ -70,45 +78,72 @@ class LabelColumns:
         return made
 
 
-class LabelSet:
-    """The labels of a dataset's episodes, in a folder.
+class LabelFiles:
+    """Files with the labels of episodes, one for each.
 
     Args:
-        folder: one safetensors file per episode.
-        dataset: the source.
+        folder: where they are written.
         columns: the new features.
+        exact: the length of an episode is what its dataset says, and not what a video turned out to hold.
+
+    Attributes:
+        shards: other folders where they may be.
     """
 
-    def __init__(self, folder: Path, dataset: EpisodeDataset, columns: LabelColumns) -> None:
-        self.folder, self.dataset, self.columns = folder, dataset, columns
-        self.get = functools.lru_cache(maxsize=2)(self._get)
+    def __init__(self, folder: Path, columns: LabelColumns, exact: bool) -> None:
+        self.folder, self.columns, self.exact = folder, columns, exact
+        self.shards: Sequence[Path] = ()
 
     def path(self, number: int) -> Path:
-        """The file of an episode."""
+        """Where the labels of an episode are written."""
         return self.folder / f"{number:06d}.safetensors"
 
-    def load(self, episode: Episode) -> Labels | None:
+    def load(self, episode: Any) -> Labels | None:
         """The labels of an episode; None if there are none, or the file is damaged or incomplete."""
-        path = self.path(episode.number)
-        if not path.is_file():
-            return None
-        try:
-            tensors = read_tensors(path)
-            labels = Labels(*(tensors[name].numpy() for name in Labels._fields))
-        except (AdapterFormatError, KeyError) as error:
-            logger.warning("%s is made again: %s", path, error)
-            return None
-        shapes = [(episode.length, self.columns.queries), (episode.length, self.columns.numbers), (episode.length,)]
-        return labels if [array.shape for array in labels] == shapes else None
+        own = self.path(episode.number)
+        for path in (own, *(folder / own.name for folder in self.shards)):
+            if not path.is_file():
+                continue
+            try:
+                tensors = read_tensors(path)
+                labels = Labels(*(tensors[name].numpy() for name in Labels._fields))
+            except (AdapterFormatError, KeyError) as error:
+                logger.warning("%s does not count: %s", path, error)
+                continue
+            length = episode.length if self.exact else len(labels.valid)
+            if tuple(array.shape for array in labels) == self.columns.shapes(length):
+                return labels
+        return None
 
-    def _get(self, number: int) -> Labels:
-        """The labels of the episode of that number.
+
+class LabelSet:
+    """The labels of episodes that all have them.
+
+    Args:
+        files: where they are.
+        episodes: those that were labelled.
+    """
+
+    def __init__(self, files: LabelFiles, episodes: Iterable[Any]) -> None:
+        self.files, self.columns = files, files.columns
+        self.episodes = {episode.number: episode for episode in episodes}
+        self.get = functools.lru_cache(maxsize=2)(self._get)
+
+    def _get(self, number: int) -> Labels | None:
+        """The labels of the episode of that number; None if it was not labelled.
 
         Raises:
-            DatasetError: the dataset's metadata do not list this episode.
+            DatasetError: its file has disappeared or was damaged since.
         """
-        episode = self.dataset.episode(number)
-        labels = None if episode is None else self.load(episode)
+        if number not in self.episodes:
+            return None
+        labels = self.files.load(self.episodes[number])
         if labels is None:
-            raise DatasetError(f"{self.dataset.root} holds frames of episode {number}, which its metadata do not list")
+            raise DatasetError(f"the labels of episode {number} have disappeared from {self.files.folder}; run again")
+        return labels
+
+    def of(self, number: int) -> Labels:
+        """The labels of one of `episodes`."""
+        labels = self.get(number)
+        assert labels is not None
         return labels

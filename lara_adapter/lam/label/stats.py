@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["BASIC", "Stats", "aggregate", "describe", "known_statistics"]
+__all__ = ["BASIC", "Stats", "Total", "describe", "known_statistics"]
 
 BASIC = ("min", "max", "mean", "std", "count")
-Stats = dict[str, list[float]]
+Stats = dict[str, np.ndarray]  # name -> W numbers float64; "count": one int64
 
 
 def known_statistics(present: Collection[str]) -> list[str]:
@@ -19,7 +19,7 @@ def known_statistics(present: Collection[str]) -> list[str]:
 
 
 def describe(values: np.ndarray, kinds: Sequence[str]) -> Stats:
-    """Statistics over the rows of [T, W]: name -> W numbers (one for "count"), as plain floats.
+    """Statistics over the rows of [T, W], T at least 1.
 
     Quantiles are exact here; LeRobot's own are read off a histogram.
     """
@@ -27,31 +27,44 @@ def describe(values: np.ndarray, kinds: Sequence[str]) -> Stats:
     found: Stats = {}
     for kind in kinds:
         if kind == "count":
-            found[kind] = [len(values)]
+            found[kind] = np.array([len(values)])
             continue
         share = _quantile(kind)
-        result = np.quantile(values, share, axis=0) if share is not None else getattr(values, kind)(axis=0)
-        found[kind] = result.tolist()
+        found[kind] = np.quantile(values, share, axis=0) if share is not None else getattr(values, kind)(axis=0)
     return found
 
 
-def aggregate(episodes: Sequence[Mapping[str, list[float]]], kinds: Sequence[str]) -> Stats:
-    """The `kinds` of statistics of a dataset from those of its episodes, which need the BASIC ones too.
+class Total:
+    """Statistics of a dataset from those of its episodes, which are added one by one and not kept.
 
     As LeRobot aggregates them: a quantile is the mean of the episodes' quantiles, weighted by their frames.
     """
-    parts = {kind: np.array([episode[kind] for episode in episodes]) for kind in {*BASIC, *kinds}}
-    weight = parts["count"].reshape(-1, 1) / parts["count"].sum()
-    mean = (parts["mean"] * weight).sum(0)
-    variance = ((parts["std"] ** 2 + (parts["mean"] - mean) ** 2) * weight).sum(0)
-    whole = {
-        "min": parts["min"].min(0),
-        "max": parts["max"].max(0),
-        "mean": mean,
-        "std": np.sqrt(variance),
-        "count": parts["count"].sum(0),
-    }
-    return {kind: (whole[kind] if kind in whole else (parts[kind] * weight).sum(0)).tolist() for kind in kinds}
+
+    def __init__(self) -> None:
+        self._parts: Stats = {}
+
+    def add(self, episode: Mapping[str, np.ndarray]) -> None:
+        """Add an episode; its statistics hold the BASIC ones."""
+        new = dict(episode)
+        if self._parts:
+            old = self._parts
+            count = old["count"] + new["count"]
+            share = new["count"] / count
+            mean = {kind: old[kind] + (new[kind] - old[kind]) * share for kind in new if kind not in BASIC[:2]}
+            apart = (new["mean"] - old["mean"]) ** 2
+            variance = old["std"] ** 2 * (1 - share) + new["std"] ** 2 * share + apart * share * (1 - share)
+            new = {
+                **mean,
+                "min": np.minimum(old["min"], new["min"]),
+                "max": np.maximum(old["max"], new["max"]),
+                "std": np.sqrt(variance),
+                "count": count,
+            }
+        self._parts = new
+
+    def stats(self, kinds: Sequence[str]) -> Stats:
+        """These statistics of all episodes together."""
+        return {kind: self._parts[kind] for kind in kinds}
 
 
 def _quantile(kind: str) -> float | None:
