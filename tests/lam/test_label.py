@@ -344,10 +344,13 @@ sys.exit(cli.main(arguments))
 """
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # another number rounds differently
+
+
 def killed(at: str, calls: int, *arguments) -> None:
     """`lara` in a process of its own that kills itself when a function has been called so many times."""
     command = [sys.executable, "-c", DYING, *at.split(":"), str(calls), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from ...data.episodes import EpisodeDataset, require_parquet
+from ...data.episodes import EpisodeDataset
+from ...data.parquet import require_parquet
 from ...data.sources import shown
 from ...errors import LaraArgumentError
 from .labels import LabelColumns

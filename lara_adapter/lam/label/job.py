@@ -24,7 +24,7 @@ from .metadata import Statistics, read_statistics
 from .plan import make_plan, read_result
 from .processes import Processes
 from .report import LabelReport, summarize
-from .shards import Shard, find_shards, ranges, share, write_complete
+from .shards import Shard, find_shards, list_shards, ranges, share, write_complete
 from .sidecar import write_sidecar
 from .work import EPISODES, check_disk, label_episodes, open_work
 
@@ -84,7 +84,7 @@ class Job:
         self.chosen = list(source.episodes)  # to be labelled, less what turns out to be damaged
         self.not_selected = ranges(known - {episode.number for episode in self.chosen})
         if self.target.exists():
-            return self._existing()
+            return self._existing(merge)
         if self.shard is not None:
             self.chosen = share(self.chosen, self.shard.index, self.shard.count)
             if self.chosen:
@@ -131,10 +131,10 @@ class Job:
             assert self.statistics is not None
             write_copy(labels, self.copied, self.listed, self.data.sound, self.statistics, copy, provenance, self.link)
         os.replace(copy, self.target)
-        self._remove_work()
+        self._remove_work(merge=bool(self.files.shards))
         return LabelReport.make(self.target, result, self.columns.names, self.resumed)
 
-    def _existing(self) -> LabelReport:
+    def _existing(self, merge: bool) -> LabelReport:
         """The report on an output that is there already."""
         result = read_result(self.target, self.plan, sidecar=self.copied is None)
         report = LabelReport.make(self.target, result, self.columns.names)
@@ -148,13 +148,13 @@ class Job:
             "episodes%s", self.target, report.episodes, without,
         )  # fmt: skip
         if self.shard is None:
-            self._remove_work()  # of a run killed right after the rename
+            self._remove_work(merge)  # of a run killed right after the rename
         return report
 
-    def _remove_work(self) -> None:
+    def _remove_work(self, merge: bool) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
-        for folder in self.files.shards:
-            shutil.rmtree(folder.parent, ignore_errors=True)
+        for shard in list_shards(self.target) if merge else ():
+            shutil.rmtree(shard.folder(self.target), ignore_errors=True)
 
     def _check(self) -> None:
         """Leave out what is damaged; refuse what would stop the writing."""

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...data.dataset import ranges
-from ...data.episodes import INFO, EpisodeDataset, require_parquet
+from ...data.episodes import INFO, EpisodeDataset
+from ...data.parquet import require_parquet
 from ...data.sources import shown
 from ...errors import DatasetError
 from ...storage.files import replace_file, write_json

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..._version import __version__
 from ...data.dataset import Dataset
-from ...data.episodes import EpisodeDataset, require_parquet
+from ...data.episodes import EpisodeDataset
+from ...data.parquet import require_parquet
 from ...errors import AdapterFormatError, LaraArgumentError
 from ...storage.files import read_json
 from .labels import LabelColumns

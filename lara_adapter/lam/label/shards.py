@@ -16,7 +16,17 @@ from ...errors import AdapterFormatError, LaraArgumentError
 from ...storage.files import read_json, write_json
 from .plan import differences
 
-__all__ = ["COMPLETE", "PLAN", "Shard", "find_shards", "parse_shard", "ranges", "share", "write_complete"]
+__all__ = [
+    "COMPLETE",
+    "PLAN",
+    "Shard",
+    "find_shards",
+    "list_shards",
+    "parse_shard",
+    "ranges",
+    "share",
+    "write_complete",
+]
 
 PLAN, COMPLETE = "plan.json", "complete.json"
 
@@ -69,15 +79,20 @@ def write_complete(folder: Path, shard: Shard, left_out: Mapping[int, str]) -> N
     write_json(folder / COMPLETE, {"shard": str(shard), "left_out": reasons})
 
 
+def list_shards(target: Path) -> set[Shard]:
+    """The shards of an output that have a folder, whatever is in it."""
+    pattern = re.compile(re.escape(target.name) + r"\.shard-([0-9]+)-of-([0-9]+)")
+    matches = [pattern.fullmatch(path.name) for path in target.parent.glob("*") if path.is_dir()]
+    return {Shard(int(match[1]), int(match[2])) for match in matches if match}
+
+
 def find_shards(target: Path, plan: Mapping[str, Any]) -> tuple[list[Path], dict[int, str]]:
     """The folders of all shards of an output, and the damaged episodes that they left out: number -> reason.
 
     Raises:
         LaraArgumentError: shards are missing, unfinished, or were made with other settings.
     """
-    pattern = re.compile(re.escape(target.name) + r"\.shard-([0-9]+)-of-([0-9]+)")
-    matches = [pattern.fullmatch(path.name) for path in target.parent.glob("*") if path.is_dir()]
-    found = {Shard(int(match[1]), int(match[2])) for match in matches if match}
+    found = list_shards(target)
     counts = sorted({shard.count for shard in found})
     if not found:
         raise LaraArgumentError(

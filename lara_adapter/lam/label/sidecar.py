@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...data.dataset import Dataset
-from ...data.episodes import EpisodeDataset, require_parquet
+from ...data.episodes import EpisodeDataset
+from ...data.parquet import require_parquet
 from ...data.sources import shown
 from .labels import Labels, LabelSet
 from .plan import SCHEMA_KEY

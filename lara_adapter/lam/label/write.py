@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.episodes import require_parquet
+from ...data.parquet import require_parquet
 from ...data.sources import shown
 from ...errors import DatasetError
 from ...storage.files import replace_file
