@@ -7,8 +7,11 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from ..data.shard import parse_shard
+from ..errors import LaraArgumentError
 from ..lam.pretrain.run import pretrain_lam
 from ..lam.pretrain.settings import PretrainSettings
+from ..lam.pretrain.videos import scan_videos
 from .arguments import takes
 from .output import write
 
@@ -16,14 +19,27 @@ __all__ = ["train_lam"]
 
 
 @takes(PretrainSettings, positional=("videos",), omit=("gap_frames", "gap_seconds"))
-def train_lam(**arguments: Any) -> int:
+def train_lam(*, index_only: bool = False, shard: str | None = None, **arguments: Any) -> int:
     """Pre-train a latent action model on folders of unlabelled video, or continue the run in the output folder.
 
     Several processes: accelerate launch -m lara_adapter.cli train-lam ... Exit status: 0; 2 if something is wrong with
     the arguments, the videos or the output folder.
+
+    Args:
+        index_only: look at the videos, keep what was found in the output folder for the run, and train nothing.
+        shard: with --index-only: the share of this machine, "i/n" with i from 0; no machine waits for another.
     """
+    if shard is not None and not index_only:
+        raise LaraArgumentError(f"shard={shard!r} is for --index-only; to train on several machines: accelerate launch")
+    settings = PretrainSettings(**arguments)
     with _log_to_stderr():
-        result = pretrain_lam(PretrainSettings(**arguments))
+        if index_only:
+            done = scan_videos(settings, shard=None if shard is None else parse_shard(shard))
+            write(
+                f"{done.folder}: {done.sources} sources, {done.frames} frames decoded, {done.unusable} cannot be read"
+            )
+            return 0
+        result = pretrain_lam(settings)
     text, health = "; nothing was held out to measure on", result.health
     if health is not None:
         text = f", reconstruction / copy {health.ratio:.3f} on {health.pairs} held-out pairs, {health.codes_used} codes"

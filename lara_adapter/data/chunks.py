@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .index import IndexedSource
+from .selection import IndexedSource
 
-__all__ = ["Chunk", "chunk_frames", "chunk_starts", "make_chains", "split_chunks"]
+__all__ = ["CHUNK", "Chunk", "chunk_frames", "chunk_starts", "make_chains", "split_chunks"]
 
 _CHUNK = 64  # present frames of a chunk at least, ...
 _LONGEST = 256  # ... and at most, where key frames are far apart
@@ -23,6 +23,9 @@ class Chunk(NamedTuple):
     stop: int
     pairs: int
     frames: int
+
+
+CHUNK = np.dtype([(name, np.int32) for name in Chunk._fields])  # a collection has millions of them
 
 
 def make_chains(starts: np.ndarray, future: np.ndarray, longest: int) -> list[list[int]]:
@@ -61,8 +64,21 @@ def chunk_frames(source: IndexedSource, chunk: Chunk) -> np.ndarray:
     return np.union1d(starts, source.future[starts])
 
 
-def split_chunks(number: int, source: IndexedSource) -> Iterator[Chunk]:
-    """Divide a source into chunks: within an episode, at key frames where there are enough of them."""
+def split_chunks(sources: Sequence[IndexedSource], first: int = 0) -> np.ndarray:
+    """Divide sources into chunks: within an episode, at key frames where there are enough of them.
+
+    Args:
+        sources: what to divide.
+        first: number of the first one.
+
+    Returns:
+        [C] of :data:`CHUNK`.
+    """
+    rows = [chunk for number, source in enumerate(sources, first) for chunk in _chunks(number, source)]
+    return np.array(rows, CHUNK)
+
+
+def _chunks(number: int, source: IndexedSource) -> Iterator[Chunk]:
     for begin, end in zip(source.parts[:-1].tolist(), source.parts[1:].tolist()):
         first = begin
         while first < end:

@@ -9,9 +9,8 @@ copied and encoded once and not twice.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,15 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LaraArgumentError
-from .chunks import chunk_frames, chunk_starts, make_chains, split_chunks
+from ..errors import DatasetError
+from .chunks import Chunk, chunk_frames, chunk_starts, make_chains, split_chunks
 from .decode import read_frames
-from .index import IndexedSource
+from .order import Order, WholeOrder, Window
+from .selection import IndexedSource
+from .sources import shown
 
 __all__ = ["PairBatch", "PairStream", "read_pairs"]
 
 
-_Chain = tuple[int, list[int], dict[int, np.ndarray]]  # source, presents, frames by number
+class _Chain(NamedTuple):
+    """Pairs of one source of which each begins where the one before ends."""
+
+    source: int
+    pairs: list[tuple[int, int]]  # numbers of the present and the future frame
+    frames: dict[int, np.ndarray]  # by number; of all chains of the chunk
 
 
 class PairBatch(NamedTuple):
@@ -67,6 +73,7 @@ class PairStream:
         shuffle_frames: frames of a window; this process holds up to two windows, each of 3 S^2 bytes a frame.
         workers: threads that decode.
         decoder: "av" or "torchcodec", see :func:`~lara_adapter.data.decode.read_frames`.
+        order: which chunks are read when, instead of all of `sources` in the order of `seed`, `rank` and `ranks`.
 
     Raises:
         LaraArgumentError: less video than processes.
@@ -74,7 +81,7 @@ class PairStream:
 
     def __init__(
         self,
-        sources: list[IndexedSource],
+        sources: Sequence[IndexedSource],
         size: int,
         batch: int,
         *,
@@ -85,31 +92,33 @@ class PairStream:
         shuffle_frames: int = 4096,
         workers: int = 2,
         decoder: str = "av",
+        order: Order | None = None,
     ) -> None:
-        self.sources, self.size, self.batch, self.seed = sources, size, batch, seed
-        self.rank, self.ranks, self.chain, self.shuffle_frames = rank, ranks, chain, shuffle_frames
+        self.sources, self.size, self.batch, self.chain = sources, size, batch, chain
         self.workers, self.decoder = max(1, workers), decoder
-        self.chunks = [chunk for number, source in enumerate(sources) for chunk in split_chunks(number, source)]
-        self.sizes = np.array([(chunk.pairs, chunk.frames) for chunk in self.chunks], np.int64).reshape(-1, 2)
-        self.pairs = int(self.sizes[:, 0].sum())
-        if len(self.chunks) < ranks:
-            raise LaraArgumentError(
-                f"{len(self.chunks)} chunks of video ({self.pairs} pairs) for {ranks} processes: use fewer processes"
-            )
+        self.pairs: int | None = None  # of an epoch, of all processes, where that is known
+        self._small = False
+        if order is None:
+            chunks = getattr(sources, "chunks", None)
+            chunks = split_chunks(sources) if chunks is None else chunks
+            order = WholeOrder(chunks, seed, rank, ranks, shuffle_frames)
+            self.pairs = int(chunks["pairs"].sum())
+            # what fits into one window altogether is decoded once and not in every epoch
+            self._small = int(chunks["frames"].sum()) <= shuffle_frames
+        self.order = order
 
     def batches(self, start: int = 0) -> Generator[PairBatch, None, None]:
         """Batches of this process, from number `start` on; the same whether those before it were read or not."""
-        skip = start * self.batch
         ready: deque[tuple[_Chain, int]] = deque()  # and its epoch
         waiting = 0
-        for epoch, window in self._windows(skip):
-            for source, chain, frames in window:
-                if skip >= len(chain):
-                    skip -= len(chain)
+        for epoch, skip, chains in self._windows(start * self.batch):
+            for chain in chains:
+                if skip >= len(chain.pairs):
+                    skip -= len(chain.pairs)
                     continue
-                chain, skip = chain[skip:], 0
-                ready.append(((source, chain, frames), epoch))
-                waiting += len(chain)
+                rest, skip = chain.pairs[skip:], 0
+                ready.append((chain._replace(pairs=rest), epoch))
+                waiting += len(rest)
                 while waiting >= self.batch:
                     yield self._collate(ready)
                     waiting -= self.batch
@@ -123,91 +132,77 @@ class PairStream:
         epoch = ready[0][1]
         places: dict[tuple[int, int], int] = {}
         while len(present) < self.batch:
-            (source, chain, frames), chain_epoch = ready.popleft()
+            (source, pairs, frames), chain_epoch = ready.popleft()
             room = self.batch - len(present)
-            if len(chain) > room:
-                ready.appendleft(((source, chain[room:], frames), chain_epoch))
-            for start in chain[:room]:
-                for number, into in ((start, present), (int(self.sources[source].future[start]), future)):
+            if len(pairs) > room:
+                ready.appendleft((_Chain(source, pairs[room:], frames), chain_epoch))
+            for pair in pairs[:room]:
+                for number, into in zip(pair, (present, future)):
                     if (source, number) not in places:
                         places[source, number] = len(pictures)
                         pictures.append(frames[number])
                     into.append(places[source, number])
-                where.append((source, start))
+                where.append((source, pair[0]))
         frames_ = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
         return PairBatch(frames_, torch.tensor(present), torch.tensor(future), torch.tensor(where), epoch)
 
-    # ------------------------------------------------------------------ order
-
-    def order(self, epoch: int) -> list[np.ndarray]:
-        """The windows of this process in an epoch: numbers of chunks."""
-        permuted = np.random.default_rng([self.seed, epoch]).permutation(len(self.chunks))
-        mine = permuted[self.rank :: self.ranks]
-        window = (np.cumsum(self.sizes[mine, 1]) - 1) // self.shuffle_frames
-        return np.split(mine, np.flatnonzero(np.diff(window)) + 1)
-
-    def _windows(self, skip: int) -> Iterator[tuple[int, Iterable[_Chain]]]:
-        """Epoch and content of each window, in order; one is read ahead. Windows that `skip` passes over are not read."""
+    def _windows(self, skip: int) -> Iterator[tuple[int, int, Iterable[_Chain]]]:
+        """Epoch, pairs to pass over, and chains of each window from pair number `skip` on; one is read ahead."""
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="video")
-        ahead: deque[tuple[int, int, np.ndarray, list[Future[np.ndarray]]]] = deque()
-        # what fits into one window altogether is decoded once and not in every epoch
-        small = int(self.sizes[:, 1].sum()) <= self.shuffle_frames
-        known: dict[int, Future[np.ndarray]] = {}
+        ahead: deque[tuple[Window, int, list[Future[list[_Chain]]]]] = deque()
+        known: dict[Chunk, Future[list[_Chain]]] = {}
 
-        def read(chunk: int) -> Future[np.ndarray]:
-            if not small:
+        def read(chunk: Chunk) -> Future[list[_Chain]]:
+            if not self._small:
                 return pool.submit(self._read, chunk)
             if chunk not in known:
                 known[chunk] = pool.submit(self._read, chunk)
             return known[chunk]
 
         try:
-            for epoch in itertools.count():
-                for number, window in enumerate(self.order(epoch)):
-                    pairs = int(self.sizes[window, 0].sum())
-                    if skip >= pairs:
-                        skip -= pairs
-                        yield epoch, [(0, [0] * pairs, {})]
-                        continue
-                    skip = 0
-                    ahead.append((epoch, number, window, [read(chunk) for chunk in window.tolist()]))
-                    if len(ahead) > 1:
-                        yield self._content(*ahead.popleft())
+            for window, passed in self.order.windows(skip):
+                ahead.append((window, passed, [read(Chunk(*row)) for row in window.chunks.tolist()]))
+                if len(ahead) > 1:
+                    yield self._shuffle(*ahead.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _content(
-        self, epoch: int, number: int, window: np.ndarray, reading: list[Future[np.ndarray]]
-    ) -> tuple[int, Iterable[_Chain]]:
-        """The chains of a window, shuffled."""
-        chains: list[_Chain] = []
-        for chunk_number, future in zip(window.tolist(), reading):
-            chunk = self.chunks[chunk_number]
-            source = self.sources[chunk.source]
-            frames = dict(zip(chunk_frames(source, chunk).tolist(), future.result()))
-            made = make_chains(chunk_starts(source, chunk), source.future, self.chain)
-            chains += [(chunk.source, chain, frames) for chain in made]
-        order = np.random.default_rng([self.seed, epoch, number, self.rank]).permutation(len(chains))
-        return epoch, (chains[place] for place in order)
+    def _shuffle(
+        self, window: Window, passed: int, reading: list[Future[list[_Chain]]]
+    ) -> tuple[int, int, Iterable[_Chain]]:
+        chains = [chain for future in reading for chain in future.result()]
+        order = np.random.default_rng(window.seed).permutation(len(chains))
+        return window.epoch, passed, (chains[place] for place in order)
 
-    def _read(self, number: int) -> np.ndarray:
-        chunk = self.chunks[number]
+    def _read(self, chunk: Chunk) -> list[_Chain]:
+        """The chains of a chunk, decoded."""
         source = self.sources[chunk.source]
-        return read_frames(source.source, source.pts, source.keys, chunk_frames(source, chunk), self.size, self.decoder)
+        starts, numbers = chunk_starts(source, chunk), chunk_frames(source, chunk)
+        if len(starts) != chunk.pairs:
+            raise DatasetError(f"{shown(source.source.path)} is not what it was when it was indexed")
+        pictures = read_frames(source.source, source.pts, source.keys, numbers, self.size, self.decoder)
+        frames = dict(zip(numbers.tolist(), pictures))
+        chains = make_chains(starts, source.future, self.chain)
+        return [_Chain(chunk.source, [(t, int(source.future[t])) for t in chain], frames) for chain in chains]
 
 
 def read_pairs(
-    sources: list[IndexedSource], size: int, count: int, batch: int, decoder: str = "av"
+    sources: Sequence[IndexedSource], size: int, count: int, batch: int, decoder: str = "av"
 ) -> list[tuple[Tensor, Tensor]]:
     """Held-out pairs, spread evenly over all of them: always the same.
 
     Returns:
         At most `count` pairs in batches (I_t, I_{t+C}), [b, 3, size, size] uint8 each, b <= `batch`.
     """
-    every = [(source, t) for source in sources for t in np.flatnonzero(source.held_out).tolist()]
+    known = getattr(sources, "held_out_pairs", None)
+    each = np.array([source.held_out.sum() for source in sources], np.int64) if known is None else known
+    ends = np.cumsum(each)
+    total = int(ends[-1]) if len(ends) else 0
     pairs = []
-    for place in np.unique(np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)):
-        source, start = every[place]
+    for place in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist():
+        number = int(np.searchsorted(ends, place, "right"))
+        source = sources[number]
+        start = int(np.flatnonzero(source.held_out)[place - ends[number] + each[number]])
         numbers = np.array([start, source.future[start]])
         frames = read_frames(source.source, source.pts, source.keys, numbers, size, decoder)
         pairs.append(torch.from_numpy(frames).permute(0, 3, 1, 2))

@@ -1,10 +1,16 @@
-"""Scans kept in a folder: a file for each source, made again when the source changes."""
+"""Scans kept in a folder: a file for each source, made again when the source changes.
+
+Only what was seen is kept. That a source could not be opened may be the machine's fault and not the file's (a codec, a
+permission, a mount, a bad disk), so it is found out again each time, which takes no time worth keeping.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +20,65 @@ from ..errors import DatasetError
 from ..storage.files import replace_file
 from .gap import Gap
 from .scan import Scan, scan_source
-from .sources import Source, list_pictures
+from .sources import Source, list_pictures, shown
 
-__all__ = ["load_scan"]
+__all__ = ["has_scan", "load_scan", "read_scan", "scan_key"]
 
 _SCHEMA = 1
 
 
-def load_scan(source: Source, gap: Gap, folder: Path) -> tuple[Scan | str, int]:
-    """The scan of a source (or what is wrong with it), and how many frames were decoded for that now."""
-    path = folder / f"{_fingerprint(source, gap)}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if "fault" in stored:
-                return str(stored["fault"]), 0
-            fields = {name: stored[name] for name in Scan._fields}
-            return Scan(**{**fields, "note": str(fields["note"])}), 0
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # missing or damaged: it is made again
-    content: dict[str, Any]
-    scan: Scan | str
+def load_scan(source: Source, gap: Gap, folder: Path, key: str = "") -> tuple[Scan | str, int]:
+    """The scan of a source (or what is wrong with it), and how many frames were decoded for that now.
+
+    Args:
+        source: what to look at.
+        gap: how far apart the frames of a pair are.
+        folder: of the scans; it exists.
+        key: :func:`scan_key` of the source, where it is known.
+    """
+    key = key or scan_key(source, gap)
+    kept = read_scan(folder, key)
+    if kept is not None:
+        return kept, 0
     try:
         scan = scan_source(source, gap)
-        content, decoded = scan._asdict(), len(scan.pts)
     except DatasetError as error:
-        scan, decoded = str(error), 0
-        content = {"fault": scan}
-    with replace_file(path) as fresh, fresh.open("wb") as file:
-        np.savez_compressed(file, **content)
-    return scan, decoded
+        return str(error), 0
+    except OSError as error:  # a folder of pictures that cannot be listed
+        return f"{shown(source.path)} cannot be read ({type(error).__name__}: {error})", 0
+    with replace_file(folder / f"{key}.npz") as fresh, fresh.open("wb") as file:
+        np.savez_compressed(file, **scan._asdict())
+    return scan, len(scan.pts)
 
 
-def _fingerprint(source: Source, gap: Gap) -> str:
-    """Hash of everything that a scan depends on."""
+def read_scan(folder: Path, key: str) -> Scan | None:
+    """The scan that is kept under a key; None if there is none, or a damaged one."""
+    try:
+        with np.load(folder / f"{key}.npz", allow_pickle=False) as stored:
+            fields: dict[str, Any] = {name: stored[name] for name in Scan._fields}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return Scan(**{name: value if value.ndim else value.item() for name, value in fields.items()})
+
+
+def has_scan(folder: Path, key: str) -> bool:
+    """Whether a scan is kept under a key; it is not looked at."""
+    return (folder / f"{key}.npz").is_file()
+
+
+def scan_key(source: Source, gap: Gap) -> str:
+    """32 hexadecimal digits that stand for everything a scan depends on."""
+    state: Any = _stat(source.path)
     if source.kind == "pictures":
-        about = [(path.name, *_stat(path)) for path in list_pictures(source.path)]
-        state: Any = hashlib.sha256(repr(about).encode()).hexdigest()
-    else:
-        state = _stat(source.path)
-    about = (source.kind, source.fps, source.column, *((source.inside,) if source.inside else ()), tuple(gap))
-    text = repr((_SCHEMA, os.path.abspath(source.path), state, *about))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+        with contextlib.suppress(OSError):  # a folder that cannot be listed has no scan either
+            about = [(path.name, *_stat(path)) for path in list_pictures(source.path)]
+            state = hashlib.sha256(repr(about).encode()).hexdigest()
+    # repr escapes names that are not UTF-8; of a video the camera's name does not matter
+    column = source.column if source.kind == "episode" else ""
+    parts: list[Any] = [_SCHEMA, os.path.abspath(source.path), state, source.kind, source.fps, column, tuple(gap)]
+    if source.inside or source.kind == "episode":
+        parts += [source.inside, [segment[1:] for segment in source.segments]]
+    return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:32]
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import lara_adapter.data.scan_cache as scan_cache
 from lara_adapter import LaraArgumentError
 from lara_adapter.data import IndexSettings, build_index, find_sources, require_pairs
 from lara_adapter.data.gap import Gap
-from lara_adapter.data.index import scan_sources
+from lara_adapter.data.index import Scanned, scan_sources
 
 
 @pytest.fixture
@@ -67,13 +67,13 @@ def test_scanned_sources_are_not_scanned_again(tmp_path, scanned):
     first = build()
     assert sorted(scanned) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
     again = build()
-    assert scanned == []
+    assert scanned == ["d.mp4"]  # that it cannot be opened may be the machine's fault
     assert again.report == first.report
     assert build(still_keep=1.0, cut_threshold=0.0).report["frames"] == 60  # thresholds apply to what was seen
-    assert scanned == []
+    assert scanned == ["d.mp4"]
     write_video(folder / "b.mp4", numbered(31))
     assert build().report["frames"] == 71
-    assert scanned == ["b.mp4"]
+    assert scanned == ["b.mp4", "d.mp4"]
     for path in (tmp_path / "index").iterdir():
         path.write_bytes(path.read_bytes()[:40])  # killed by a full disk
     build()
@@ -89,7 +89,7 @@ def test_each_process_scans_its_share(tmp_path, scanned):
     shares = []
 
     for rank in range(2):
-        assert list(scan_sources(sources[rank::2], Gap(5), tmp_path / "index")) == [12] * (3 - rank)
+        assert list(scan_sources(sources[rank::2], Gap(5), tmp_path / "index")) == [Scanned(12)] * (3 - rank)
         shares.append(sorted(scanned))
         scanned.clear()
     assert shares == [["a.mp4", "c.mp4", "e.mp4"], ["b.mp4", "d.mp4"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -67,7 +68,38 @@ HARMS = {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("index", ["whole", "ahead"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_train_lam_leaves_out_a_damaged_episode_by_name(tmp_path, lam, harm, index, caplog):
+    make, spoil = HARMS[harm]
+    spoil(make(tmp_path / "squares"))
+    settings = PretrainSettings(
+        videos=(tmp_path / "squares",), output=tmp_path / "out", init=str(lam), preset="tiny", steps=6, batch_size=2,
+        workers=1, gap="2", held_out=0.0, cut_threshold=0.0, still_threshold=0.0, index=index,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        pretrain_lam(settings)
+    assert caplog.text.count("episode 1 is damaged: ") == 1
+    report = json.loads((tmp_path / "out" / "videos.json").read_text())
+    (fault,) = report["faults"]
+    assert fault["what"].startswith("episode 1 is damaged: ")
+    assert fault["used"] == "left out"
+    assert report["pairs"] == LENGTHS[0] + LENGTHS[2] - 4
+
+
+@pytest.mark.parametrize("index", ["whole", "ahead"])
+def test_train_lam_refuses_a_dataset_of_which_nothing_is_left(tmp_path, lam, index):
+    root = disk.make_v2(tmp_path / "squares", chunk=3)
+    for path in root.rglob("*.mp4"):
+        path.write_bytes(b"no video")
+    settings = PretrainSettings(
+        videos=(root,), output=tmp_path / "out", init=str(lam), preset="tiny", steps=1, workers=1, index=index
+    )
+    with pytest.raises(DatasetError, match=r"no usable video among 3 sources .*episode \d is damaged: "):
+        pretrain_lam(settings)
+
+
+@pytest.mark.parametrize("reader", sorted(READERS.keys() - {"train-lam"}))
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_dataset_with_a_damaged_episode_is_refused_by_name(tmp_path, lam, reader, harm):
     make, spoil = HARMS[harm]

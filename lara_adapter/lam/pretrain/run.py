@@ -20,18 +20,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...data import PairBatch, PairStream
+from ...data import PairBatch
 from ...data.decode import require_decoder
-from ...data.pairs import read_pairs
 from ...errors import LaraArgumentError, NonFiniteError
 from ...storage.files import replace_file, write_json, write_tensors
 from ..checkpoint import CONFIG, WEIGHTS
 from ..measure import LatentHealth
 from .pictures import write_predictions
 from .settings import PretrainSettings
-from .setup import find_videos, index_videos, make_accelerator, make_model, make_optimizer, move, progress_bar
+from .setup import make_accelerator, make_model, make_optimizer, move, progress_bar
 from .shared_frames import share_frames
 from .state import MeanWeights, list_checkpoints, load_checkpoint, save_checkpoint
+from .videos import Videos, find_videos
 
 __all__ = ["PretrainResult", "PretrainSettings", "pretrain_lam", "rate_at"]
 
@@ -66,8 +66,8 @@ def pretrain_lam(settings: PretrainSettings, *, backbone: nn.Module | None = Non
     Raises:
         LaraArgumentError: no usable video, settings that do not go together, or others than those of the run in the
             output folder; accelerate, tqdm or the tracker is missing.
-        DatasetError: PyAV is not installed, or torchcodec was asked for and cannot be used; an episode of a LeRobot
-            dataset is damaged; a video changed while it was read.
+        DatasetError: PyAV is not installed, or torchcodec was asked for and cannot be used; all episodes are damaged;
+            a video changed while it was read.
         AdapterFormatError: `init` or a checkpoint is damaged.
         NonFiniteError: the loss is NaN or infinite; the checkpoints are from before.
     """
@@ -95,24 +95,19 @@ class _Run:
             raise LaraArgumentError(f"output={self.output} holds a run already, and resume is 'never'")
         sources = find_videos(settings)  # before an image encoder is downloaded for a folder that is not there
         self.model = make_model(settings, backbone)
-        self.index = index_videos(settings, sources, self.accelerator)
+        self.videos = Videos(settings, sources, self.accelerator, fresh=not left)
+        self.record = settings.to_dict() | {"index": self.videos.mode}  # of the checkpoints
         size = self.model.config.image_size
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.stream = PairStream(
-            self.index.sources, size, _filled(settings.batch_size), seed=settings.seed, rank=rank, ranks=ranks,
-            chain=_filled(settings.chain), shuffle_frames=settings.shuffle_frames, workers=settings.workers,
-            decoder=settings.decoder,
-        )  # fmt: skip
-        self.held_out = (
-            read_pairs(self.index.sources, size, settings.health_pairs, 16, settings.decoder) if self.main else []
-        )
+        self.stream = self.videos.stream(size)
+        self.held_out = self.videos.held_out(size)
         self.optimizer = make_optimizer(self.model, settings)
         self.wrapped = self.accelerator.prepare(self.model)
         self.mean = MeanWeights(self.model, settings.ema) if settings.ema else None
         self.step = 0
         if left:
             self.step, random = load_checkpoint(
-                left[-1], self.model, self.optimizer, self.mean, settings.to_dict(), rank=rank, ranks=ranks
+                left[-1], self.model, self.optimizer, self.mean, self.record, rank=rank, ranks=ranks
             )
             if random is not None and self.accelerator.device.type == "cuda":
                 torch.cuda.set_rng_state(random, self.accelerator.device)
@@ -142,7 +137,7 @@ class _Run:
         batches = self.stream.batches(self.step * self.settings.accumulate)
         total, done = steps * per_step, first * per_step
         bar = progress_bar(self.main, total=total, initial=done, unit="pair", unit_scale=True, desc="LAM")
-        with bar, contextlib.closing(batches):
+        with bar, contextlib.closing(self.videos), contextlib.closing(batches):
             while self.step < steps:
                 values = self._advance(batches)
                 sums, counted = values if sums is None else sums + values, counted + 1
@@ -207,6 +202,7 @@ class _Run:
             self.step, record["loss"], record["ratio"], record["codes_used"], speed, self.epoch,
         )  # fmt: skip
         self.accelerator.log({f"train/{name}": value for name, value in record.items()}, step=self.step)
+        self.videos.report()
         return {"loss": f"{record['loss']:.3f}", "ratio": f"{record['ratio']:.3f}", "epoch": str(self.epoch)}
 
     def _measure(self) -> None:
@@ -237,7 +233,7 @@ class _Run:
         gathered = self.accelerator.gather(state.to(self.accelerator.device)[None])
         if self.main:
             save_checkpoint(
-                self.output, self.step, self.model, self.optimizer, self.mean, self.settings.to_dict(),
+                self.output, self.step, self.model, self.optimizer, self.mean, self.record,
                 keep=self.settings.keep, random=list(gathered.cpu()), device=str(self.accelerator.device),
             )  # fmt: skip
             # file by file: replacing the folder would copy the checkpoints

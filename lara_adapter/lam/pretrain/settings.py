@@ -33,6 +33,9 @@ class PretrainSettings:
         gap: distance between the two frames of a pair, in frames ("5", the paper's) or seconds ("0.5s", for collections of
             different frame rates).
         cameras: cameras of LeRobot datasets, with or without "observation.images."; none: all.
+        episodes: episodes to train on, each a number ("7") or a range without its end ("0:50"), if `videos` is one dataset;
+            none: all.
+        skip: of these, the episodes to leave out.
         picture_fps: frames per second of folders of pictures.
         cut_threshold: mean change of a pixel between neighbours, [0, 1], from which on it may be a cut; 0: no cuts.
         still_threshold: a pair whose most moving pixels change by less, [0, 1], is still.
@@ -50,6 +53,8 @@ class PretrainSettings:
         chain: pairs at most that follow each other, so that the frozen encoder sees a frame once; paper: 4, tiny: 1.
         shuffle_frames: frames that a process shuffles over; it holds up to twice as many, of 3 size^2 bytes.
         workers: decoding threads of a process.
+        index: whole (every frame is looked at before the first step), ahead (in stretches, while it trains), or auto: ahead
+            for more than 10000 files or 10 GB, otherwise whole.
         decoder: av, or torchcodec where it is installed, for what is trained on; the index is always made with av.
         seed: of weights, order and held-out episodes.
         log_every: steps between two lines of the log.
@@ -70,6 +75,8 @@ class PretrainSettings:
     gap_frames: InitVar[int | None] = None  # old names of `gap`, for this release
     gap_seconds: InitVar[float | None] = None
     cameras: tuple[str, ...] = ()
+    episodes: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
     picture_fps: float = 30.0
     cut_threshold: float = 0.08
     still_threshold: float = 0.02
@@ -87,6 +94,7 @@ class PretrainSettings:
     chain: int | None = None
     shuffle_frames: int = 4096
     workers: int = 2
+    index: Literal["auto", "whole", "ahead"] = "auto"
     decoder: Literal["av", "torchcodec"] = "av"
     seed: int = 0
     log_every: int = 50
@@ -118,8 +126,9 @@ class PretrainSettings:
         for name in ("warmup", "ema", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise LaraArgumentError(f"{name}={getattr(self, name)}, but a number in [0, 1) is expected")
-        if self.decoder not in ("av", "torchcodec"):
-            raise LaraArgumentError(f"decoder={self.decoder!r}, but av or torchcodec is expected")
+        for name, choices in (("decoder", ("av", "torchcodec")), ("index", ("auto", "whole", "ahead"))):
+            if getattr(self, name) not in choices:
+                raise LaraArgumentError(f"{name}={getattr(self, name)!r}, but {' or '.join(choices)} is expected")
         if not self.videos:
             raise LaraArgumentError("videos=(): name at least one folder of videos")
 
@@ -155,6 +164,8 @@ class PretrainSettings:
             "videos": [str(path) for path in self.videos],
             "output": str(self.output),
             "cameras": list(self.cameras),
+            "episodes": list(self.episodes),
+            "skip": list(self.skip),
             "config": None if self.config is None else str(self.config),
         }
 
@@ -173,7 +184,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 def upgrade_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a saved run under today's names."""
-    settings = {"decoder": "av", **saved}  # once the only decoder
+    settings = {"decoder": "av", "index": "whole", "episodes": [], "skip": [], **saved}  # once the only choices
     frames, seconds = settings.pop("gap_frames", None), settings.pop("gap_seconds", None)
     settings.setdefault("gap", str(Gap(seconds=seconds) if seconds is not None else Gap(frames=frames or 5)))
     return settings

@@ -1,25 +1,22 @@
-"""The parts of a pre-training run before its first step: processes, model, index of the videos, optimiser."""
+"""The parts of a pre-training run before its first step: processes, model, optimiser."""
 
 from __future__ import annotations
 
-import logging
-import time
+import datetime
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...data import IndexSettings, PairBatch, Source, VideoIndex, build_index, find_sources, require_pairs
-from ...data.gap import parse_gap
-from ...data.index import scan_sources
+from ...data import PairBatch
 from ...errors import LaraArgumentError
-from ...storage.files import write_json
 from ..model import LatentActionModel
 from .settings import PretrainSettings
 
-__all__ = ["find_videos", "index_videos", "make_accelerator", "make_model", "make_optimizer", "move", "progress_bar"]
+__all__ = ["make_accelerator", "make_model", "make_optimizer", "move", "progress_bar"]
 
-logger = logging.getLogger(__name__)
+# one process may still scan videos when the others are through; the defaults end the run after some minutes
+_PATIENCE = datetime.timedelta(days=1)
 
 
 def make_accelerator(settings: PretrainSettings) -> Any:
@@ -31,14 +28,16 @@ def make_accelerator(settings: PretrainSettings) -> Any:
     try:
         import tqdm  # noqa: F401
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType
+        from accelerate.utils import DistributedType, InitProcessGroupKwargs
     except ImportError as error:
         raise LaraArgumentError(
             f"train-lam needs accelerate and tqdm ({error}): pip install 'lara-adapter[train]'"
         ) from error
     tracker = None if settings.tracker == "none" else settings.tracker
     try:
-        accelerator = Accelerator(log_with=tracker, project_dir=settings.output)
+        accelerator = Accelerator(
+            log_with=tracker, project_dir=settings.output, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]
+        )
     except (ImportError, ValueError) as error:
         raise LaraArgumentError(f"accelerate refuses tracker={tracker!r}: {error}") from error
     kind = accelerator.distributed_type
@@ -69,49 +68,6 @@ def make_model(settings: PretrainSettings, backbone: nn.Module | None) -> Latent
     if model.perceptual is not None:
         model.perceptual.load()
     return model.train()
-
-
-def find_videos(settings: PretrainSettings) -> list[Source]:
-    """Every video, folder of pictures and LeRobot dataset below the folders of the settings.
-
-    Raises:
-        LaraArgumentError: a folder does not exist, or holds nothing of the kind.
-        DatasetError: a LeRobot dataset is damaged.
-    """
-    sources = find_sources(settings.videos, cameras=settings.cameras, picture_fps=settings.picture_fps)
-    if not sources:
-        require_pairs({"sources": 0, "pairs": 0, "faults": []})
-    return sources
-
-
-def index_videos(settings: PretrainSettings, sources: list[Source], accelerator: Any) -> VideoIndex:
-    """Scan what was not scanned before, each process its share; writes `videos.json`.
-
-    Raises:
-        LaraArgumentError: there is nothing to train on.
-        DatasetError: a LeRobot dataset is damaged.
-    """
-    main, folder, gap = accelerator.is_main_process, settings.output / "index", parse_gap(settings.gap)
-    share = sources[accelerator.process_index :: accelerator.num_processes]
-    start, decoded = time.perf_counter(), 0
-    scans = scan_sources(share, gap, folder, settings.workers)
-    for frames in progress_bar(main, scans, total=len(share), desc="indexing", unit="file"):
-        decoded += frames
-    seconds = time.perf_counter() - start
-    accelerator.wait_for_everyone()
-    pairs = IndexSettings(
-        gap=gap, cut_threshold=settings.cut_threshold, still_threshold=settings.still_threshold,
-        still_keep=settings.still_keep, held_out=settings.held_out, seed=settings.seed,
-    )  # fmt: skip
-    index = build_index(sources, pairs, folder, log=main)
-    if main:
-        speed = round(decoded / seconds, 1) if decoded else None
-        write_json(settings.output / "videos.json", {**index.report, "indexed_frames_per_second": speed})
-    require_pairs(index.report)
-    if main:
-        counts = {name: value for name, value in index.report.items() if isinstance(value, int)}
-        logger.info("video: %s", ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()))
-    return index
 
 
 def make_optimizer(model: nn.Module, settings: PretrainSettings) -> torch.optim.AdamW:
