@@ -36,8 +36,9 @@ def spoil(root, number):
     """A video whose pictures are torn; its header says nothing of it."""
     path = next(root.rglob(f"episode_{number:06d}.mp4"))
     content = bytearray(path.read_bytes())
-    begin = content.index(b"mdat") + 4
-    content[begin : begin + 4000] = b"\xff" * len(content[begin : begin + 4000])
+    begin = content.index(b"mdat")
+    stop = begin - 4 + int.from_bytes(content[begin - 4 : begin], "big")  # the size of the box
+    content[begin + 4 : stop] = b"\xff" * (stop - begin - 4)
     path.write_bytes(content)
 
 

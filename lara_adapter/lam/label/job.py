@@ -47,9 +47,10 @@ class Job:
     def __init__(
         self, dataset: str | os.PathLike[str], lam: str | os.PathLike[str], output: str | os.PathLike[str], *,
         gap: str | int, camera: str | None, sidecar: bool, shard: Shard | None, batch_size: int, dtype: str,
-        latent_dtype: str, prefix: str, link: bool, revision: str | None, dataset_revision: str | None,
+        latent_dtype: str, prefix: str, link: bool, picture_fps: float | None,
+        revision: str | None, dataset_revision: str | None,
     ) -> None:  # fmt: skip
-        self.source = open_dataset(dataset, revision=dataset_revision)
+        self.source = open_dataset(dataset, revision=dataset_revision, picture_fps=picture_fps)
         self.copied = None if sidecar else _copyable(self.source)
         self.camera = self.source.camera(camera)
         frames = parse_gap(gap).in_frames(self.source.fps)

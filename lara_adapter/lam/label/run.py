@@ -43,6 +43,7 @@ def label_dataset(
     latent_dtype: Literal["float32", "float16"] = "float32",
     prefix: str = "lara",
     link: bool = True,
+    picture_fps: float | None = None,
     revision: str | None = None,
     dataset_revision: str | None = None,
 ) -> LabelReport:
@@ -80,6 +81,7 @@ def label_dataset(
         latent_dtype: precision of the stored latent.
         prefix: the features are PREFIX.indices, PREFIX.latent and PREFIX.valid.
         link: hard-link videos where the file system can, instead of copying them.
+        picture_fps: frames per second of what states none: 30 for folders of pictures, 10 for RLDS and archives.
         revision: commit, tag or branch of the model on the Hub.
         dataset_revision: commit, tag or branch of the dataset on the Hub.
 
@@ -102,7 +104,8 @@ def label_dataset(
     def open_job() -> Job:
         return Job(
             dataset, lam, output, gap=gap, camera=camera, sidecar=sidecar, shard=part, batch_size=batch_size, dtype=dtype,
-            latent_dtype=latent_dtype, prefix=prefix, link=link, revision=revision, dataset_revision=dataset_revision,
+            latent_dtype=latent_dtype, prefix=prefix, link=link, picture_fps=picture_fps, revision=revision,
+            dataset_revision=dataset_revision,
         )  # fmt: skip
 
     with open_processes(device) as processes:
