@@ -130,6 +130,24 @@ def test_lerobots_own_tools_take_the_copy(labelled, tmp_path):
     assert torch.equal(twice[sum(LENGTHS) + 3]["lara.indices"], whole[3]["lara.indices"])
 
 
+def test_lerobot_takes_a_copy_with_an_episode_that_has_no_labels(tmp_path, lam):
+    """Its rows are zeros, and its statistics count nothing where LeRobot puts episodes together."""
+    source = make_dataset(tmp_path / "source", "image")
+    label_dataset(source, lam, tmp_path / "copy", gap=C, skip=["1"])
+    dataset = open_dataset(tmp_path / "copy")
+    latent = np.array(dataset.hf_dataset.with_format("numpy")["lara.latent"][:])
+    valid = np.array(dataset.hf_dataset.with_format("numpy")["lara.valid"][:])
+    first, second, third = np.split(latent.astype(np.float64), ENDS[:-1])
+    assert not second.any()
+    assert not valid[ENDS[0] : ENDS[1]].any()
+    np.testing.assert_allclose(dataset.meta.stats["lara.latent"]["min"], np.minimum(first.min(0), third.min(0)))
+    fewer = delete_episodes(dataset, [0], output_dir=tmp_path / "fewer", repo_id="local/fewer")
+    stats = LeRobotDataset("local/fewer", root=fewer.root).meta.stats["lara.latent"]
+    assert stats["count"].item() == LENGTHS[2]
+    np.testing.assert_allclose(stats["mean"], third.mean(0), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(stats["std"], third.std(0), rtol=1e-6, atol=1e-9)
+
+
 def test_half_precision_latents(tmp_path, lam):
     source = make_dataset(tmp_path / "source", "image")
     for dtype in ("float32", "float16"):
