@@ -128,19 +128,22 @@ class Hdf5Dataset(PictureDataset):
             yield "", f"{shown(path)} cannot be read, with all that it holds ({error_text(error)})"
 
     def _read_metadata(self, path: Path, file: Any, data: Any) -> None:
+        """The rate that a file states; of the first file also what is said once."""
         try:
-            stated = json.loads(data.attrs.get("env_args", "{}"))
-            if "control_freq" in stated.get("env_kwargs", {}):
-                self._rates.add(float(stated["env_kwargs"]["control_freq"]))
-        except (ValueError, TypeError, AttributeError) as error:
-            logger.warning("%s: the attribute env_args cannot be read (%s)", shown(path), error)
-        if self._demos:
-            return
-        if "bddl_file_name" in data.attrs or "libero" in str(data.attrs.get("env_args")).lower():
-            logger.info("%s: LIBERO stores frames upside down; they are used as they are", self.name)
-        if "mask" in file:
-            filters = ", ".join(f"mask/{name}" for name in file["mask"])
-            logger.info("%s: all demonstrations are used, not only those of %s", self.name, filters)
+            text = data.attrs.get("env_args", "{}")
+            env_args = text.decode() if isinstance(text, bytes) else str(text)
+            stated = json.loads(env_args).get("env_kwargs", {})
+            if "control_freq" in stated:
+                self._rates.add(float(stated["control_freq"]))
+            if self._demos:
+                return
+            if "bddl_file_name" in data.attrs or "libero" in env_args.lower():
+                logger.info("%s: LIBERO stores frames upside down; they are used as they are", self.name)
+            if "mask" in file:
+                filters = ", ".join(f"mask/{name}" for name in file["mask"])
+                logger.info("%s: all demonstrations are used, not only those of %s", self.name, filters)
+        except DAMAGE as error:
+            logger.warning("%s: its metadata cannot be read (%s)", shown(path), error_text(error))
 
     def _length(self, h5py: Any, demo: Any) -> int:
         if not isinstance(demo, h5py.Group) or "obs" not in demo:

@@ -224,7 +224,7 @@ class WebDatasetShards(PictureDataset):
                 yield Source(path, "episode", segments, self._picture_fps, camera, self.root, episode.name, self)
 
     def check(self, cameras: Sequence[str], *, rows: bool = False) -> dict[int, str]:
-        """See :meth:`Dataset.check`: cameras that a clip lacks, and numbers of pictures that differ."""
+        """See :meth:`Dataset.check`: cameras that are missing or cannot be opened, and counts that differ."""
         damaged: dict[int, str] = {}
         for camera in cameras:
             counts = self._stretches[self.episodes.numbers, self.cameras.index(camera), 2]
@@ -235,4 +235,11 @@ class WebDatasetShards(PictureDataset):
                     f"has {counts[place]} pictures, but the clip has {length} frames" if counts[place] else "is missing"
                 )
                 damaged.setdefault(number, f"{name}: {camera} {have}")
+            measured = (self._stretches[self.episodes.numbers, : self.cameras.index(camera), 2] == 0).all(axis=1)
+            for place in np.flatnonzero((counts == _VIDEO) & ~measured).tolist():
+                try:
+                    with self._video(self.episodes[place].number, camera):
+                        pass
+                except DatasetError as error:
+                    damaged.setdefault(self.episodes[place].number, str(error))
         return dict(sorted(damaged.items()))

@@ -158,6 +158,10 @@ def test_the_rate_is_the_files_or_the_arguments(tmp_path, caplog):
     assert Hdf5Dataset(path).fps == 20
     assert "no control_freq: 20 frames per second are assumed" in caplog.text
     assert Hdf5Dataset(path, fps=12).fps == 12
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = "{"
+    assert numbers_of(Hdf5Dataset(path), IMAGE) == counted(0, 2)
+    assert "a.hdf5: its metadata cannot be read" in caplog.text
     write_hdf5(tmp_path / "b.hdf5", [2])
     write_hdf5(tmp_path / "c.hdf5", [2], env_args={"env_kwargs": {"control_freq": 10}})
     with pytest.raises(DatasetError, match="10, 20 frames per second"):

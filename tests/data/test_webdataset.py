@@ -134,12 +134,15 @@ def test_damaged_videos_and_missing_cameras_are_named(tmp_path, caplog):
         {"__key__": "d"}
         | {f"left.{n}.jpg": jpeg(f) for n, f in enumerate(numbered(3))}
         | {"right.0.jpg": b"", "right.1.jpg": b""},
+        {"__key__": "e", "left.mp4": whole, "right.mp4": b"no video" * 100},
     ]
     dataset = WebDatasetShards(write_shard(tmp_path / "s.tar", samples))
     assert list(dataset.left_out) == [0]
     assert "a.left.mp4 cannot be opened as a video" in dataset.left_out[0]
     assert dataset.check(["left"]) == {}
     damaged = dataset.check(["right", "left"])
+    assert sorted(damaged) == [1, 3, 4]
+    assert "e.right.mp4 cannot be opened as a video" in damaged[4]
     assert damaged[1] == "b of s.tar: right is missing"
     assert damaged[3] == "d of s.tar: right has 2 pictures, but the clip has 3 frames"
     with pytest.raises(DatasetError, match=r"s\.tar: episode 1 \(b\) is damaged: .*no right"):
