@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..lam.health.report import examine
+from ..lam.processes import is_first
 from .arguments import takes
 from .output import write_result
 
@@ -15,8 +16,10 @@ __all__ = ["health"]
 def health(*, json: bool = False, **arguments: Any) -> int:
     """Is this latent action model any good on this data? Reconstruction, codes, collapse, frame gap, probe; and advice.
 
-    Exit status: 0 healthy; 1 a threshold failed; 2 the question cannot be answered.
+    Several processes: accelerate launch -m lara_adapter.cli health ... Exit status: 0 healthy; 1 a threshold failed; 2 the
+    question cannot be answered.
     """
     report = examine(**arguments)
-    write_result(report.to_dict(), str(report), json)
+    if is_first():
+        write_result(report.to_dict(), str(report), json)
     return 0 if report.ok else 1

@@ -1,8 +1,10 @@
 """Video and robot datasets on disk: reading frames, and drawing pairs from them in a repeatable order.
 
-Imports torch and numpy only; `av` (video and pictures) and `pyarrow` (LeRobot's format) are imported when they are used.
+Imports torch and numpy only; `av` (video and pictures), `pyarrow` (LeRobot's format), `h5py` and others are imported when
+they are used.
 """
 
+from .dataset import Dataset
 from .formats import find_sources, open_dataset
 from .gap import Gap, parse_gap
 from .index import IndexSettings, VideoIndex, build_index, require_pairs
@@ -10,6 +12,7 @@ from .pairs import PairBatch, PairStream
 from .sources import Segment, Source
 
 __all__ = [
+    "Dataset",
     "Gap",
     "IndexSettings",
     "PairBatch",

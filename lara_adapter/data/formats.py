@@ -10,10 +10,15 @@ from ..errors import DatasetError, LaraArgumentError
 from .dataset import Dataset
 from .episodes import INFO, EpisodeDataset
 from .files import FileDataset
+from .hdf5 import Hdf5Dataset
+from .pictures import files_in
+from .rlds import RldsDataset
 from .sources import PICTURES, VIDEOS, Source, list_pictures, natural_key, shown
+from .webdataset import WebDatasetShards
 
 __all__ = ["find_sources", "open_dataset"]
 
+_PICTURE_FPS = 30.0
 _EXPECTED = (
     f"{INFO} (a LeRobot dataset), features.json (RLDS), .hdf5 files (robomimic, LIBERO), .tar files (WebDataset), "
     f"videos ({', '.join(sorted(VIDEOS))}) or folders of pictures ({', '.join(sorted(PICTURES))})"
@@ -24,6 +29,7 @@ def open_dataset(
     source: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    picture_fps: float | None = None,
     episodes: Sequence[str] = (),
     skip: Sequence[str] = (),
 ) -> Dataset:
@@ -33,6 +39,7 @@ def open_dataset(
         source: a dataset of the LeRobot format (folder or Hub id), RLDS, HDF5, WebDataset, a folder of videos and
             pictures (searched below too), or one file.
         revision: of a dataset on the Hub.
+        picture_fps: frames per second of what states none; None: 30 for folders of pictures, 10 for RLDS and archives.
         episodes: numbers of those to use, as "7" or "0:50"; none: all. Files are numbered in the order of their names.
         skip: numbers of those not to use.
 
@@ -41,17 +48,14 @@ def open_dataset(
         LaraArgumentError: no such episode.
     """
     path = Path(source)
-    dataset = _open(path) if path.exists() else EpisodeDataset(source, revision)
+    dataset = _open(path, picture_fps) if path.exists() else EpisodeDataset(source, revision)
     if episodes or skip:
         dataset.select(episodes, skip)
     return dataset
 
 
-def _open(path: Path) -> Dataset:
-    dataset = _dataset_at(path)
-    if dataset is not None:
-        return dataset
-    found = list(_below(path, set(), 30.0)) if path.is_dir() else [Source(path)]
+def _open(path: Path, fps: float | None) -> Dataset:
+    found = list(_below(path, set(), fps))
     inner = [each for each in found if isinstance(each, Dataset)]
     if inner:
         if len(inner) == len(found) == 1:
@@ -68,7 +72,7 @@ def find_sources(
     folders: Sequence[str | os.PathLike[str]],
     *,
     cameras: Sequence[str] = (),
-    picture_fps: float = 30.0,
+    picture_fps: float | None = None,
     episodes: Sequence[str] = (),
     skip: Sequence[str] = (),
 ) -> list[Source]:
@@ -80,7 +84,7 @@ def find_sources(
     Args:
         folders: folders, or single files.
         cameras: names of the cameras to take from datasets, with or without `observation.images.`; empty: all.
-        picture_fps: frames per second of image sequences.
+        picture_fps: as for :func:`open_dataset`.
         episodes: of the one dataset that is found, the numbers of those to use, as "7" or "0:50"; none: all.
         skip: numbers of those not to use.
 
@@ -118,36 +122,43 @@ def find_sources(
     return sources
 
 
-def _dataset_at(path: Path) -> Dataset | None:
+def _dataset_at(path: Path, fps: float | None) -> Dataset | None:
     """The dataset that a folder or file is; None: it is none itself."""
     if (path / INFO).is_file():
         return EpisodeDataset(path)
+    if RldsDataset.recognises(path):
+        return RldsDataset(path, fps)
+    if path.is_dir() and files_in(path, VIDEOS | PICTURES):  # of a mixed folder each file is one
+        return None
+    for kind in (Hdf5Dataset, WebDatasetShards):
+        if kind.recognises(path):
+            return kind(path, fps)
     return None
 
 
-def _below(folder: Path, visited: set[str], fps: float) -> Iterator[Source | Dataset]:
+def _below(path: Path, visited: set[str], fps: float | None) -> Iterator[Source | Dataset]:
     """Datasets, videos and folders of pictures in one folder tree; or the one file."""
-    if folder.is_file():
-        yield _dataset_at(folder) or Source(folder)
-        return
-    real = os.path.realpath(folder)
+    real = os.path.realpath(path)
     if real in visited:  # links can lead in a circle
         return
     visited.add(real)
-    dataset = _dataset_at(folder)
+    dataset = _dataset_at(path, fps)
     if dataset is not None:
         yield dataset
         return
-    entries = sorted((entry for entry in folder.iterdir() if entry.name[0] != "."), key=lambda e: natural_key(e.name))
-    if len(list_pictures(folder)) > 1:
-        yield Source(folder, "pictures", fps=fps)
+    if not path.is_dir():
+        yield Source(path)
+        return
+    entries = sorted((entry for entry in path.iterdir() if entry.name[0] != "."), key=lambda e: natural_key(e.name))
+    if len(list_pictures(path)) > 1:
+        yield Source(path, "pictures", fps=fps or _PICTURE_FPS)
+    folders = [entry for entry in entries if entry.is_dir()]
     for entry in entries:
-        if not entry.is_dir():
-            inner = _dataset_at(entry)
-            if inner is not None:
-                yield inner
-            elif entry.suffix.lower() in VIDEOS:
-                yield Source(entry)
-    for entry in entries:
-        if entry.is_dir():
-            yield from _below(entry, visited, fps)
+        if entry in folders:
+            continue
+        if entry.suffix.lower() in VIDEOS:
+            yield Source(entry)
+        elif (inner := _dataset_at(entry, fps)) is not None:
+            yield inner
+    for entry in folders:
+        yield from _below(entry, visited, fps)

@@ -100,6 +100,7 @@ def measure_attention(
     revision: str | None = None,
     episodes: Sequence[str] = (),
     skip: Sequence[str] = (),
+    picture_fps: float | None = None,
 ) -> AttentionReport:
     """Run one or two models on the same pairs of frames and keep what their queries look at.
 
@@ -117,6 +118,7 @@ def measure_attention(
         revision: commit, tag or branch of `lam` on the Hub.
         episodes: numbers of the episodes to take pairs from, as "7" or "0:50"; none: all.
         skip: numbers of those to leave out.
+        picture_fps: frames per second of what states none: 30 for folders of pictures, 10 for RLDS and archives.
 
     Raises:
         DatasetError: there is nothing that can be read.
@@ -125,7 +127,7 @@ def measure_attention(
     """
     if pairs < 1:
         raise LaraArgumentError(f"pairs={pairs}, but at least 1 is expected")
-    source = open_dataset(data, episodes=episodes, skip=skip)
+    source = open_dataset(data, picture_fps=picture_fps, episodes=episodes, skip=skip)
     view = source.camera(camera)
     distance = parse_gap(gap).in_frames(source.fps)
     places = [_parse(text, source) for text in frames] or _spread(source, distance, pairs)

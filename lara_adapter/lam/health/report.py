@@ -37,10 +37,12 @@ def examine(
     revision: str | None = None,
     episodes: Sequence[str] = (),
     skip: Sequence[str] = (),
+    picture_fps: float | None = None,
 ) -> HealthReport:
     """Measure a latent action model on pairs spread evenly over a dataset or videos, and judge it.
 
-    Under `accelerate launch` every process calls this: they share the decoding, and all have the report.
+    Under `accelerate launch` every process calls this: they share the decoding, the first one measures, and all have the
+    report, which is that of one process.
 
     The sampled frames are held in memory at the model's size: 0.15 MB each at 224 pixels, one per pair and gap.
 
@@ -58,6 +60,7 @@ def examine(
         revision: commit, tag or branch of the model on the Hub.
         episodes: numbers of the episodes to look at, as "7" or "0:50"; none: all.
         skip: numbers of those to leave out.
+        picture_fps: frames per second of what states none: 30 for folders of pictures, 10 for RLDS and archives.
 
     Raises:
         DatasetError: there is nothing that can be read, or no clip is long enough for any gap.
@@ -66,32 +69,36 @@ def examine(
     """
     if pairs < 2 or batch_size < 1:
         raise LaraArgumentError(f"pairs={pairs}, batch_size={batch_size}, but at least 2 and 1 are expected")
-    source = open_dataset(data, episodes=episodes, skip=skip)
+    source = open_dataset(data, picture_fps=picture_fps, episodes=episodes, skip=skip)
     view = source.camera(camera)
     named = None if gap is None else parse_gap(gap).in_frames(source.fps)
     ladder = _ladder(named, gaps, source.fps)
+    model, identity = open_model(lam, revision)
     with open_processes(device) as processes:
-        model, identity = open_model(lam, revision)
-        model = model.to(processes.device)
         samples = sample_episodes(source, view, ladder, pairs, model.config.image_size, processes)
-    lengths = [episode.length for episode in source.episodes]
-    found = [_measure(model, samples, lengths, each, batch_size) for each in ladder]
-    measured = [each for each in found if each.measured is not None]
-    if not measured or (named is not None and found[ladder.index(named)].measured is None):
-        raise DatasetError(
-            f"{source.name}: no clip is longer than the frame gap of {named or ladder[0]}; the longest has "
-            f"{max(lengths)} frames"
-        )
-    judged = named or min(measured, key=lambda each: _ratio(each)).gap
-    probes, reason = _probe(model, samples, judged, batch_size)
-    findings = judge(found, judged, probes, reason, identity["codebook_size"], thresholds or Thresholds())
-    if missing := describe_not_finite(samples):
-        text = f"NaN or infinite values, which are left out of the probe: {missing}"
-        findings.append(Finding("actions", "note", text))
-    return HealthReport(
-        lam=identity, data=source.name, camera=view or None, clips=len(samples), skipped=len(source.left_out),
-        fps=source.fps, gaps=found, judged=judged, chosen=named is not None, probes=probes, findings=findings,
-    )  # fmt: skip
+        lengths = [episode.length for episode in source.episodes]
+
+        def report() -> HealthReport:
+            model.to(processes.device)
+            found = [_measure(model, samples, lengths, each, batch_size) for each in ladder]
+            measured = [each for each in found if each.measured is not None]
+            if not measured or (named is not None and found[ladder.index(named)].measured is None):
+                raise DatasetError(
+                    f"{source.name}: no clip is longer than the frame gap of {named or ladder[0]}; the longest has "
+                    f"{max(lengths)} frames"
+                )
+            judged = named or min(measured, key=lambda each: _ratio(each)).gap
+            probes, reason = _probe(model, samples, judged, batch_size)
+            findings = judge(found, judged, probes, reason, identity["codebook_size"], thresholds or Thresholds())
+            if missing := describe_not_finite(samples):
+                text = f"NaN or infinite values, which are left out of the probe: {missing}"
+                findings.append(Finding("actions", "note", text))
+            return HealthReport(
+                lam=identity, data=source.name, camera=view or None, clips=len(samples), skipped=len(source.left_out),
+                fps=source.fps, gaps=found, judged=judged, chosen=named is not None, probes=probes, findings=findings,
+            )  # fmt: skip
+
+        return processes.first(report)
 
 
 def _ratio(found: GapHealth) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,29 +38,32 @@ def sample_episodes(
     """
     step = max(1, len(dataset.episodes) // pairs)
     chosen = [dataset.episodes[place] for place in range(0, len(dataset.episodes), step)]
+    mine = range(processes.index, len(chosen), processes.count)
     share = -(-pairs // len(chosen))
-    own: list[Sample] = []
-    damaged: dict[int, str] = {}
-    for place in range(processes.index, len(chosen), processes.count):
-        episode = chosen[place]
-        # at random over the places that have a partner at the smallest gap: even steps could beat with a periodic motion
-        count = max(1, episode.length - gaps[0])
-        places = sorted(np.random.default_rng(place).choice(count, min(share, count), replace=False).tolist())
-        needed = {place + gap for place in places for gap in (0, *gaps) if place + gap < max(episode.length, 1)}
-        try:
-            frames = dataset.pick(camera, episode, needed)
-            actions = dataset.actions(episode)
-        except DatasetError as error:
-            damaged[episode.number] = str(error)
-            continue
-        small = {place: _to_size(frame, size) for place, frame in frames.items()}
-        own.append(Sample(episode.number, small, places, actions))
-    parts = processes.gather((own, damaged))
-    samples = sorted((sample for part, _ in parts for sample in part), key=lambda sample: sample.number)
-    dataset.leave_out({number: reason for _, part in parts for number, reason in part.items()})
+    own = processes.each(lambda: [_sample(dataset, camera, chosen[seed], seed, gaps, share, size) for seed in mine])
+    found = [each for part in processes.gather(own) for each in part]
+    dataset.leave_out({number: each for number, each in found if isinstance(each, str)})
+    samples = sorted((each for _, each in found if isinstance(each, Sample)), key=lambda sample: sample.number)
     if not samples:
         raise DatasetError(f"{dataset.name}: none of the {len(chosen)} episodes that were looked at can be decoded")
     return samples
+
+
+def _sample(
+    dataset: Dataset, camera: str, episode: Any, seed: int, gaps: list[int], share: int, size: int
+) -> tuple[int, Sample | str]:
+    """The number of an episode, and its frames for `share` pairs or what is wrong with it."""
+    # at random over the places that have a partner at the smallest gap: even steps could beat with a periodic motion
+    count = max(1, episode.length - gaps[0])
+    places = sorted(np.random.default_rng(seed).choice(count, min(share, count), replace=False).tolist())
+    needed = {place + gap for place in places for gap in (0, *gaps) if place + gap < max(episode.length, 1)}
+    try:
+        frames = dataset.pick(camera, episode, needed)
+        actions = dataset.actions(episode)
+    except DatasetError as error:
+        return episode.number, str(error)
+    small = {place: _to_size(frame, size) for place, frame in frames.items()}
+    return episode.number, Sample(episode.number, small, places, actions)
 
 
 def describe_not_finite(samples: list[Sample]) -> str:
