@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..lam.label.processes import is_first
 from ..lam.label.run import label_dataset
+from ..lam.processes import is_first
 from .arguments import takes
 from .output import write_result
 

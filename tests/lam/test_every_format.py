@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,9 +19,10 @@ pytest.importorskip("webdataset")
 pytest.importorskip("tfrecord")
 pytest.importorskip("google_crc32c")
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from helpers import formats
-from helpers.videos import number_of, numbered, png, write_v21, write_v30, write_v30_pictures, write_video
+from helpers.videos import number_of, numbered, png, write_v21, write_v30, write_video
 from test_model import small
 
 from lara_adapter import LaraArgumentError
@@ -64,10 +66,31 @@ def _rlds(folder: Path) -> Path:
     return formats.write_rlds(folder, {"train": [episodes[:2], episodes[2:]]})
 
 
+def _with_rows(path: Path) -> Path:
+    """The parquet files of a LeRobot dataset of videos."""
+    info = json.loads((path / "meta/info.json").read_text())
+    firsts = np.cumsum((0, *LENGTHS))
+    tables = [
+        pa.table(
+            {
+                "episode_index": [number] * length, "frame_index": range(length),
+                "index": range(firsts[number], firsts[number] + length), "action": np.full(length, 0.5, np.float32),
+            }
+        )
+        for number, length in enumerate(LENGTHS)
+    ]  # fmt: skip
+    whole = "file_index" in info["data_path"]
+    for number, table in enumerate([pa.concat_tables(tables)] if whole else tables):
+        fields = {"chunk_index": 0, "file_index": 0, "episode_chunk": 0, "episode_index": number}
+        file = path / info["data_path"].format(**fields)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, file)
+    return path
+
+
 FORMATS = {  # how to write it, and the camera
-    "LeRobot 2.1": (lambda path: write_v21(path, LENGTHS), None),
-    "LeRobot 3.0": (lambda path: write_v30(path, LENGTHS), None),
-    "LeRobot 3.0, pictures": (lambda path: write_v30_pictures(path, LENGTHS), None),
+    "LeRobot 2.1": (lambda path: _with_rows(write_v21(path, LENGTHS)), None),
+    "LeRobot 3.0": (lambda path: _with_rows(write_v30(path, LENGTHS)), None),
     "videos": (_videos, None),
     "pictures": (_pictures, None),
     "robomimic": (lambda path: formats.write_hdf5(path / "lift.hdf5", LENGTHS).parent, "agentview_image"),
@@ -128,8 +151,6 @@ def test_every_command_takes_it(data, tmp_path, lam):
     report = examine(lam, path, gap=2, gaps=[2], pairs=12, camera=camera)
     assert (report.clips, report.skipped) == (3, 0)
     assert len(measure_attention(lam, path, gap=2, pairs=3, camera=camera, skip=["1"]).pairs) == 3
-    if (path / "meta").is_dir() and not (path / "data").is_dir():
-        return  # a dataset without its parquet files, which labelling needs
     done = label_dataset(path, lam, tmp_path / "labels.parquet", gap=2, camera=camera, sidecar=True, skip=["1"])
     table = pq.read_table(tmp_path / "labels.parquet")
     assert (done.episodes, table.num_rows) == (2, LENGTHS[0] + LENGTHS[2])

@@ -16,13 +16,13 @@ from ...data.gap import parse_gap
 from ...data.sources import shown
 from ...errors import LaraArgumentError
 from ..identity import open_model
+from ..processes import Processes
 from ..sequence import check_settings
 from .check import DataFiles, check_data_files, check_prefix
 from .copy import copied_bytes, write_copy
 from .labels import LabelColumns, LabelFiles, LabelSet
 from .metadata import Statistics, read_statistics
 from .plan import make_plan, read_result
-from .processes import Processes
 from .report import LabelReport, summarize
 from .shards import Shard, find_shards, list_shards, ranges, share, write_complete
 from .sidecar import write_sidecar

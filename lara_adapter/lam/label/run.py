@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ...errors import LaraArgumentError
+from ..processes import open_processes
 from .job import Job
-from .processes import open_processes
 from .report import LabelReport
 from .shards import parse_shard
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...data.dataset import Dataset
-from ...data.episodes import EpisodeDataset
+from ...data.episodes import Episode, EpisodeDataset
 from ...data.parquet import require_parquet
 from ...data.sources import shown
+from ...errors import DatasetError
 from .labels import Labels, LabelSet
 from .plan import SCHEMA_KEY
-from .write import write_tables
+from .write import integers, write_tables
 
 __all__ = ["write_sidecar"]
 
@@ -29,6 +31,7 @@ def write_sidecar(labels: LabelSet, source: Dataset, target: Path, provenance: M
     require_parquet()
     import pyarrow as pa
 
+    index_of = _read_indices(source) if isinstance(source, EpisodeDataset) else None
     metadata = {SCHEMA_KEY: json.dumps(provenance, sort_keys=True)}
 
     def tables() -> Iterator[Any]:
@@ -40,8 +43,8 @@ def write_sidecar(labels: LabelSet, source: Dataset, target: Path, provenance: M
                 "episode_index": pa.array(np.full(length, number, np.int64)),
                 "frame_index": pa.array(np.arange(length, dtype=np.int64)),
             }
-            if isinstance(source, EpisodeDataset):
-                arrays["index"] = pa.array(source.rows(episode, ["index"])["index"].astype(np.int64))
+            if index_of is not None:
+                arrays["index"] = pa.array(index_of(episode))
             else:
                 arrays["index"] = pa.array(np.arange(before, before + length, dtype=np.int64))
                 arrays["episode"] = pa.array([shown(episode.name)] * length, pa.string())
@@ -50,3 +53,27 @@ def write_sidecar(labels: LabelSet, source: Dataset, target: Path, provenance: M
             yield pa.table(arrays).replace_schema_metadata(metadata)
 
     write_tables(target, tables())
+
+
+def _read_indices(source: EpisodeDataset) -> Callable[[Episode], np.ndarray]:
+    """The column `index` of an episode, [T] int64; each parquet file is read once for episodes that follow each other."""
+
+    @functools.lru_cache(maxsize=1)
+    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            table = require_parquet().read_table(
+                source.root / name, columns=["episode_index", "index"], partitioning=None
+            )
+            numbers, indices = (integers(table.column(column)) for column in ("episode_index", "index"))
+        # pyarrow's errors derive from these
+        except (OSError, ValueError, KeyError) as error:
+            raise DatasetError(f"{shown(source.root / name)}: {' '.join(str(error).split())}") from error
+        order = np.argsort(numbers, kind="stable")
+        return numbers[order], indices[order]
+
+    def of(episode: Episode) -> np.ndarray:
+        numbers, indices = read(episode.data)
+        start, stop = np.searchsorted(numbers, [episode.number, episode.number + 1])
+        return indices[start:stop]
+
+    return of

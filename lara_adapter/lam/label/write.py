@@ -18,7 +18,7 @@ from ...storage.files import replace_file
 from .labels import LabelColumns, LabelSet
 from .plan import SCHEMA_KEY
 
-__all__ = ["write_data_file", "write_tables"]
+__all__ = ["integers", "write_data_file", "write_tables"]
 
 _CODECS = ("snappy", "gzip", "brotli", "lz4", "zstd")
 
@@ -74,7 +74,7 @@ def _compression(file: Any) -> str:
 
 def _labelled(table: Any, labels: LabelSet, without: set[int]) -> Any:
     """A table of frames with the new columns, whatever episodes its rows are of; adds to `without`."""
-    episodes, frames = (_integers(table.column(name)) for name in ("episode_index", "frame_index"))
+    episodes, frames = (integers(table.column(name)) for name in ("episode_index", "frame_index"))
     rows = labels.columns.zeros(len(episodes))
     changes = np.flatnonzero(np.diff(episodes)) + 1
     for start, stop in itertools.pairwise([0, *changes.tolist(), len(episodes)]) if len(episodes) else ():
@@ -91,7 +91,7 @@ def _labelled(table: Any, labels: LabelSet, without: set[int]) -> Any:
     return table
 
 
-def _integers(column: Any) -> np.ndarray:
+def integers(column: Any) -> np.ndarray:
     """[rows] int64, -1 for an empty cell."""
     import pyarrow as pa
 
