@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import DatasetError
 from .decode import decode_all
 from .gap import Gap
-from .sources import Source
+from .orientation import UPRIGHT
+from .sources import Source, shown
 from .video import Converter
 
 __all__ = ["Scan", "find_cuts", "scan_source", "thin_out"]
@@ -33,6 +34,7 @@ class Scan(NamedTuple):
     future: np.ndarray  # [T] int32, the other frame of the pair that starts here; -1: there is none
     motion: np.ndarray  # [T] float32, mean absolute difference of the pair where it differs most, [0, 1]
     note: str = ""  # what is wrong with the file; empty if nothing is
+    turned: str = ""  # how its first frame is turned, as the file says; empty: it is not
 
 
 def scan_source(source: Source, gap: Gap) -> Scan:
@@ -51,9 +53,11 @@ def scan_source(source: Source, gap: Gap) -> Scan:
     stamped = True
     waiting: deque[tuple[int, np.ndarray]] = deque()
     before: np.ndarray | None = None
-    note = ""
+    note = turned = ""
     try:
         for number, decoded in enumerate(decode_all(source)):
+            if not number and decoded.orientation != UPRIGHT:
+                turned = str(decoded.orientation)
             thumb = convert(decoded.frame).astype(np.int16)
             stamped = stamped and decoded.pts is not None
             pts.append(-1 if decoded.pts is None else decoded.pts)
@@ -79,7 +83,7 @@ def scan_source(source: Source, gap: Gap) -> Scan:
             raise
         note = f"breaks off after {len(pts)} frames: {error}"
     if not pts:
-        raise DatasetError(f"{source.path} holds no frame that can be decoded")
+        raise DatasetError(f"{shown(source.path)} holds no frame that can be decoded")
     if gap.seconds is not None and len(pts) > 1 and before is not None:
         end = len(pts) - 1
         tick = seconds[end] - seconds[end - 1]
@@ -91,12 +95,12 @@ def scan_source(source: Source, gap: Gap) -> Scan:
     if not stamped or (np.diff(stamps) <= 0).any():
         stamps[:] = -1
         if source.kind == "video" and gap.seconds is not None:
-            raise DatasetError(f"{source.path} has no usable time stamps: give the gap in frames, not in seconds")
+            raise DatasetError(f"{shown(source.path)} has no usable time stamps: give the gap in frames, not in seconds")
     if sum(broken) and not note:
         note = f"damaged at {sum(broken)} of {len(pts)} frames"
     return Scan(
         stamps, times, np.array(key, bool), np.array(broken, bool), np.array(change, np.float32),
-        np.array(future, np.int32), np.array(motion, np.float32), note,
+        np.array(future, np.int32), np.array(motion, np.float32), note, turned,
     )  # fmt: skip
 
 
