@@ -205,7 +205,9 @@ def test_missing_shards_and_missing_records_keep_the_numbers(tmp_path):
 def test_checksums(tmp_path):
     path = whole(tmp_path) / SHARD
     record = record_at(path, 1)
-    overwrite(path, record.start + record.size - 40, b"!!!!")
+    with tfrecord.open_records(path) as file:
+        pictures = dict(tfrecord.features(file, record))["steps/observation/image"]
+    overwrite(path, pictures.stop - 40, b"!!!!")
     dataset = RldsDataset(tmp_path)
     assert dataset.left_out == {}  # the contents are not read yet
     with pytest.raises(
