@@ -87,6 +87,9 @@ class RldsDataset(PictureDataset):
             raise DatasetError(f"{shown(folder / FEATURES)}: steps have no image of three channels")
         actions = [name for name in sorted(self._steps) if re.match("steps/action(/|$)", name)]
         self._actions = [name for name in actions if width(self._steps[name])]
+        few = [name for name, each in self._steps.items() if 0 < width(each) <= _FEW and _is_plain(each)]
+        few.sort(key=lambda name: (name in self._actions, width(self._steps[name]), name))
+        self._counters = [*few, *self._features.values()]  # what tells the number of steps; the first that a record has
         if fps is None:
             logger.info("%s: RLDS states no rate: %g frames per second are assumed", self.name, _FPS)
         self.fps = _FPS if fps is None else float(fps)
@@ -130,19 +133,14 @@ class RldsDataset(PictureDataset):
         self.leave_out(damaged)
 
     def _length(self, file: BinaryIO, record: Record) -> int:
-        """The number of steps, from the first numbers that tell: no picture is looked at, unless there is nothing else."""
-        pictures = _NONE
-        for name, feature in features(file, record):
-            values = width(self._steps.get(name, {}))
-            if 0 < values <= _FEW and _is_plain(self._steps[name]):
-                length, rest = divmod(count(file, feature), values)
-                if rest:
-                    raise ValueError(f"{name} breaks off within a step")
-                break
-            if name in self._features.values():
-                pictures = feature
-        else:
-            length = count(file, pictures)
+        """The number of steps, from numbers of a step: pictures are looked at only if there is nothing else."""
+        known = dict(features(file, record))
+        name = next((name for name in self._counters if name in known), None)
+        if name is None:
+            raise ValueError("it has none of the features of steps")
+        length, rest = divmod(count(file, known[name]), width(self._steps[name]) or 1)
+        if rest:
+            raise ValueError(f"{name} breaks off within a step")
         if not length:
             raise ValueError("it has no steps")
         return length
