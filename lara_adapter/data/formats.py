@@ -39,7 +39,7 @@ def open_dataset(
         source: a dataset of the LeRobot format (folder or Hub id), RLDS, HDF5, WebDataset, a folder of videos and
             pictures (searched below too), or one file.
         revision: of a dataset on the Hub.
-        picture_fps: frames per second of what states none; None: 30 for folders of pictures, 10 for RLDS and archives.
+        picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
         episodes: numbers of those to use, as "7" or "0:50"; none: all. Files are numbered in the order of their names.
         skip: numbers of those not to use.
 
@@ -147,7 +147,8 @@ def _below(path: Path, visited: set[str], fps: float | None) -> Iterator[Source 
         yield dataset
         return
     if not path.is_dir():
-        yield Source(path)
+        # one that is not of the layout is refused by its reader, which says why
+        yield Hdf5Dataset(path, fps) if path.suffix.lower() in (".h5", ".hdf5") else Source(path)
         return
     entries = sorted((entry for entry in path.iterdir() if entry.name[0] != "."), key=lambda e: natural_key(e.name))
     if len(list_pictures(path)) > 1:

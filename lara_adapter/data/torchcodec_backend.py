@@ -8,6 +8,7 @@ not from YUV: the two differ by a few levels at edges, so that a run keeps to th
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ def read_by_time(path: Path, stamps: np.ndarray, tick: float, size: int) -> np.n
     video_decoder, resize = require_torchcodec()
     times = stamps.astype(np.float64) * tick
     try:
-        # approximate: no pass over the whole file; the time stamps are compared below
+        # approximate: no pass over the whole file; the time stamps are compared below. Absolute: FFmpeg takes a relative
+        # name with a colon for an address
         decoder = video_decoder(
-            path, dimension_order="NHWC", seek_mode="approximate", num_ffmpeg_threads=1,
+            os.path.abspath(path), dimension_order="NHWC", seek_mode="approximate", num_ffmpeg_threads=1,
             transforms=[resize((size, size))],
         )  # fmt: skip
         if getattr(decoder.metadata, "rotation", "not said by this version") is not None:

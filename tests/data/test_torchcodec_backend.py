@@ -39,6 +39,8 @@ def standing_in(monkeypatch, frames_played_at):
     calls = []
 
     class VideoDecoder:
+        metadata = types.SimpleNamespace(rotation=None)
+
         def __init__(self, path, **options):
             calls.append((path, options))
 
@@ -120,7 +122,7 @@ def test_frames_are_requested_by_time_and_used(clip, monkeypatch):
     calls = standing_in(monkeypatch, lambda seconds: (marked, [second - tick / 2 for second in seconds]))
     read = read_frames(source, pts, keys, np.array([4, 5, 9]), 16, "torchcodec")
     assert (read == 7).all()
-    assert calls[0][0] == source.path
+    assert calls[0][0] == str(source.path)
     assert calls[0][1]["transforms"] == [("resize", (16, 16))]
     assert (read_frames(source, pts, keys, np.array([4, 5, 9]), 16) != 7).any()
     assert len(calls) == 1  # unasked it is not used

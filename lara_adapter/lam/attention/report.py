@@ -118,7 +118,7 @@ def measure_attention(
         revision: commit, tag or branch of `lam` on the Hub.
         episodes: numbers of the episodes to take pairs from, as "7" or "0:50"; none: all.
         skip: numbers of those to leave out.
-        picture_fps: frames per second of what states none: 30 for folders of pictures, 10 for RLDS and archives.
+        picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
 
     Raises:
         DatasetError: there is nothing that can be read.

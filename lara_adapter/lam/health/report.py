@@ -60,7 +60,7 @@ def examine(
         revision: commit, tag or branch of the model on the Hub.
         episodes: numbers of the episodes to look at, as "7" or "0:50"; none: all.
         skip: numbers of those to leave out.
-        picture_fps: frames per second of what states none: 30 for folders of pictures, 10 for RLDS and archives.
+        picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
 
     Raises:
         DatasetError: there is nothing that can be read, or no clip is long enough for any gap.

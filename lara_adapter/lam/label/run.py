@@ -81,7 +81,7 @@ def label_dataset(
         latent_dtype: precision of the stored latent.
         prefix: the features are PREFIX.indices, PREFIX.latent and PREFIX.valid.
         link: hard-link videos where the file system can, instead of copying them.
-        picture_fps: frames per second of what states none: 30 for folders of pictures, 10 for RLDS and archives.
+        picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
         revision: commit, tag or branch of the model on the Hub.
         dataset_revision: commit, tag or branch of the dataset on the Hub.
 
