@@ -1,9 +1,7 @@
-"""Meta-World: a fast camera, scripted experts, and a search for OpenGL.
+"""Meta-World: a fast camera and scripted experts.
 
 Pitfalls of the simulator that this code avoids:
 
-* A process renders with the library that `MUJOCO_GL` names at import, and a failed import cannot be repeated. So
-  :func:`find_gl` tries in child processes, and only *spawned* (never forked) children render.
 * Shadows, reflections and multi-sampling make a CPU ten times slower and are off.
 * The default camera is upside down; a free camera looks at the table.
 * An expert succeeds only after `set_task`, which reveals the goal.
@@ -17,9 +15,6 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -27,70 +22,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lara_adapter.errors import HostNotInstalled, LaraArgumentError, LaraError
+from lara_adapter.errors import HostNotInstalled, LaraArgumentError
 from lara_adapter.evaluation import Observation
+
+from .gl import GLMissing, find_gl, settle_gl
 
 __all__ = ["GLMissing", "MetaWorld", "MetaWorldEnvironment", "Scene", "describe", "find_gl"]
 
 INSTALL = "pip install metaworld==3.1.1 mujoco==3.3.0 packaging"
 _STARTS_PER_BENCHMARK = 50  # Meta-World draws 50 starts per seed
 
-_PROBE = """
-import mujoco
-model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='.5'/></worldbody></mujoco>")
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-renderer = mujoco.Renderer(model, 32, 32)
-renderer.update_scene(data)
-assert renderer.render().any()
-renderer.close()
-"""
-
-
-class GLMissing(LaraError, RuntimeError):
-    """No OpenGL library works on this machine; the message names packages to install."""
-
 
 def describe(task: str) -> str:
     """The instruction for a policy."""
     return task.replace("-", " ")
-
-
-def _gl_works(name: str) -> bool:
-    """Render one image with the back end `name` in a child process."""
-    environment = {**os.environ, "MUJOCO_GL": name}
-    try:
-        probe = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, timeout=120)
-    except subprocess.TimeoutExpired:
-        return False
-    return probe.returncode == 0
-
-
-def find_gl() -> str:
-    """Find an OpenGL back end that renders, and set `MUJOCO_GL` to it for this process and its later children.
-
-    Tries the one in `MUJOCO_GL`, then EGL, then OSMesa. MuJoCo must not have been imported in this process.
-
-    Returns:
-        The name of the back end: "egl", "osmesa", or "cgl" on macOS.
-
-    Raises:
-        GLMissing: nothing works.
-    """
-    names = ["cgl"] if sys.platform == "darwin" else ["egl", "osmesa"]
-    if first := os.environ.get("MUJOCO_GL"):
-        names = [first, *(name for name in names if name != first)]
-    for name in names:
-        if _gl_works(name):
-            os.environ["MUJOCO_GL"] = name
-            return name
-    raise GLMissing(
-        "MuJoCo cannot render on this machine: neither EGL nor OSMesa works.\n"
-        "Install one of them, on Debian or Ubuntu:\n"
-        "    sudo apt-get update && sudo apt-get install -y libegl1 libopengl0 libgl1-mesa-dri\n"
-        "    sudo apt-get install -y libosmesa6        # if EGL still does not work\n"
-        "on Fedora: sudo dnf install mesa-libEGL mesa-dri-drivers"
-    )
 
 
 @functools.cache
@@ -204,8 +149,7 @@ class MetaWorld:
             )
         if importlib.util.find_spec("metaworld") is None:
             raise HostNotInstalled(f"Meta-World is not installed: {INSTALL}")
-        if "mujoco" not in sys.modules:
-            find_gl()
+        settle_gl()
         self.settings: dict[str, Any] = {"image_size": image_size, "split": split}
 
     def tasks(self) -> list[str]:

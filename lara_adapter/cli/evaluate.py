@@ -39,6 +39,7 @@ def evaluate(
     timeout_s: float = 30.0,
     wait_s: float = 120.0,
     videos: int,
+    workers: int,
     rename: tuple[str, ...] = (),
     setting: tuple[str, ...] = (),
     json: bool = False,
@@ -52,13 +53,13 @@ def evaluate(
     Args:
         tasks: of the simulator: drawer-open button-press-topdown; all: every one.
         output: folder for report.json, the episodes and videos.
-        simulator: metaworld, libero or simpler; the last two must be installed by you.
+        simulator: metaworld, libero (extra libero) or simpler, which you install and which is tested only with a mock.
         episodes: of each task.
         seed: of the first episode; each further one has the next. It decides the start and the policy's noise.
         timeout_s: longest wait for one answer.
         wait_s: longest wait for a server that is still loading.
         rename: POLICY=SIMULATOR, for views and states that have different names.
-        setting: KEY=VALUE for the simulator: image_size=224, suite=libero_10.
+        setting: KEY=VALUE for the simulator: image_size=224, suite=libero_10, quality=fast, privileged=true.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports an accelerator that nobody needs
@@ -66,7 +67,7 @@ def evaluate(
         raise LaraArgumentError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0")
     parse_address(host, port)  # refused before the simulator is opened
     pairs = split_pairs("setting", setting).items()
-    world = open_simulator(simulator, **{key: int(value) if value.isdecimal() else value for key, value in pairs})
+    world = open_simulator(simulator, **{key: _parse(value) for key, value in pairs})
     with PolicyClient(host, port, timeout_ms=int(1000 * timeout_s), api_token=read_token(token_file)) as client:
         try:
             client.wait_until_ready(min(1.0, wait_s))
@@ -76,9 +77,15 @@ def evaluate(
         rollouts = Rollouts(client, world, output, rename=split_pairs("rename", rename), **arguments)
         names = world.tasks() if tasks == ("all",) else tasks
         with _Progress(len(names) * episodes) as progress:
-            report = rollouts.run(names, range(seed, seed + episodes), videos=videos, progress=progress)
+            report = rollouts.run(
+                names, range(seed, seed + episodes), videos=videos, workers=workers, progress=progress
+            )
     write_result(report, f"{format_report(report)}\n\n{output / 'report.json'}", json)
     return 0
+
+
+def _parse(value: str) -> int | bool | str:
+    return int(value) if value.isdecimal() else {"true": True, "false": False}.get(value.lower(), value)
 
 
 class _Progress:

@@ -12,6 +12,8 @@ from ..storage.files import read_json, write_json
 
 __all__ = ["EpisodeStore", "format_report", "make_report", "wilson_interval"]
 
+_TIMES = ("seconds", "milliseconds_per_request")
+
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Ends, in [0, 1], of Wilson's score interval of a success rate, which is accurate near 0 and 1 too.
@@ -68,9 +70,13 @@ def make_report(settings: Mapping[str, Any], episodes: Mapping[str, Sequence[Map
 
     Returns:
         `settings`; `tasks`: for each its successes, episodes, rate, 95 % interval (Wilson), mean steps when solved, and the
-        episodes (`runs`); `all`: the same over all tasks.
+        episodes (`runs`), without the times that they took: equal episodes give equal reports; `all`: the same over all
+        tasks.
     """
-    tasks = {task: {**_count(rows), "runs": [dict(row) for row in rows]} for task, rows in episodes.items()}
+    tasks = {
+        task: {**_count(rows), "runs": [{key: row[key] for key in row if key not in _TIMES} for row in rows]}
+        for task, rows in episodes.items()
+    }
     everything = [row for rows in episodes.values() for row in rows]
     return {"settings": dict(settings), "tasks": tasks, "all": _count(everything)}
 

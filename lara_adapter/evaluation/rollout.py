@@ -15,6 +15,7 @@ from ..serving import PolicyClient
 from ..storage.files import write_json
 from .chunking import ChunkExecutor
 from .environment import Environment, Layout, Observation, Simulator
+from .episodes import Episode, run_episodes, run_in_processes
 from .film import Film
 from .report import EpisodeStore, make_report
 
@@ -72,7 +73,7 @@ class Rollouts:
         self.store = EpisodeStore(output, self.settings)
 
     def run(
-        self, tasks: Sequence[str], seeds: Sequence[int], *, videos: int = 0, progress: Any = None
+        self, tasks: Sequence[str], seeds: Sequence[int], *, videos: int = 0, workers: int = 1, progress: Any = None
     ) -> dict[str, Any]:
         """Run the episodes that have not been run.
 
@@ -81,56 +82,65 @@ class Rollouts:
             seeds: one episode of each task per seed, which decides its start and the policy's sampling noise.
             videos: film this many episodes of each task, from the first on (needs PyAV), except those that an earlier run
                 finished without a film; this is logged.
+            workers: processes with a simulator each; the report is the same for any number. The policy must not keep
+                anything between requests: it gets those of all workers.
             progress: called with (task, seed, result) after each episode, including those of an earlier run.
 
         Returns:
-            The report, which is also written to report.json.
+            The report, which is also written to report.json. How long an episode took is only in its own file.
 
         Raises:
             LaraArgumentError: an unknown task, or the simulator does not offer an input of the policy.
             ServingError: the server failed or went away; finished episodes are kept.
+            WorkerDied: a worker was killed, perhaps for lack of memory; finished episodes are kept.
         """
-        unknown = sorted(set(tasks) - set(self.simulator.tasks()))
+        tasks, known = list(dict.fromkeys(tasks)), self.simulator.tasks()
+        unknown = sorted(set(tasks) - set(known))
         if unknown or not tasks or not seeds:
             raise LaraArgumentError(
-                f"tasks: {unknown or 'none'}, with {len(seeds)} seeds; {self.simulator.name} has {self.simulator.tasks()}"
+                f"tasks: {unknown or 'none'}, with {len(seeds)} seeds; {self.simulator.name} has {known}"
             )
-        episodes: dict[str, list[dict[str, Any]]] = {}
-        unfilmed = 0
+        if workers < 1:
+            raise LaraArgumentError(f"workers={workers} must be at least 1")
+        results: dict[tuple[str, int], dict[str, Any]] = {}
+        todo, unfilmed = [], 0
         for task in tasks:
-            environment: Environment | None = None
-            episodes[task] = []
-            try:
-                for number, seed in enumerate(seeds):
-                    result = self.store.finished(task, seed)
-                    if result is None:
-                        environment = environment or self.simulator.open(task)
-                        film = Film(self.store.video(task, seed), environment.fps) if number < videos else None
-                        result = self._episode(environment, seed, film)
-                        self.store.keep(task, seed, result)
-                    elif number < videos and not self.store.video(task, seed).is_file():
-                        unfilmed += 1
-                    episodes[task].append(result)
-                    if progress is not None:
-                        progress(task, seed, result)
-            finally:
-                if environment is not None:
-                    environment.close()
+            for number, seed in enumerate(seeds):
+                result = self.store.finished(task, seed)
+                if result is None:
+                    todo.append(Episode(task, seed, number < videos))
+                    continue
+                results[task, seed] = result
+                unfilmed += number < videos and not self.store.video(task, seed).is_file()
+                if progress is not None:
+                    progress(task, seed, result)
+        run = run_episodes(self, todo) if min(workers, len(todo)) < 2 else run_in_processes(self, todo, workers)
+        for episode, result in run:
+            results[episode.task, episode.seed] = result
+            if progress is not None:
+                progress(episode.task, episode.seed, result)
         if unfilmed:
             logger.warning(
                 "%d of the episodes to film were finished without a film and are not run again: use another output folder, "
                 "or delete their files in %s", unfilmed, self.store.folder / "episodes",
             )  # fmt: skip
-        report = make_report(self.settings, episodes)
+        report = make_report(self.settings, {task: [results[task, seed] for seed in seeds] for task in tasks})
         write_json(self.store.folder / "report.json", report)
         return report
 
-    def _episode(self, environment: Environment, seed: int, film: Film | None) -> dict[str, Any]:
+    def layout(self, environment: Environment) -> Layout:
+        """How observations become requests; the environment has been reset.
+
+        Raises:
+            LaraArgumentError: the simulator does not offer an input of the policy.
+        """
+        return Layout(self.config, environment.observe(), self.rename)
+
+    def play(self, environment: Environment, seed: int, layout: Layout, film: Film | None) -> dict[str, Any]:
+        """Run one episode in an environment that has been reset, and return its result."""
         begin = time.perf_counter()
-        environment.reset(seed)
         self.client.reset({"seed": seed} if self.sends_seed else None)
         self.executor.reset()
-        layout = Layout(self.config, environment.observe(), self.rename)
         views = sorted(set(layout.views.values()))
         past: list[Observation] = []
         limit = environment.max_steps if self.max_steps is None else min(self.max_steps, environment.max_steps)

@@ -125,6 +125,6 @@ def test_frames_are_spoilt_in_the_same_way_in_every_stage(recordings):
 
 
 def test_without_gl_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("lara_adapter.integrations.simulators.metaworld._gl_works", lambda name: False)
+    monkeypatch.setattr("lara_adapter.integrations.simulators.gl._gl_works", lambda name: False)
     with pytest.raises(GLMissing, match="apt-get install -y libegl1"):
         find_gl(install=False)

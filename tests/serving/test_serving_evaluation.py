@@ -12,12 +12,14 @@ import pytest
 pytest.importorskip("msgpack")
 pytest.importorskip("zmq")
 
+from helpers.lines import Lines
 from helpers.serving_policies import serving
 from lara_adapter.integrations.simulators import open_simulator
 
 from lara_adapter import HostNotInstalled, LaraArgumentError, ServingError
 from lara_adapter.evaluation import ChunkExecutor, Observation, Rollouts, wilson_interval
 from lara_adapter.evaluation.environment import Layout
+from lara_adapter.evaluation.episodes import Episode, WorkerDied, split
 from lara_adapter.evaluation.report import format_report
 from lara_adapter.evaluation.rollout import sampling_seed
 from lara_adapter.serving import ModalityConfig, PolicyClient
@@ -156,51 +158,6 @@ def test_observations_that_the_simulator_does_not_have():
 # ---------------------------------------------------------------------- episodes
 
 
-class Line:
-    """A point on a line that must be moved to 1; the start depends on the seed. Odd seeds cannot be solved."""
-
-    action_width, max_steps, fps = 1, 30, 40.0
-
-    def __init__(self, world):
-        self.world = world
-
-    def reset(self, seed):
-        self.seed, self.place, self.clock = seed, np.random.default_rng(seed).uniform(-0.5, 0.5), 0
-
-    def observe(self, views=None):
-        self.world.looks += 1
-        picture = np.full((8, 8, 3), self.clock, np.uint8)
-        return Observation({"line": picture}, {"place": np.float32([self.place])}, "go to 1")
-
-    def step(self, action):
-        self.world.steps += 1
-        self.clock += 1
-        self.world.actions.append(float(action[0]))
-        if self.seed % 2 == 0:
-            self.place += float(action[0])
-        return bool(self.place > 1)
-
-    def picture(self):
-        return np.full((16, 16, 3), min(255, 8 * self.clock), np.uint8)
-
-    def close(self):
-        self.world.closed += 1
-
-
-class Lines:
-    name, settings = "lines", {"kind": "straight"}
-
-    def __init__(self):
-        self.looks = self.steps = self.closed = 0
-        self.actions = []
-
-    def tasks(self):
-        return ["short", "long"]
-
-    def open(self, task):
-        return Line(self)
-
-
 class Mover:
     """Moves by 0.1 and the noise of its seed, four steps at a time; dies at a certain request."""
 
@@ -219,10 +176,10 @@ class Mover:
         return {"move": np.float32(0.1 + noise)}, {}
 
 
-def roll(policy, folder, **settings):
+def roll(policy, folder, world=None, **settings):
     """Two tasks of three episodes; the report, the simulator."""
-    world = Lines()
-    run = {name: settings.pop(name) for name in ("videos",) if name in settings}
+    world = world or Lines()
+    run = {name: settings.pop(name) for name in ("videos", "workers") if name in settings}
     with serving(policy, description="mover") as server, PolicyClient(port=server.port) as client:
         return Rollouts(client, world, folder, **settings).run(world.tasks(), [4, 5, 6], **run), world
 
@@ -243,8 +200,8 @@ def test_episodes_are_counted_and_the_same_seed_is_the_same_episode(tmp_path):
     assert report["settings"]["execute"] == 2
     assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
     assert world.closed == 2
-    # looked at only when the policy is asked, and once at the start
-    assert world.looks == sum(run["requests"] + 1 for task in report["tasks"].values() for run in task["runs"])
+    # looked at only when the policy is asked, and once to match the names
+    assert world.looks == sum(run["requests"] for task in report["tasks"].values() for run in task["runs"]) + 2
     _, again = roll(Mover(), tmp_path / "b", execute=2)
     assert again.actions == world.actions
     assert "2/3" in format_report(report)
@@ -283,6 +240,8 @@ def test_arguments_that_cannot_be(tmp_path):
         with pytest.raises(LaraArgumentError, match="max_steps=0"):
             Rollouts(client, Lines(), tmp_path, max_steps=0)
         rollouts = Rollouts(client, Lines(), tmp_path)
+        with pytest.raises(LaraArgumentError, match="workers=0"):
+            rollouts.run(["long"], [0], workers=0)
         with pytest.raises(LaraArgumentError, match=r"tasks: \['fly'\].*lines has \['short', 'long'\]"):
             rollouts.run(["fly"], [0])
 
@@ -313,6 +272,38 @@ def test_episodes_that_were_finished_without_a_film_are_not_run_again_for_it(tmp
     assert caplog.text == ""
 
 
+@pytest.mark.slow
+def test_the_report_of_several_processes_has_the_same_bytes(tmp_path):
+    pytest.importorskip("av")
+    report, _ = roll(Mover(), tmp_path / "one", videos=1)
+    assert roll(Mover(), tmp_path / "two", videos=1, workers=2)[0] == report
+    for name in ("report.json", "videos/short-4.mp4", "videos/long-4.mp4"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert "seconds" not in report["tasks"]["long"]["runs"][0]
+    assert "seconds" in json.loads((tmp_path / "two" / "episodes" / "long-4.json").read_text())
+
+
+@pytest.mark.slow
+def test_what_several_processes_have_finished_is_not_run_again(tmp_path):
+    whole, _ = roll(Mover(), tmp_path / "whole")
+    with pytest.raises(ServingError, match="RuntimeError: out of memory"):
+        roll(Mover(dies_at=20), tmp_path / "run", workers=2)
+    with pytest.raises(WorkerDied, match="one of 2 workers was killed"):
+        roll(Mover(), tmp_path / "run", Lines(dies_at=6), workers=2)
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "episodes").iterdir()}
+    assert 1 <= len(finished) < 6
+    assert roll(Mover(), tmp_path / "run", workers=2)[0] == whole
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def test_tasks_are_cut_only_when_there_are_fewer_than_workers():
+    todo = [Episode(task, seed, False) for task in ("a", "b") for seed in range(3)]
+    shape = lambda workers: [(part[0].task, [e.seed for e in part]) for part in split(todo, workers)]  # noqa: E731
+    assert shape(2) == [("a", [0, 1, 2]), ("b", [0, 1, 2])]
+    assert shape(3) == [("a", [0, 2]), ("a", [1]), ("b", [0, 2]), ("b", [1])]
+    assert len(shape(50)) == 6
+
+
 def test_seeds_of_requests_differ_and_stay():
     seeds = {sampling_seed(seed, step) for seed in range(50) for step in range(50)}
     assert len(seeds) == 2500
@@ -327,11 +318,8 @@ def test_simulators_that_are_missing_or_unknown(monkeypatch):
     with pytest.raises(LaraArgumentError, match="simulator='mars'"):
         open_simulator("mars")
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
-    for name, module in (("libero", "LIBERO"), ("simpler", "SimplerEnv")):
-        with pytest.raises(HostNotInstalled, match=f"{module} is not installed"):
-            open_simulator(name)
-    with pytest.raises(LaraArgumentError, match="unexpected keyword"):
-        open_simulator("libero", colour="red")
+    with pytest.raises(HostNotInstalled, match="SimplerEnv is not installed"):
+        open_simulator("simpler")
 
 
 def fake_module(monkeypatch, name, **content):
@@ -340,87 +328,6 @@ def fake_module(monkeypatch, name, **content):
     module.__spec__ = types.SimpleNamespace(name=name)
     monkeypatch.setitem(sys.modules, name, module)
     return module
-
-
-@pytest.fixture
-def libero(monkeypatch):
-    """LIBERO's interface, as far as it is used."""
-    calls = []
-
-    class Env:
-        def __init__(self, **settings):
-            calls.append(("make", settings))
-
-        def seed(self, seed):
-            calls.append(("seed", seed))
-
-        def reset(self):
-            return self.see()
-
-        def set_init_state(self, state):
-            calls.append(("start", state))
-            return self.see()
-
-        def see(self):
-            image = np.zeros((256, 256, 3), np.uint8)
-            image[0, 0] = 255
-            return {
-                "agentview_image": image, "robot0_eye_in_hand_image": image[:, ::-1],
-                "robot0_eef_pos": np.array([0.1, 0.2, 0.3]),
-                "robot0_eef_quat": np.array([0, 0, np.sin(0.25), np.cos(0.25)]),  # half a radian about z
-                "robot0_gripper_qpos": np.array([0.04, -0.04]),
-            }  # fmt: skip
-
-        def step(self, action):
-            calls.append(("step", np.asarray(action).tolist()))
-            return self.see(), 0.0, len(calls) > 20, {}
-
-        def close(self):
-            calls.append(("close",))
-
-    class Suite:
-        def get_num_tasks(self):
-            return 2
-
-        def get_task(self, index):
-            return types.SimpleNamespace(
-                name=f"task_{index}", language=f"do {index}", problem_folder="folder", bddl_file=f"{index}.bddl"
-            )
-
-        def get_task_init_states(self, index):
-            return ["first", "second", "third"]
-
-    benchmark = types.SimpleNamespace(get_benchmark_dict=lambda: {"libero_spatial": Suite})
-    fake_module(monkeypatch, "libero")
-    fake_module(monkeypatch, "libero.libero", benchmark=benchmark, get_libero_path=lambda name: f"/{name}")
-    fake_module(monkeypatch, "libero.libero.envs", OffScreenRenderEnv=Env)
-    return calls
-
-
-def test_libero(libero):
-    simulator = open_simulator("libero")
-    assert simulator.tasks() == ["task_0", "task_1"]
-    environment = simulator.open("task_1")
-    assert libero[0] == (
-        "make", {"bddl_file_name": "/bddl_files/folder/1.bddl", "camera_heights": 256, "camera_widths": 256},
-    )  # fmt: skip
-    environment.reset(4)
-    assert libero[1:3] == [("seed", 4), ("start", "second")]
-    assert libero[3:] == [("step", [0, 0, 0, 0, 0, 0, -1])] * 10  # objects settle
-    seen = environment.observe()
-    assert seen.instruction == "do 1"
-    assert seen.views["image"][-1, -1].tolist() == [255] * 3  # turned by 180 degrees
-    assert seen.states["state"] == pytest.approx([0.1, 0.2, 0.3, 0, 0, 0.5, 0.04, -0.04], abs=1e-6)
-    assert seen.states["yaw"] == pytest.approx([0.5])
-    environment.step(np.float32([1, 2, 3, 4, 5, 6, 0.9]))
-    assert libero[-1] == ("step", [1, 2, 3, 4, 5, 6, -1])  # 1 opens, which is -1 there
-    environment.step(np.float32([0] * 7))
-    assert libero[-1][1][-1] == 1
-    raw = open_simulator("libero", gripper="raw").open("task_0")
-    raw.step(np.float32([0] * 6 + [0.25]))
-    assert libero[-1][1][-1] == 0.25
-    with pytest.raises(LaraArgumentError, match="suite='libero_9'"):
-        open_simulator("libero", suite="libero_9")
 
 
 def test_rotations_are_scipys():
