@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data.sources import shown
 from ..lam.label.run import label_dataset
 from ..lam.processes import is_first
 from .arguments import takes
@@ -25,7 +26,7 @@ def label(*, json: bool = False, **arguments: Any) -> int:
         return 0
     columns = "indices, latent, valid" if arguments["sidecar"] else ", ".join(report.features)
     resumed = f", {report.resumed} of them labelled before" if report.resumed else ""
-    text = f"{report.output}: {columns} of {report.frames} frames in {report.episodes} episodes{resumed}\n"
+    text = f"{shown(report.output)}: {columns} of {report.frames} frames in {report.episodes} episodes{resumed}\n"
     text += (
         f"{report.invalid} frames without a future within the episode (valid is False); {report.codes_used} codes used"
     )

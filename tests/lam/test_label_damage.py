@@ -183,6 +183,17 @@ def test_a_parquet_file_that_cannot_be_read_stays_as_it_is(tmp_path, lam):  # no
         assert (tmp_path / "out" / path.relative_to(root)).read_bytes() == path.read_bytes()
 
 
+def test_a_sidecar_needs_no_more_than_three_columns(tmp_path, lam):  # noqa: F811
+    root = disk.make_v2(tmp_path / "squares")
+    torn, bare = (next(root.rglob(f"episode_00000{number}.parquet")) for number in (0, 1))
+    content = torn.read_bytes()
+    torn.write_bytes(content[:8] + b"\xff" * 60 + content[68:])  # the actions
+    rewrite(bare, lambda table: table.drop_columns(["index"]))
+    report = label_dataset(root, lam, tmp_path / "x.parquet", gap=GAP, sidecar=True)
+    assert list(report.left_out) == ["1"]
+    assert "does not have a column index of integers" in report.left_out["1"]
+
+
 # ---------------------------------------------------------------------- what metadata and rows do not agree on
 
 

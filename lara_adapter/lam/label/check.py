@@ -13,7 +13,7 @@ from .labels import LabelColumns
 
 __all__ = ["DataFiles", "check_data_files", "check_prefix"]
 
-_KEYS = ("episode_index", "frame_index")
+_KEYS = ("episode_index", "frame_index", "index")  # the last for the sidecar alone
 
 
 class DataFiles(NamedTuple):
@@ -32,12 +32,12 @@ def check_prefix(source: EpisodeDataset, columns: LabelColumns) -> None:
     _refuse_taken(source.name, columns, source.features)
 
 
-def check_data_files(source: EpisodeDataset, columns: LabelColumns, everything: bool) -> DataFiles:
-    """Read the parquet files that a copy would extend, without their pictures.
+def check_data_files(source: EpisodeDataset, columns: LabelColumns | None, everything: bool) -> DataFiles:
+    """Read the parquet files that a copy would extend, without their pictures; or the few columns that a sidecar needs.
 
     Args:
         source: its `episodes` are to be labelled.
-        columns: the new features.
+        columns: the new features; None: for a sidecar.
         everything: the files without any of these episodes as well.
 
     Raises:
@@ -62,20 +62,22 @@ def check_data_files(source: EpisodeDataset, columns: LabelColumns, everything: 
     return DataFiles(sound, damaged)
 
 
-def _problem(source: EpisodeDataset, name: str, columns: LabelColumns, pictures: set[str]) -> str | None:
+def _problem(source: EpisodeDataset, name: str, columns: LabelColumns | None, pictures: set[str]) -> str | None:
     """Why a file cannot be extended."""
     import pyarrow as pa
 
     try:
         with require_parquet().ParquetFile(source.root / name) as file:
             schema = file.schema_arrow
-            _refuse_taken(shown(source.root / name), columns, schema.names)
-            for key in _KEYS:
+            if columns is not None:
+                _refuse_taken(shown(source.root / name), columns, schema.names)
+            keys = list(_KEYS if columns is None else _KEYS[:2])
+            for key in keys:
                 if key not in schema.names or not pa.types.is_integer(schema.field(key).type):
                     return f"it does not have a column {key} of integers"
-            plain = [column for column in schema.names if column not in pictures]
+            read = keys if columns is None else [column for column in schema.names if column not in pictures]
             for group in range(file.num_row_groups):
-                file.read_row_group(group, plain)
+                file.read_row_group(group, read)
     except (pa.ArrowException, OSError) as error:
         return " ".join(str(error).split())
     return None

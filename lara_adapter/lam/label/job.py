@@ -163,11 +163,15 @@ class Job:
         self.data = DataFiles([], {})
         if not self.chosen:
             return
-        damaged = self.source.check([self.camera], rows=isinstance(self.source, EpisodeDataset))
+        source = self.source
+        damaged = source.check([self.camera], rows=isinstance(source, EpisodeDataset))
+        if isinstance(source, EpisodeDataset):
+            columns = None if self.copied is None else self.columns
+            whole = self.copied is not None and self.shard is None
+            self.data = check_data_files(source, columns, everything=whole)
+            damaged = self.data.damaged | damaged
         if self.copied is not None:
             self.statistics = read_statistics(self.copied, self.listed)
-            self.data = check_data_files(self.copied, self.columns, everything=self.shard is None)
-            damaged = self.data.damaged | damaged
         self._leave_out(damaged)
 
     def _leave_out(self, damaged: Mapping[int, str]) -> None:

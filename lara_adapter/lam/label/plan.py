@@ -84,10 +84,12 @@ def dataset_files(root: Path) -> Iterator[tuple[str, Path]]:
     """Every file of a dataset in a fixed order: its path relative to the dataset with "/", and its path."""
     if root.is_file():
         yield root.name, root
+        return
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if name not in _SKIPPED)
         for path in (Path(folder, name) for name in sorted(files)):
-            yield path.relative_to(root).as_posix(), path
+            if path.is_file():  # and no link that leads nowhere
+                yield path.relative_to(root).as_posix(), path
 
 
 def _fingerprint(dataset: Dataset) -> str:

@@ -75,7 +75,7 @@ def label_episodes(
     files: LabelFiles, dataset: Dataset, episodes: Sequence[Any], camera: str, model: LatentActionModel,
     settings: Mapping[str, Any], show: bool = True,
 ) -> dict[int, str]:  # fmt: skip
-    """Label episodes; a damaged one keeps the others from nothing.
+    """Label episodes; the damaged ones are passed over.
 
     Args:
         files: where the labels go.
