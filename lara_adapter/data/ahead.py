@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -34,8 +34,9 @@ from .workers import Workers
 __all__ = ["AheadIndex"]
 
 _FIRST, _LONGEST = 16_000, 256_000  # frames of the first stretch of a run; the next ones have twice as many, up to this
-_UNKNOWN = 1000  # frames that a source counts as if its dataset does not state them
-_MEASURED = 4  # held-out sources to measure on, at least, and times as many pairs as are asked for
+_BYTES = 5000  # of a frame, to guess how many frames a file has of which no dataset says it
+_SHORTEST, _UNKNOWN = 100, 1000  # frames that a file is guessed to have at least, and where nothing is known
+_MEASURED = 4  # held-out pairs to choose from, for each that is measured on
 _TRIED = 64  # held-out sources that are looked at for that
 
 
@@ -102,8 +103,7 @@ class AheadIndex:
         self._measured = measured[nearest[measured] < len(places)]
         if len(self._trained) < ranks:
             raise LaraArgumentError(f"{len(self._trained)} videos for {ranks} processes: use fewer processes")
-        lengths = packed.lengths()
-        self._weights = np.where(lengths > 0, lengths, _UNKNOWN)
+        self._lengths = packed.lengths()
         self.journal = Journal(self.folder, digest.hexdigest()[:16], rank, ranks)
         self.sources = IndexedSources(
             packed, settings, self.folder, held=self.held, numbers=np.arange(len(packed), dtype=np.int32),
@@ -130,15 +130,18 @@ class AheadIndex:
         usable: list[IndexedSource] = []
         waiting: deque[Future[Summary]] = deque()
         numbers = iter(self._measured.tolist())
-        while True:
-            # two are scanned while one is looked at; what is scanned in vain is kept for later
-            waiting.extend(self._scan(number) for number in itertools.islice(numbers, 3 - len(waiting)))
-            total = sum(summary.held_out_pairs for summary in found)
-            if not waiting or (total >= _MEASURED * pairs and len(usable) >= _MEASURED):
+        total = 0
+        while total < _MEASURED * pairs:
+            # one is scanned while one is looked at
+            waiting.extend(self._scan(number) for number in itertools.islice(numbers, 2 - len(waiting)))
+            if not waiting:
                 break
             found.append(waiting.popleft().result())
+            total += found[-1].held_out_pairs
             if found[-1].held_out_pairs:
                 usable.append(self.sources[found[-1].number])
+        for scan in waiting:
+            scan.cancel()
         # the others are met again in a stretch
         trained = set(self._trained.tolist())
         self._note(0, -1, [summary for summary in found if summary.number not in trained])
@@ -183,13 +186,29 @@ class AheadIndex:
         for epoch in itertools.count():
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self._trained))
             mine = self._trained[order[self.rank :: self.ranks]]
-            ends = np.cumsum(self._weights[mine])
-            rising = _FIRST * (2 ** np.arange(1, _LONGEST // _FIRST) - 1) if epoch == 0 else np.array([0])
-            rising = rising[np.diff(rising, prepend=0) <= _LONGEST]
-            borders = np.append(rising, np.arange(rising[-1] + _LONGEST, ends[-1] + _LONGEST, _LONGEST))
-            which = np.searchsorted(borders, ends - self._weights[mine], "right")
-            for number, members in enumerate(np.split(mine, np.flatnonzero(np.diff(which)) + 1)):
-                yield _Stretch(epoch, number, members)
+            first, most = 0, _FIRST if epoch == 0 else _LONGEST
+            for number in itertools.count():
+                last, frames = first, 0
+                entry = self.journal.get(epoch, number)
+                if entry is not None:
+                    last += entry.sources
+                while entry is None and last < len(mine) and frames < most:
+                    frames += self._frames(int(mine[last]))
+                    last += 1
+                yield _Stretch(epoch, number, mine[first:last])
+                if last >= len(mine):
+                    break
+                first, most = last, min(2 * most, _LONGEST)
+
+    def _frames(self, number: int) -> int:
+        """How many frames a source has, guessed where no dataset says it."""
+        source = self._packed[number]
+        if self._lengths[number] or source.kind != "video":
+            return int(self._lengths[number]) or _UNKNOWN
+        try:
+            return max(_SHORTEST, source.path.stat().st_size // _BYTES)
+        except OSError:
+            return _UNKNOWN
 
     def _note(self, epoch: int, stretch: int, summaries: Sequence[Summary]) -> None:
         """Warn of what is wrong in a stretch, and note what was found if that was not done in an earlier run."""
@@ -204,7 +223,8 @@ class AheadIndex:
         counts |= {"pairs": pairs, "held_out_pairs": sum(summary.held_out_pairs for summary in summaries)}
         usable = sum(len(summary.chunks) > 0 or summary.held_out_pairs > 0 for summary in summaries)
         without = [summary.number for summary in summaries if not summary.scanned]
-        self.journal.add(Entry(epoch, stretch, len(summaries), usable, pairs, counts, faults, without))
+        turned = dict(Counter(summary.turned for summary in summaries if summary.turned))
+        self.journal.add(Entry(epoch, stretch, len(summaries), usable, pairs, counts, faults, without, turned))
 
     def _shuffled(self, stretch: _Stretch, chunks: np.ndarray, skip: int) -> Generator[tuple[Window, int], None, int]:
         """The windows of a stretch; returns how many pairs are still to be passed over."""

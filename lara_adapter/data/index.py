@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,7 +98,8 @@ def build_index(
     counts = found.counts | {
         "pairs": int(indexed.chunks["pairs"].sum()), "held_out_pairs": int(indexed.held_out_pairs.sum())
     }  # fmt: skip
-    report = {"sources": len(packed), "usable": len(indexed), **counts, "faults": found.faults}
+    turned = {"turned": dict(found.turned)} if found.turned else {}
+    report = {"sources": len(packed), "usable": len(indexed), **counts, **turned, "faults": found.faults}
     if log:
         warn_of(found.faults, len(packed))
         if found.slow:
@@ -112,6 +114,7 @@ class _Found:
 
     def __init__(self, counts: dict[str, int], faults: list[Fault]) -> None:
         self.counts, self.faults, self.slow = counts, faults, 0
+        self.turned: Counter[str] = Counter()  # sources that their files say to turn, by how
         self._chunks = bytearray()
         self._groups = array("i")  # of each chunk
         self._numbers = array("i")
@@ -126,6 +129,7 @@ class _Found:
         if not len(summary.chunks) and not summary.held_out_pairs:
             return
         self.slow += summary.slow
+        self.turned.update([summary.turned] if summary.turned else [])
         self._chunks += summary.chunks.tobytes()
         self._groups.extend(groups)
         self._numbers.append(summary.number)

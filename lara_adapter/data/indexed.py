@@ -35,6 +35,7 @@ class Summary(NamedTuple):
     scanned: bool  # whether there is a scan
     held_out_pairs: int  # 0 where it was not given what is held out
     slow: bool  # whether reading from its middle is
+    turned: str = ""  # as in :class:`~lara_adapter.data.scan.Scan`
 
 
 def summarize(
@@ -67,7 +68,7 @@ def summarize(
     chunks = split_chunks([divided], number)
     slow = int(np.diff(np.append(candidate.keys, len(scan.pts))).max(initial=0)) > 600
     return Summary(number, key, chunks, candidate.part[chunks["first"]], counts, faults, True,
-                   int(divided.held_out.sum()), slow)  # fmt: skip
+                   int(divided.held_out.sum()), slow, scan.turned)  # fmt: skip
 
 
 def _undivided(candidate: Candidate) -> IndexedSource:

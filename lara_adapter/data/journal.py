@@ -7,6 +7,7 @@ gave nothing. The main process reads those of all processes for `videos.json`; t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
     counts: dict[str, int]  # as in :data:`~lara_adapter.data.index.COUNTS`
     faults: list[Fault]
     without: list[int]  # numbers of the sources that could not be scanned
+    turned: dict[str, int]  # sources that their files say to turn, by how
 
 
 class Journal:
@@ -68,13 +70,16 @@ class Journal:
         """
         counts = dict.fromkeys(("scanned", "usable", *names), 0)
         faults: dict[tuple[str, str], Fault] = {}
+        turned: Counter[str] = Counter()
         for path in self._all:
             for entry in _read(path):
                 if entry.epoch == 0:  # in which each source is met once
                     for name, value in {"scanned": entry.sources, "usable": entry.usable, **entry.counts}.items():
                         counts[name] += value
+                    turned.update(entry.turned)
                 faults.update({(fault["file"], fault["what"]): fault for fault in entry.faults})
-        return {"index": "ahead", "sources": sources, **counts, "faults": list(faults.values())}
+        about = {"turned": dict(turned)} if turned else {}
+        return {"index": "ahead", "sources": sources, **counts, **about, "faults": list(faults.values())}
 
 
 def _read(path: Path) -> Iterator[Entry]:

@@ -38,7 +38,7 @@ class PackedSources(Sequence[Source]):
     def __init__(self, sources: Iterable[Source]) -> None:
         shared: list[Source] = []
         which: list[int] = []
-        folders: dict[Path, int] = {}
+        folders: dict[str, int] = {}
         groups: dict[str, int] = {}
         names, inside, segments, ends, places = [], [], [], [0], []
         for source in sources:
@@ -46,7 +46,9 @@ class PackedSources(Sequence[Source]):
             if not shared or shared[-1] != common:
                 shared.append(common)
             which.append(len(shared) - 1)
-            places.append(folders.setdefault(source.path.parent, len(folders)))
+            # texts of our own: each that is shared with `sources` would keep a megabyte of them from being freed
+            folder = os.fsdecode(os.fsencode(source.path.parent))
+            places.append(folders.setdefault(folder, len(folders)))
             names.append(source.path.name)
             inside.append(source.inside)
             for group, *rest in source.segments:
@@ -80,7 +82,7 @@ class PackedSources(Sequence[Source]):
             group = self._groups[key // 2] + (str(episode) if key % 2 else "")
             segments.append(Segment(group, episode, *times))
         return self._shared[self._which[number]]._replace(
-            path=self._folders[self._places[number]] / self._names[number],
+            path=Path(self._folders[self._places[number]], self._names[number]),
             segments=tuple(segments),
             inside=self._inside[number] if self._inside else "",
         )

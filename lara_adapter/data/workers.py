@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import queue
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -12,9 +15,12 @@ __all__ = ["Workers"]
 
 T = TypeVar("T")
 
+_Jobs = queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+_PATIENCE = 10.0  # seconds; a read from a disk that is gone may never return
+
 
 class Workers:
-    """Threads that work in turn on what they are given, and end with the process whatever they are at.
+    """Threads that do jobs in turn; at the end of the process, or of this object, they leave off what they are at.
 
     Args:
         count: how many threads.
@@ -22,11 +28,16 @@ class Workers:
     """
 
     def __init__(self, count: int, name: str) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._count = max(1, count)
-        # concurrent.futures' threads are joined at the end of the process
-        for number in range(self._count):
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
+        self._jobs: _Jobs = queue.SimpleQueue()
+        # concurrent.futures would wait for them at the end of the process
+        threads = [
+            threading.Thread(target=_work, args=(self._jobs,), name=f"{name}-{number}", daemon=True)
+            for number in range(max(1, count))
+        ]
+        for thread in threads:
+            thread.start()
+        # it runs at exit too, before the interpreter goes: a thread that is then in C++ would abort the process
+        self._end = weakref.finalize(self, _end, self._jobs, threads)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Have a job done, after those before it."""
@@ -35,19 +46,13 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """Cancel what was not begun, without waiting for the rest."""
-        while not self._jobs.empty():
-            try:
-                entry = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if entry is not None:
-                entry[0].cancel()
-        for _ in range(self._count):
-            self._jobs.put(None)
+        """Cancel what was not begun, and interrupt the rest."""
+        self._end()
 
-    def _work(self) -> None:
-        while (entry := self._jobs.get()) is not None:
+
+def _work(jobs: _Jobs) -> None:
+    with contextlib.suppress(SystemExit):  # of `_end`
+        while (entry := jobs.get()) is not None:
             future, job = entry
             if not future.set_running_or_notify_cancel():
                 continue
@@ -55,3 +60,21 @@ class Workers:
                 future.set_result(job())
             except BaseException as error:  # raised where the result is used
                 future.set_exception(error)
+            del future, job, entry  # they may refer to the owner of these threads
+
+
+def _end(jobs: _Jobs, threads: Sequence[threading.Thread]) -> None:
+    while True:
+        try:
+            entry = jobs.get_nowait()
+        except queue.Empty:
+            break
+        if entry is not None:
+            entry[0].cancel()
+    others = [thread for thread in threads if thread is not threading.current_thread()]
+    for thread in others:
+        jobs.put(None)
+        # raised between two of the thread's instructions: a scan ends after the frame that it decodes
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+    for thread in others:
+        thread.join(_PATIENCE)

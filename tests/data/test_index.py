@@ -151,3 +151,15 @@ def test_of_a_single_video_the_end_is_held_out(tmp_path):
     (clip,) = build_index(find_sources([tmp_path]), IndexSettings(held_out=0.1), tmp_path / "index").sources
     assert np.flatnonzero(clip.train).max() == 84  # whose future is the last frame before the border
     assert np.flatnonzero(clip.held_out).tolist() == list(range(90, 95))
+
+
+def test_what_is_turned_is_counted(tmp_path, monkeypatch):
+    real = scan_cache.scan_source
+    monkeypatch.setattr(
+        scan_cache, "scan_source", lambda s, gap: real(s, gap)._replace(turned="upside down" * (s.path.stem != "a"))
+    )
+    for name in "abc":
+        write_video(tmp_path / "v" / f"{name}.mp4", numbered(12))
+    for _ in range(2):
+        report = build_index(find_sources([tmp_path / "v"]), IndexSettings(), tmp_path / "index").report
+        assert report["turned"] == {"upside down": 2}

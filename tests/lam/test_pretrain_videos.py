@@ -46,8 +46,8 @@ def small(tmp_path):
 @pytest.fixture
 def short(monkeypatch):
     """Stretches of two videos, then of four."""
-    monkeypatch.setattr(ahead_module, "_FIRST", 2000)
-    monkeypatch.setattr(ahead_module, "_LONGEST", 4000)
+    monkeypatch.setattr(ahead_module, "_FIRST", 200)
+    monkeypatch.setattr(ahead_module, "_LONGEST", 400)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_run_that_indexes_ahead_resumes_with_the_same_bits(videos, small, tmp_
 
 def test_two_processes_index_ahead_without_each_other(videos, small, tmp_path):
     code = TWO.replace('preset="tiny",', 'preset="tiny", index="ahead", held_out=0.2,')
-    code = "import lara_adapter.data.ahead as a\na._FIRST, a._LONGEST = 1000, 2000\n" + code
+    code = "import lara_adapter.data.ahead as a\na._FIRST, a._LONGEST = 100, 200\n" + code
     (tmp_path / "two.py").write_text(code)
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "two.py")]
     arguments = [str(videos), str(tmp_path / "run"), str(small), "90"]
@@ -107,7 +107,8 @@ def test_two_processes_index_ahead_without_each_other(videos, small, tmp_path):
     assert not shares[0] & shares[1]
     report = json.loads((tmp_path / "run" / "videos.json").read_text())
     assert len(shares[0] | shares[1]) == report["pairs"]
-    assert report["scanned"] == report["sources"] == 12
+    assert report["sources"] == 12
+    assert report["scanned"] >= 10  # all that are trained on, and what is measured on
 
 
 def test_shares_of_an_index_need_each_other_for_nothing(videos, small, tmp_path, scanned, capsys):

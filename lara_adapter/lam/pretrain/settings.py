@@ -36,7 +36,7 @@ class PretrainSettings:
         episodes: episodes to train on, each a number ("7") or a range without its end ("0:50"), if `videos` is one dataset;
             none: all.
         skip: of these, the episodes to leave out.
-        picture_fps: frames per second of folders of pictures.
+        picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
         cut_threshold: mean change of a pixel between neighbours, [0, 1], from which on it may be a cut; 0: no cuts.
         still_threshold: a pair whose most moving pixels change by less, [0, 1], is still.
         still_keep: share of the still pairs that is trained on, [0, 1].
@@ -77,7 +77,7 @@ class PretrainSettings:
     cameras: tuple[str, ...] = ()
     episodes: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    picture_fps: float = 30.0
+    picture_fps: float | None = None
     cut_threshold: float = 0.08
     still_threshold: float = 0.02
     still_keep: float = 0.1
