@@ -33,7 +33,7 @@ from .workers import Workers
 
 __all__ = ["AheadIndex"]
 
-_FIRST, _LONGEST = 16_000, 256_000  # frames of the first stretch of a run; the next ones have twice as many, up to this
+_FIRST, _LONGEST = 8_000, 256_000  # frames of the first stretch of a run; the next ones have twice as many, up to this
 _BYTES = 5000  # of a frame, to guess how many frames a file has of which no dataset says it
 _SHORTEST, _UNKNOWN = 100, 1000  # frames that a file is guessed to have at least, and where nothing is known
 _MEASURED = 4  # held-out pairs to choose from, for each that is measured on
