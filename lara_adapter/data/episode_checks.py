@@ -60,7 +60,7 @@ def check_rows(dataset: EpisodeDataset) -> dict[int, str]:
         path = dataset.root / dataset.episodes.data[place]
         mine = [number for number, (_, where) in listed.items() if where == place]
         try:
-            read = parquet.read_table(path, columns=["episode_index", "frame_index"])
+            read = parquet.read_table(path, columns=["episode_index", "frame_index"], partitioning=None)
             numbers, frames = (read.column(name).to_numpy() for name in ("episode_index", "frame_index"))
         # pyarrow's errors derive from these
         except (OSError, ValueError, KeyError) as error:

@@ -93,7 +93,7 @@ def read_v2(root: Path, info: Mapping[str, Any], keys: Sequence[str]) -> Episode
     path_of = _path_maker(root, info)
     path = root / "meta" / "episodes.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{shown(path)} cannot be read: {error}") from error
     numbers, lengths = [], []
@@ -139,7 +139,7 @@ def read_v3(root: Path, info: Mapping[str, Any], keys: Sequence[str]) -> Episode
         names |= {f"{key}/{part}": f"videos/{key}/{part}_index" for part in ("chunk", "file")}
     parts = []
     for path in paths:  # the columns of statistics, which are by far the most, are not read
-        table = parquet.read_table(path, columns=list(names.values()))
+        table = parquet.read_table(path, columns=list(names.values()), partitioning=None)
         parts.append({name: table.column(column).to_numpy() for name, column in names.items()})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
     if any(np.isnan(values).any() for values in columns.values() if values.dtype.kind == "f"):

@@ -154,7 +154,9 @@ class EpisodeDataset(Dataset):
         path = self.root / episode.data
         names = list(dict.fromkeys([*columns, "episode_index", "frame_index"]))
         try:
-            table = parquet.read_table(path, columns=names, filters=[("episode_index", "==", episode.number)])
+            table = parquet.read_table(
+                path, columns=names, filters=[("episode_index", "==", episode.number)], partitioning=None
+            )
         # pyarrow's errors derive from these
         except (OSError, ValueError, KeyError) as error:
             raise DatasetError(f"{shown(path)}: {' '.join(str(error).split())}") from error
@@ -272,7 +274,7 @@ class EpisodeDataset(Dataset):
         for file, places in inside.items():
             segments = [self.segment(self.episodes[place], table[f"{camera}/start"][place].item()) for place in places]
             path = self.root / self.episodes.videos[camera][file]
-            yield Source(path, "video", tuple(segments), self.fps, camera, self.root)
+            yield Source(path, "video", tuple(segments), self.fps, camera, self.root, dataset=self)
 
     def _video_keys(self) -> list[str]:
         return [key for key in self.cameras if self.features[key]["dtype"] == "video"]

@@ -9,6 +9,7 @@ from typing import overload
 
 import numpy as np
 
+from .dataset import Dataset
 from .sources import Segment, Source
 
 __all__ = ["PackedSources"]
@@ -86,6 +87,11 @@ class PackedSources(Sequence[Source]):
             segments=tuple(segments),
             inside=self._inside[number] if self._inside else "",
         )
+
+    def datasets(self) -> list[Dataset]:
+        """The datasets that the sources belong to, each once."""
+        found = {id(source.dataset): source.dataset for source in self._shared if source.dataset is not None}
+        return list(found.values())
 
     def lengths(self) -> np.ndarray:
         """Frames of each source as its dataset states them, [n] int64; 0 for what belongs to none."""

@@ -79,7 +79,8 @@ def scan_source(source: Source, gap: Gap) -> Scan:
                     motion[start] = _motion(first, thumb if partner == number or before is None else before)
             before = thumb
     except DatasetError as error:
-        if not pts:
+        # a bad disk or a mount that is gone says nothing about the file, and must not be kept with its scan
+        if not pts or isinstance(error.__cause__, OSError):
             raise
         note = f"breaks off after {len(pts)} frames: {error}"
     if not pts:
@@ -95,7 +96,9 @@ def scan_source(source: Source, gap: Gap) -> Scan:
     if not stamped or (np.diff(stamps) <= 0).any():
         stamps[:] = -1
         if source.kind == "video" and gap.seconds is not None:
-            raise DatasetError(f"{shown(source.path)} has no usable time stamps: give the gap in frames, not in seconds")
+            raise DatasetError(
+                f"{shown(source.path)} has no usable time stamps: give the gap in frames, not in seconds"
+            )
     if sum(broken) and not note:
         note = f"damaged at {sum(broken)} of {len(pts)} frames"
     return Scan(

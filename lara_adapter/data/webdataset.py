@@ -18,9 +18,9 @@ import numpy as np
 from ..errors import DatasetError
 from .dataset import Content, Dataset
 from .pictures import PictureDataset, files_in
-from .shards import COMPRESSED, Stretch, parse_name, scan_shard
 from .sources import PICTURES, VIDEOS, Segment, Source, shown
 from .tar import FileRange, Member, members
+from .tar_clips import COMPRESSED, Stretch, parse_name, scan_shard
 from .video import VideoFile
 
 __all__ = ["WebDatasetShards"]

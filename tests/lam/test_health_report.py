@@ -88,8 +88,7 @@ def test_a_healthy_model_is_healthy(models, data):
     assert first.measured.ratio < 0.9
     assert (first.still, first.lost) == (0, pytest.approx(1 / 24))
     # z shows where the square went, which is the action of a gap of one frame
-    assert math.isfinite(report.probes["mean"].r2)
-    assert 100 < report.probes["mean"].rows < 120
+    assert report.probes["mean"].r2 > 0.5
     assert report.probes["mean"].episodes == 10
     assert "healthy" in str(report)
     assert "NOT" not in str(report)
@@ -279,7 +278,7 @@ def test_two_processes_give_the_report_of_one(models, data, tmp_path):
         sys.executable,
         "-m",
         "accelerate.commands.launch",
-        "--cpu",
+        "--multi_gpu",
         "--num_processes",
         "2",
         "--num_machines",

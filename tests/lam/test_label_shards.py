@@ -19,7 +19,7 @@ from test_label import ENVIRONMENT, GAP, killed, lam, tree  # noqa: F401  (a fix
 from lara_adapter import LaraArgumentError, cli
 from lara_adapter.data.dataset import EpisodeLike
 from lara_adapter.lam.label import label_dataset
-from lara_adapter.lam.label.shards import parse_shard, ranges, share
+from lara_adapter.lam.label.shards import as_arguments, share
 
 LENGTHS = (14, 9, 20, 6, 11)
 
@@ -170,18 +170,9 @@ def test_an_error_of_one_accelerate_process_ends_all(tmp_path, lam, source):  # 
     assert len(list((tmp_path / ".out.labelling/episodes").iterdir())) > 0  # what was done is kept
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("4/4", r"shard='4/4': there is no such shard; they count from 0/4 to 3/4"),
-        ("0/0", r"shard='0/0': there is no such shard"),
-        ("a/b", r"shard='a/b', but I/N is expected, as \"0/4\" for the first of four"),
-        ("1", r"shard='1', but I/N is expected"),
-        ("-1/4", r"shard='-1/4', but I/N is expected"),
-    ],
-)
-def test_shards_that_do_not_exist(tmp_path, lam, source, text, message):  # noqa: F811
-    with pytest.raises(LaraArgumentError, match=message):
+@pytest.mark.parametrize("text", ["4/4", "a/b", "-1/4"])
+def test_shards_that_do_not_exist(tmp_path, lam, source, text):  # noqa: F811
+    with pytest.raises(LaraArgumentError, match=f"shard='{text}', but \"i/n\""):
         label_dataset(source, lam, tmp_path / "out", gap=GAP, shard=text)
     with pytest.raises(LaraArgumentError, match="a shard is labelled by one call, and merged by another"):
         label_dataset(source, lam, tmp_path / "out", gap=GAP, shard="0/1", merge=True)
@@ -195,9 +186,8 @@ def test_shares_are_consecutive_and_near_in_frames():
         assert [episode for part in shares for episode in part] == episodes
         assert all(abs(sum(e.length for e in part) - total / count) <= 13 for part in shares)
     assert share([], 0, 2) == []
-    assert parse_shard("3/4").index == 3
 
 
 def test_ranges_are_what_episodes_takes():
-    assert ranges([7, 0, 1, 2, 9]) == ["0:3", "7", "9"]
-    assert ranges([]) == []
+    assert as_arguments([7, 0, 1, 2, 9]) == ["0:3", "7", "9"]
+    assert as_arguments([]) == []

@@ -24,7 +24,7 @@ from .labels import LabelColumns, LabelFiles, LabelSet
 from .metadata import Statistics, read_statistics
 from .plan import make_plan, read_result
 from .report import LabelReport, summarize
-from .shards import Shard, find_shards, list_shards, ranges, share, write_complete
+from .shards import Shard, as_arguments, find_shards, list_shards, share, write_complete
 from .sidecar import write_sidecar
 from .work import EPISODES, check_disk, label_episodes, open_work
 
@@ -83,7 +83,7 @@ class Job:
         self.left_out = {number: self._short(reason) for number, reason in source.left_out.items()}
         source.select(episodes, skip)
         self.chosen = list(source.episodes)  # to be labelled, less what turns out to be damaged
-        self.not_selected = ranges(known - {episode.number for episode in self.chosen})
+        self.not_selected = as_arguments(known - {episode.number for episode in self.chosen})
         if self.target.exists():
             return self._existing(merge)
         if self.shard is not None:
@@ -103,7 +103,7 @@ class Job:
             if lost := missing - damaged.keys():
                 raise LaraArgumentError(
                     f"merge: the shards of {self.target} are complete, but do not have the episodes "
-                    f"{', '.join(ranges(lost))}; run all shards with the same episodes and skip as the merge"
+                    f"{', '.join(as_arguments(lost))}; run all shards with the same episodes and skip as the merge"
                 )
             self._leave_out({number: damaged[number] for number in sorted(missing)})
             missing.clear()
@@ -141,7 +141,7 @@ class Job:
         report = LabelReport.make(self.target, result, self.columns.names)
         without = ""
         if report.left_out:
-            without += f"; damaged and left out: {', '.join(ranges(map(int, report.left_out)))}"
+            without += f"; damaged and left out: {', '.join(as_arguments(map(int, report.left_out)))}"
         if report.not_selected:
             without += f"; not selected: {', '.join(report.not_selected)}"
         logger.warning(

@@ -16,11 +16,12 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from ...data.shard import parse_shard
 from ...errors import LaraArgumentError
 from ..processes import open_processes
 from .job import Job
 from .report import LabelReport
-from .shards import parse_shard
+from .shards import Shard
 
 __all__ = ["LabelReport", "label_dataset"]
 
@@ -99,7 +100,7 @@ def label_dataset(
         )
     if shard is not None and merge:
         raise LaraArgumentError(f"shard={shard!r} and merge: a shard is labelled by one call, and merged by another")
-    part = None if shard is None else parse_shard(shard)
+    part = None if shard is None else Shard(*parse_shard(shard))
 
     def open_job() -> Job:
         return Job(

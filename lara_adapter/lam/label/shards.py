@@ -20,10 +20,9 @@ __all__ = [
     "COMPLETE",
     "PLAN",
     "Shard",
+    "as_arguments",
     "find_shards",
     "list_shards",
-    "parse_shard",
-    "ranges",
     "share",
     "write_complete",
 ]
@@ -44,22 +43,6 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
-
-
-def parse_shard(text: str) -> Shard:
-    """Read "0/4".
-
-    Raises:
-        LaraArgumentError: it is not I/N with 0 <= I < N.
-    """
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
-    if match is None:
-        raise LaraArgumentError(f'shard={text!r}, but I/N is expected, as "0/4" for the first of four')
-    shard = Shard(int(match[1]), int(match[2]))
-    if shard.index >= shard.count:
-        last = f"; they count from 0/{shard.count} to {shard.count - 1}/{shard.count}" if shard.count else ""
-        raise LaraArgumentError(f"shard={text!r}: there is no such shard{last}")
-    return shard
 
 
 def share(episodes: Sequence[Any], index: int, count: int) -> list[Any]:
@@ -132,7 +115,7 @@ def find_shards(target: Path, plan: Mapping[str, Any]) -> tuple[list[Path], dict
     return [shard.folder(target) for shard in every], left_out
 
 
-def ranges(numbers: Iterable[int]) -> list[str]:
+def as_arguments(numbers: Iterable[int]) -> list[str]:
     """Numbers of episodes as --episodes takes them: ["0:5", "7"]."""
     parts: list[list[int]] = []
     for number in sorted(numbers):

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _WHOLE_SOURCES, _WHOLE_BYTES = 10_000, 10 * 10**9  # what index="auto" indexes before the first step
 
 
-def find_videos(settings: PretrainSettings) -> Sequence[Source]:
+def find_videos(settings: PretrainSettings) -> PackedSources:
     """Every video, folder of pictures and dataset below the folders of the settings.
 
     Raises:
@@ -117,7 +117,7 @@ class Videos:
         DatasetError: every episode is damaged.
     """
 
-    def __init__(self, settings: PretrainSettings, sources: Sequence[Source], accelerator: Any, *, fresh: bool) -> None:
+    def __init__(self, settings: PretrainSettings, sources: PackedSources, accelerator: Any, *, fresh: bool) -> None:
         self._settings, self._accelerator, self._main = settings, accelerator, accelerator.is_main_process
         self._folder = settings.output / "index"
         self._pairs = IndexSettings(
@@ -125,6 +125,9 @@ class Videos:
             still_keep=settings.still_keep, held_out=settings.held_out, seed=settings.seed,
         )  # fmt: skip
         self._reported: dict[str, Any] = {}
+        # what was seen without decoding; such episodes are in no source
+        left_out = {each.name: each.left_out for each in sources.datasets() if each.left_out}
+        self._left_out = {"left_out": left_out} if left_out else {}
         self._ahead: AheadIndex | None = None
         self.mode = self._agree(index_mode(settings, sources))
         if self.mode == "whole":
@@ -171,6 +174,7 @@ class Videos:
             self._ahead.close()
 
     def _write(self, report: dict[str, Any]) -> None:
+        report = report | self._left_out
         if report != self._reported:
             self._reported = report
             write_json(self._settings.output / "videos.json", report)
