@@ -28,7 +28,10 @@ MAKERS = (
     "benchmarks.speed.growth",
     "benchmarks.speed.lam",
     "benchmarks.speed.pretrain",
+    "benchmarks.speed.index",
+    "benchmarks.speed.label",
     "benchmarks.speed.serving",
+    "benchmarks.speed.libero",
     "benchmarks.setups.table",
     "benchmarks.example_runs",
 )
