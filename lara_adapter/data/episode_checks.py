@@ -54,7 +54,8 @@ def check_videos(dataset: EpisodeDataset, camera: str) -> dict[int, str]:
 def check_rows(dataset: EpisodeDataset) -> dict[int, str]:
     """Episodes whose frames are not all in their parquet file, in order: number -> reason. Fills `dataset.unlisted`."""
     parquet = require_parquet()
-    table, damaged = dataset.episodes.columns, {}
+    table = dataset.episodes.columns
+    damaged: dict[int, str] = {}
     listed = dict(zip(table["number"].tolist(), zip(table["length"].tolist(), table["place"].tolist())))
     for place in np.unique(table["place"]).tolist():
         path = dataset.root / dataset.episodes.data[place]

@@ -82,7 +82,8 @@ class EpisodeDataset(Dataset):
                 f"{where} has codebase_version {self.version!r}, but {', '.join(VERSIONS)} can be read; convert it "
                 "with the scripts of LeRobot"
             )
-        self.left_out, self.unlisted = {}, set()
+        self.left_out = {}
+        self.unlisted: set[int] = set()
         try:
             self.fps = float(info["fps"])
             self.features: dict[str, dict[str, Any]] = dict(info["features"])
