@@ -13,7 +13,7 @@ from examples.libero.scene import Array, middle
 # and from that point upwards.
 _FINGER_U, _FINGER_W, _TIP = (0.038, 0.067), 0.014, -0.010
 _HAND_U, _HAND_W, _PALM = 0.104, 0.037, 0.030
-_MARGIN = 0.01  # for the errors of the arm
+_MARGIN = 0.004  # for the errors of the arm
 _WIDEST = 0.075  # the fingers open 0.0776
 
 
@@ -85,10 +85,15 @@ def candidates(points: Array) -> Iterator[tuple[Array, float, float]]:
     centre = middle(points)
     for angle in np.arange(36) * np.pi / 18:
         radius = (flat @ direction(angle)).max() - centre @ direction(angle)
-        for inwards in (0.006, 0.02, 0.03):  # further in, the outer finger passes a near wall; closing pulls the object
+        for inwards in (
+            0.006,
+            0.014,
+            0.022,
+            0.03,
+        ):  # further in, the outer finger passes a near wall; closing pulls the object
             for depth in (0.025, 0.018, 0.012):
                 place = np.array([*(centre + (radius - inwards) * direction(angle)), top - depth])
-                yield place, float(angle), 4 * (inwards - 0.006) + 4 * (0.025 - depth)
+                yield place, float(angle), 8 * (inwards - 0.006) + 4 * (0.025 - depth)
 
 
 def choose(points: Array, obstacles: Sequence[Array], present: float, refused: Sequence[float] = ()) -> Grasp:
@@ -106,13 +111,25 @@ def choose(points: Array, obstacles: Sequence[Array], present: float, refused: S
     best: Grasp | None = None
     for place, angle, cost in candidates(points):
         cost += 0.1 * abs(turn(angle, present)) + sum(np.cos(angle - bad) > 0.9 for bad in refused)
-        if best is None or cost < best.cost:  # the count is slow
+        if best is None or cost < best.cost:  # the counts are slow
+            cost += 0.5 * (_crowded(others, points, place, angle) > 0)
             hits = touched(others, place, angle)
-            cost += 1 + 0.05 * hits if hits else 0.3 * (touched(others, place, angle, _MARGIN) > 0)
+            cost += 1 + 0.05 * hits if hits else 0.1 * (touched(others, place, angle, _MARGIN) > 0)
             if best is None or cost < best.cost:
                 best = Grasp(place, angle, float(cost))
     assert best is not None
     return best
+
+
+def _crowded(others: Array, points: Array, place: Array, angle: float) -> int:
+    """How many obstacle points are where closing fingers pull a wide object taken inside of its rim."""
+    centre, u = middle(points), direction(angle)
+    radius = ((points[:, :2] - centre) @ u).max()
+    inwards = radius - (place[:2] - centre) @ u
+    if np.ptp(points[:, :2] @ u) <= _WIDEST or inwards < 0.01:
+        return 0
+    level = others[others[:, 2] < points[:, 2].max()]
+    return int((np.linalg.norm(level[:, :2] - centre + inwards * u, axis=1) < radius).sum())
 
 
 def height_above(obstacles: Sequence[Array], place: Array, radius: float) -> float:

@@ -110,8 +110,8 @@ class Hand:
         if not reached:
             refused.append(grasp.angle)
             return False
-        yield from self.move(lambda: grasp.place, OPEN, 40, 0.008, angle)
-        yield from self.wait(FULLY, CLOSED)
+        yield from self.move(lambda: grasp.place, OPEN, 40, 0.004, angle)
+        yield from self.wait(FULLY, CLOSED, lambda: grasp.place)
         self._hang = self.scene.hand - self.held(thing)
         lifted = self.scene.hand + np.array([0, 0, 0.06])
         yield from self.move(lambda: lifted, CLOSED, 30, 0.02)
@@ -160,23 +160,27 @@ class Hand:
             self.scene.others(thing), self.scene.hand[:2], centre - below[:2], self.scene.hand_angle, top + 0.02 - below[2],
             below, radius,
         )  # fmt: skip
-        up = np.array([*self.scene.hand[:2], lift])
+        start, clear = self.scene.hand[:2], lift + below[2]
+
+        def bottom(z: float) -> float:  # what is held may tilt on the way, so its bottom decides
+            return float(self.scene.hand[2] - self.held(thing)[2] + z)
 
         def over(z: float) -> Array:
-            return np.array([*(centre + self.scene.hand[:2] - self.held(thing)[:2]), z])
+            return np.array([*(centre + self.scene.hand[:2] - self.held(thing)[:2]), bottom(z)])
 
         for place, steps, near in (
-            (lambda: up, 60, 0.03),
-            (lambda: over(lift), 100, 0.012),
-            (lambda: over(height + self.scene.hand[2] - self.held(thing)[2]), 60, 0.012),
+            (lambda: np.array([*start, bottom(clear)]), 60, 0.03),
+            (lambda: over(clear), 100, 0.012),
+            (lambda: over(height), 60, 0.012),
         ):
             yield from self.move(place, CLOSED, steps, near, go_on=lambda: self.holds(thing))
         return self.holds(thing)
 
-    def wait(self, steps: int, grip: float) -> Moves:
-        """Stay, while the fingers move."""
+    def wait(self, steps: int, grip: float, place: Callable[[], Array] | None = None) -> Moves:
+        """Stay, or stay at a place [3], while the fingers move."""
         for _ in range(steps):
-            yield np.array([0, 0, 0, 0, 0, 0, grip])
+            away = np.zeros(3) if place is None else np.clip(4 * (place() - self.scene.hand) / STEP, -1, 1)
+            yield np.array([*away, 0, 0, 0, grip])
         return True
 
     def rise(self, thing: str, steps: int = 15) -> Moves:
