@@ -161,7 +161,7 @@ def _sources():
         "label": ([label_dataset], "", "json"),
         "health": ([examine], "thresholds", "json"),
         "attention": ([measure_attention, draw], "report path", "output json"),
-        "train-lam": ([PretrainSettings], "gap_frames gap_seconds", ""),
+        "train-lam": ([PretrainSettings], "gap_frames gap_seconds", "shard index_only"),
         "serve": (
             [PolicyServer, open_served], "policy api_token description max_message_bytes",
             "source token_file max_message_mb",

@@ -17,7 +17,7 @@ pytest.importorskip("av")
 
 from helpers.formats import counted, folder_samples, jpeg, numbers_of, write_shard
 from helpers.videos import number_of, numbered, png, write_video
-from lara_adapter.data.shards import Place, parse_name
+from lara_adapter.data.tar_clips import Place, parse_name
 
 from lara_adapter import DatasetError
 from lara_adapter.data.decode import decode_all

@@ -64,7 +64,8 @@ def test_a_run_that_indexes_ahead_resumes_with_the_same_bits(videos, small, tmp_
     pretrain_lam(whole)
     report = json.loads((tmp_path / "whole" / "videos.json").read_text())
     assert report["index"] == "ahead"
-    assert report["scanned"] == report["usable"] == report["sources"] == 12
+    assert report["sources"] == 12
+    assert 9 <= report["scanned"] == report["usable"] <= 12  # of those that are held out only as many as are needed
     assert report["held_out_pairs"] > 0
     broken = dataclasses.replace(whole, output=tmp_path / "broken")
     real = pretrain._Run._advance
