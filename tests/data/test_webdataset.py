@@ -17,11 +17,11 @@ pytest.importorskip("av")
 
 from helpers.formats import counted, folder_samples, jpeg, numbers_of, write_shard
 from helpers.videos import number_of, numbered, png, write_video
-from lara_adapter.data.tar_clips import Place, parse_name
 
 from lara_adapter import DatasetError
 from lara_adapter.data.decode import decode_all
 from lara_adapter.data.tar import FileRange, members
+from lara_adapter.data.tar_clips import Place, parse_name
 from lara_adapter.data.webdataset import WebDatasetShards
 
 

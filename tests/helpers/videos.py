@@ -171,8 +171,9 @@ def write_v30_pictures(root: Path, episodes: Sequence[int], fps: int = 10) -> Pa
     values = [{"bytes": png(frame), "path": f"{n}.png"} for n, frame in enumerate(frames)]
     path = root / "data" / "chunk-000" / "file-000.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = {"episode_index": np.repeat(range(len(episodes)), episodes), "frame_index": np.concatenate([*map(np.arange, episodes)])}
-    pq.write_table(pa.table({key: values, **numbers}), path, row_group_size=7)
+    whose = np.repeat(range(len(episodes)), episodes)
+    frame = np.concatenate([np.arange(length) for length in episodes])
+    pq.write_table(pa.table({key: values, "episode_index": whose, "frame_index": frame}), path, row_group_size=7)
     table = {
         "episode_index": list(range(len(episodes))), "length": list(episodes),
         "data/chunk_index": [0] * len(episodes), "data/file_index": [0] * len(episodes),
