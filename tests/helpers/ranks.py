@@ -87,11 +87,11 @@ def restart_ranks() -> None:
     _Pool.stop()
 
 
-def run_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
+def run_ranks(function: Callable[..., Any], *args: Any, patience: float = PATIENCE) -> list[Any]:
     """What `function(rank, *args)` returned on each rank.
 
     Raises:
-        RankError: it raised somewhere, or took longer than two minutes.
+        RankError: it raised somewhere, or took longer than `patience` seconds.
     """
     _Pool.start()
     results: dict[int, tuple[bool, Any]] = {}
@@ -101,11 +101,11 @@ def run_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
         while len(results) < WORLD:
             waiting = [pipe for rank, pipe in enumerate(_Pool.pipes) if rank not in results]
             failed = any(not good for good, _ in results.values())
-            ready = wait(waiting, timeout=PATIENCE_AFTER_FAILURE if failed else PATIENCE)
+            ready = wait(waiting, timeout=PATIENCE_AFTER_FAILURE if failed else patience)
             if not ready and failed:
                 break  # the other rank waits for the one that raised
             if not ready:
-                raise RankError(f"{function.__name__} took longer than {PATIENCE} s on a rank")
+                raise RankError(f"{function.__name__} took longer than {patience:g} s on a rank")
             for pipe in ready:
                 results[_Pool.pipes.index(pipe)] = pickle.loads(pipe.recv_bytes())
     except (EOFError, OSError, RankError) as error:
