@@ -48,7 +48,7 @@ if shard != "merge":
 how = {"merge": True} if shard == "merge" else {"shard": shard} if shard else {}
 begin = time.time()
 label_dataset(folder / "data", folder / "lam", output, gap=4, sidecar=True, device="cpu", **how)
-print("TIMES", begin, time.time())
+sys.stdout.write(f"\\nTIMES {begin} {time.time()}\\n")  # one write: several processes share the pipe
 """
 
 
