@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DatasetError, LaraArgumentError
 from .sources import Segment, Source, shown
 
-__all__ = ["Content", "Dataset", "EpisodeLike", "parse_numbers", "ranges", "shown"]
+__all__ = ["Content", "Dataset", "EpisodeLike", "parse_numbers", "ranges", "runs", "shown"]
 
 logger = logging.getLogger(__name__)
 
@@ -229,13 +229,18 @@ def parse_numbers(argument: str, texts: Sequence[str], known: Sequence[int]) -> 
     return found
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """Numbers as text: "0 to 4, 7, 9 to 12"."""
+def runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers as runs [first, stop] without the stop: [[0, 5], [7, 8]]."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
+        if parts and number == parts[-1][1]:
+            parts[-1][1] += 1
         else:
-            parts.append([number, number])
-    texts = [str(first) if first == last else f"{first} to {last}" for first, last in parts]
+            parts.append([number, number + 1])
+    return parts
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as text: "0 to 4, 7, 9 to 12"."""
+    texts = [str(first) if stop == first + 1 else f"{first} to {stop - 1}" for first, stop in runs(numbers)]
     return ", ".join(texts[:20]) + (", ..." if len(texts) > 20 else "")

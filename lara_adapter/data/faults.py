@@ -59,8 +59,8 @@ def require_pairs(report: dict[str, Any]) -> None:
         report: of a :class:`~lara_adapter.data.index.VideoIndex`.
 
     Raises:
-        DatasetError: there is no pair, and episodes are damaged; it names the first ones.
-        LaraArgumentError: there is no pair; it names what is wrong with the first sources.
+        DatasetError: no pair was found, and episodes are damaged; it names the first ones.
+        LaraArgumentError: no pair was found; it names what is wrong with the first sources.
     """
     if report["pairs"]:
         return

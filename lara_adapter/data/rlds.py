@@ -57,7 +57,7 @@ class RldsDataset(PictureDataset):
         fps: frames per second, which the format does not state; None: 10.
 
     Attributes:
-        depth: image features that are no cameras, such as depth maps.
+        depth: image features that are not cameras, such as depth maps.
 
     Raises:
         DatasetError: google-crc32c is missing, there is no such dataset, it is not RLDS, or all of it is damaged.

@@ -93,7 +93,7 @@ def scan_shard(path: Path) -> Shard:
 
 
 def parse_name(name: str) -> Place | None:
-    """What a member's name says; None: it is no video and no picture."""
+    """What a member's name says; None: it is neither a video nor a picture."""
     folder, slash, base = name.rpartition("/")
     key, _, field = base.partition(".")
     *parts, suffix = field.split(".")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.dataset import runs
 from ...errors import AdapterFormatError, LaraArgumentError
 from ...storage.files import read_json, write_json
 from .plan import differences
@@ -117,10 +118,4 @@ def find_shards(target: Path, plan: Mapping[str, Any]) -> tuple[list[Path], dict
 
 def as_arguments(numbers: Iterable[int]) -> list[str]:
     """Numbers of episodes as --episodes takes them: ["0:5", "7"]."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][1]:
-            parts[-1][1] += 1
-        else:
-            parts.append([number, number + 1])
-    return [str(first) if stop == first + 1 else f"{first}:{stop}" for first, stop in parts]
+    return [str(first) if stop == first + 1 else f"{first}:{stop}" for first, stop in runs(numbers)]
