@@ -42,7 +42,7 @@ class ServedLiberoPolicy:
         """Read what :func:`describe` and training wrote.
 
         Raises:
-            FileNotFoundError: there is nothing.
+            AdapterFormatError: there is nothing.
         """
         about = read_json(folder / _ABOUT)
         policy = MiniVLA(MiniVLAConfig(**{**about["config"], "views": tuple(about["config"]["views"])}))
