@@ -55,11 +55,11 @@ class Settings:
     """How LIBERO renders; "libero" as its own demonstrations, in twice the time."""
     lam_steps: int = 1500
     """Training steps of the LAM."""
-    policy_steps: int = 3000
+    policy_steps: int = 2500
     """Training steps of each policy."""
     batch: int = 32
     """Rows per batch."""
-    lr: float = 5e-4
+    lr: float = 1e-3
     """Peak learning rate of the policies."""
     episodes: int = 10
     """Closed-loop episodes of each task."""
