@@ -45,6 +45,7 @@ class LaraSettings:
         align_weight: w1 of L_ACT + w1 L_LARA + w2 L_LAM.
         lam_weight: w2 of the same.
         lam_grad_scale: factor on the alignment's gradient into the LAM; 1: the paper, 0: stop-gradient.
+        reconstruct: part of the pairs that the LAM's forward dynamics see at each step, (0, 1]; 1: all (paper).
         train_lam: train the LAM too; false: frozen (paper, Eq. 5).
         lam_lr: learning rate of the LAM; none: the run's.
         views: cameras of the LAM's frames; none: the policy's first.
@@ -62,6 +63,7 @@ class LaraSettings:
     align_weight: float = _default("align_weight")
     lam_weight: float = _default("lam_weight")
     lam_grad_scale: float = _default("lam_grad_scale")
+    reconstruct: float = _default("reconstruct")
     train_lam: bool = _default("train_lam")
     lam_lr: float | None = None
     views: tuple[str, ...] = ()

@@ -85,7 +85,7 @@ class LaraAdapter(nn.Module):
         # not of torch's default dtype and device: a meta device would lose the values, 16 bits round them
         self.register_buffer("_step", torch.zeros((), dtype=torch.long, device="cpu"))
         self.register_buffer("_direction", torch.zeros(config.latent_width, dtype=torch.float32, device="cpu"))
-        self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31, device="cpu"))  # of a LAM's own draws
+        self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31, device="cpu"))  # of a LAM's draws
         self._lam_flags = {name: p.requires_grad for name, p in lam.named_parameters()}
         self._lam_was_training = lam.training
         # both weights constant 0: idle, and frozen, so that DDP does not wait for its parameters
@@ -148,7 +148,8 @@ class LaraAdapter(nn.Module):
         Keys: align_loss, lam_loss, total, align_weight, lam_weight, cosine (mean over valid pairs, [-1, 1]),
         valid_fraction, latent_std (per dimension over the batch, mean), mean_direction (|E[z/|z|]|^2 over recent
         batches, [0, 1]; near 1: collapsed); with the contrastive alignment compared_pairs (valid pairs of all ranks, each
-        other's negatives: 2 are needed); and of a LAM that trains, where it reports them: reconstruction_loss, copy_loss,
+        other's negatives: 2 are needed); and of a LAM that trains, where it reports them: reconstruction_loss (of the pairs
+        that were reconstructed), copy_loss (of all),
         reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
 
         Args:
@@ -414,7 +415,10 @@ class LaraAdapter(nn.Module):
         with own_draws(self._seed + self._step) if forked else contextlib.nullcontext():
             if self.config.train_lam:
                 flags = real.repeat_interleave(views)
-                latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid)
+                share = self.config.reconstruct
+                # a function of seed and step: the host's random numbers stay its own, and a resumed run draws the same
+                part = {} if share == 1 else {"reconstruct": share, "draw": self._seed + self._step}
+                latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid, **part)
             else:
                 latent, lam_loss, report = frozen_latent(self.lam, *pairs)
         with torch.autocast(device_type=vectors.device.type, enabled=False):

@@ -63,7 +63,7 @@ def frozen_latent(lam: Any, present: torch.Tensor, future: torch.Tensor) -> Late
 
 
 def trained_latent(
-    lam: Any, present: torch.Tensor, future: torch.Tensor, real: torch.Tensor, takes_valid: bool
+    lam: Any, present: torch.Tensor, future: torch.Tensor, real: torch.Tensor, takes_valid: bool, **part: Any
 ) -> Latent:
     """The latent action of a LAM that trains.
 
@@ -73,17 +73,18 @@ def trained_latent(
         future: [B, 3, H, W] frames.
         real: [B] bool; other pairs do not count.
         takes_valid: whether `lam.forward` takes the flags as `valid`.
+        **part: `reconstruct` and `draw`, where only a part of the pairs is reconstructed.
 
     Returns:
         The latent [B, N, D] with its graph; L_LAM (LARA, Eq. 3), float32, 0 if no pair is real, with every parameter
         still in its graph (DDP); and the detached scalars the LAM reports.
     """
     if takes_valid:
-        output = lam(present, future, valid=real)
+        output = lam(present, future, valid=real, **part)
     else:  # a LAM without flags gets copies of a real pair in place of the others
         first = real.to(torch.uint8).argmax()
         index = torch.where(real, torch.arange(len(real), device=real.device), first)
-        output = lam(present[index], future[index])
+        output = lam(present[index], future[index], **part)
     loss = output.loss.float() * real.any()
     report = {
         name: value.detach()

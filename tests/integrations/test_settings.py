@@ -28,7 +28,8 @@ def test_the_defaults_are_those_of_attach_lara():
     settings = LaraSettings()
     shared = {field.name for field in fields(settings)} & SIGNATURE.keys() - {"lam"}
     assert shared == {
-        "layer", "token", "projector", "alignment", "align_weight", "lam_weight", "lam_grad_scale", "train_lam",
+        "layer", "token", "projector", "alignment", "align_weight", "lam_weight", "lam_grad_scale", "reconstruct",
+        "train_lam",
     }  # fmt: skip
     assert {name: getattr(settings, name) for name in shared} == {name: SIGNATURE[name].default for name in shared}
     differs = {name for name in shared if getattr(OpenpiLaraSettings(), name) != getattr(settings, name)}
@@ -40,6 +41,7 @@ def test_attach_passes_on_every_setting():
         "layer": 2, "token": "last", "projector": "linear", "align_weight": 0.5, "lam_weight": 0.25,
         "lam_grad_scale": 0.0, "train_lam": False,
     }  # fmt: skip
+    assert LaraSettings(reconstruct=0.5, train_lam=False).attach(DitPolicy(), OwnLam()).config.reconstruct == 0.5
     config = LaraSettings(**chosen, alignment="contrastive", temperature=0.3).attach(DitPolicy(), OwnLam()).config
     assert {name: getattr(config, name) for name in chosen} == chosen
     assert (config.alignment["name"], config.alignment["temperature"]) == ("contrastive", 0.3)
