@@ -137,7 +137,7 @@ class LatentActionModel(nn.Module):
             FrameError: wrong dtype or shape.
         """
         frames = prepare_pair(frame_t, frame_future, None, self.config.image_size)
-        return self._quantize(self._infer(frames)[0], None, update=False)[0]
+        return self.assign_codes(self._infer(frames)[0])
 
     def forward(
         self,
@@ -168,7 +168,7 @@ class LatentActionModel(nn.Module):
         """
         config, share = self.config, check_share("LatentActionModel: reconstruct", reconstruct)
         frames = prepare_pair(frame_t, frame_future, valid, config.image_size)
-        latent, quantizer_loss, terms = self._quantize(self._infer(frames)[0], valid, update=True)
+        latent, quantizer_loss, terms = self._quantize(self._infer(frames)[0], valid)
         rows = None if share == 1 else draw_rows(len(latent.indices), share, draw, valid, frames.device)
         result = reconstruct_pairs(self.forward_dynamics, self.perceptual, frames, latent.quantized, valid, rows)
         loss = result.error
@@ -353,12 +353,20 @@ class LatentActionModel(nn.Module):
         latent, attention = self.inverse_dynamics(*tokens, want_attention=want_attention)
         return latent, attention
 
-    def _quantize(self, z: Tensor, valid: Tensor | None, update: bool) -> tuple[LatentAction, Tensor, QuantizerTerms]:
+    def assign_codes(self, z: Tensor) -> LatentAction:
+        """The latent action of continuous latents [B, N, D] float32; codebook and usage do not change."""
+        if isinstance(self.quantizer, VectorQuantizer):
+            quantized, indices = self.quantizer(z, update=False, want_loss=False)
+        else:
+            quantized, indices, *_ = foreign.quantize(self.quantizer, self._keywords, z, None, False)
+        return LatentAction(z, quantized, indices)
+
+    def _quantize(self, z: Tensor, valid: Tensor | None) -> tuple[LatentAction, Tensor, QuantizerTerms]:
         """The latent action of continuous latents, and the quantiser's loss."""
         if isinstance(self.quantizer, VectorQuantizer):
-            quantized, indices, loss, terms = self.quantizer(z, valid, update=update, want_terms=True)
+            quantized, indices, loss, terms = self.quantizer(z, valid, want_terms=True)
         else:
-            update = update and any(parameter.requires_grad for parameter in self.parameters())
+            update = any(parameter.requires_grad for parameter in self.parameters())
             quantized, indices, loss, terms = foreign.quantize(self.quantizer, self._keywords, z, valid, update)
         return LatentAction(z, quantized, indices), loss, terms
 

@@ -47,17 +47,19 @@ def reconstruct_pairs(
     """
     present, future = frames
     # of all pairs: as a divisor it must not depend on the draw, or the loss would be biased
-    copy_error = _mean(_pixel_errors(present, future), valid)
+    weights = _weights(valid)
+    copy_error = _mean(_pixel_errors(present, future), weights)
     if rows is not None:
         present, future, tokens = (part.index_select(0, rows) for part in (present, future, tokens))
         valid = None if valid is None else valid[rows]
+        weights = _weights(valid)
     predicted = judged = predict(present, tokens)
     with torch.autocast(present.device.type, enabled=False):
         if valid is not None:
             # where and not a product with 0: it stops even an infinite gradient of what does not count
             judged = torch.where(valid[:, None, None, None], predicted, future)
-        error = _mean(_pixel_errors(judged, future), valid)
-        distance = None if perceptual is None else _mean(perceptual(judged, future), valid)
+        error = _mean(_pixel_errors(judged, future), weights)
+        distance = None if perceptual is None else _mean(perceptual(judged, future), weights)
     return Reconstruction(predicted, error, copy_error, distance)
 
 
@@ -66,8 +68,10 @@ def _pixel_errors(images: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(images, target, reduction="none").mean(dim=(1, 2, 3))
 
 
-def _mean(per_sample: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over the valid samples of [B], 0 if there is none."""
-    if valid is None:
-        return per_sample.mean()
-    return (per_sample * valid).sum() / valid.sum().clamp(min=1)
+def _weights(valid: Tensor | None) -> Tensor | None:
+    """[B] float32 that add up to 1, or to 0 where nothing is valid; None: all count alike."""
+    return None if valid is None else valid.float() / valid.sum().clamp(min=1)
+
+
+def _mean(per_sample: Tensor, weights: Tensor | None) -> Tensor:
+    return per_sample.mean() if weights is None else torch.dot(per_sample, weights)
