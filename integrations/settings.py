@@ -48,6 +48,7 @@ class LaraSettings:
         reconstruct: part of the pairs that the LAM's forward dynamics see at each step, (0, 1]; 1: all (paper).
         train_lam: train the LAM too; false: frozen (paper, Eq. 5).
         lam_lr: learning rate of the LAM; none: the run's.
+        lam_checkpointing: compute the activations of the LAM's layers again in the backward: less memory, more work.
         views: cameras of the LAM's frames; none: the policy's first.
         gap: C, steps from the present to the future frame; none: the length of the action chunk.
         frame_size: side in pixels of the frames that travel with the batch; none: the LAM's image size.
@@ -66,6 +67,7 @@ class LaraSettings:
     reconstruct: float = _default("reconstruct")
     train_lam: bool = _default("train_lam")
     lam_lr: float | None = None
+    lam_checkpointing: bool = False
     views: tuple[str, ...] = ()
     gap: int | None = None
     frame_size: int | None = None
@@ -96,6 +98,8 @@ class LaraSettings:
         if self.alignment == "contrastive":
             settings["alignment"] = Contrastive(self.temperature)
         lara = attach_lara(policy, lam, **{**settings, **arguments})
+        if self.lam_checkpointing:
+            _own_lam(lara, "lam_checkpointing=True").checkpoint_layers()
         if self.feature_cache:
             cache_features(lara, self.feature_cache)
         trainable = sum(p.numel() for p in lara.parameters() if p.requires_grad)
@@ -109,6 +113,10 @@ def cache_features(lara: LaraAdapter, folder: str) -> None:
     Raises:
         LaraArgumentError: the LAM does not have a frozen image encoder.
     """
+    _own_lam(lara, f"feature_cache={folder!r}").cache_features(folder)
+
+
+def _own_lam(lara: LaraAdapter, what: str) -> LatentActionModel:
     if not isinstance(lara.lam, LatentActionModel):
-        raise LaraArgumentError(f"feature_cache={folder!r}, but a {type(lara.lam).__name__} has no features to keep")
-    lara.lam.cache_features(folder)
+        raise LaraArgumentError(f"{what}, but a {type(lara.lam).__name__} is not a LatentActionModel")
+    return lara.lam

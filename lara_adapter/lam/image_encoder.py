@@ -6,6 +6,7 @@ patches in reading order (left to right, top to bottom).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -163,6 +164,7 @@ class FrozenImageEncoder(OutsideTree):
         super().__init__(_prepare(backbone))
         self.config = config
         self.cache: FeatureCache | None = None
+        self.narrow: torch.dtype | None = None
         found = _geometry(backbone, config.encoder_size)
         stated = {"encoder_image_size": config.encoder_size, **{k: getattr(config, k) for k in list(found)[1:]}}
         if found != stated:
@@ -180,8 +182,17 @@ class FrozenImageEncoder(OutsideTree):
 
     def compute(self, images: Tensor) -> Tensor:
         """What :meth:`forward` gives, without looking into the cache."""
-        with torch.no_grad():
+        narrow = torch.autocast(images.device.type, self.narrow) if self.narrow else contextlib.nullcontext()
+        with torch.no_grad(), narrow:
             return _run(self.network, (resize(images.float(), self.config.encoder_size) - self.mean).div_(self.std))
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold the matrices in a 16-bit dtype and run under its autocast, where the rest stays float32."""
+        assert self.network is not None
+        for part in self.network.modules():
+            if isinstance(part, (nn.Linear, nn.Conv2d)):
+                part.to(dtype)
+        self.narrow = dtype
 
     def _move(self, device: torch.device) -> None:
         super()._move(device)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import LaraArgumentError
 from .outside import OutsideTree
@@ -21,11 +23,14 @@ class PerceptualDistance(OutsideTree):
 
     The package `lpips` and its weights (VGG16, 528 MB) are loaded at the first use, because encoding frames does not need
     them. If that fails (a cluster without network can still train), one warning is logged and the distance is 0.
+
+    Attributes:
+        checkpointing: VGG's activations are computed again in the backward, and not kept.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.tried = False
+        self.tried = self.checkpointing = False
 
     def load(self) -> bool:
         """Load LPIPS now, once; call it before torch.compile. Returns whether the term is on."""
@@ -66,5 +71,9 @@ class PerceptualDistance(OutsideTree):
             return predicted.new_zeros(predicted.shape[0])
         if self.home != predicted.device:
             self._move(predicted.device)
-        distance: Tensor = self.network(predicted, target, normalize=True)
+        if self.checkpointing and torch.is_grad_enabled():
+            run = partial(checkpoint, self.network, use_reentrant=False, preserve_rng_state=False)
+            distance: Tensor = run(predicted, target, normalize=True)
+        else:
+            distance = self.network(predicted, target, normalize=True)
         return distance.flatten()

@@ -52,6 +52,7 @@ class PretrainSettings:
         ema: decay per step of a running mean of the weights, which is then the result; 0: off. For example 0.999.
         reconstruct: part of the pairs, drawn at each step, that the forward dynamics see, (0, 1]; 1: all, the paper's.
         bf16: autocast to bfloat16.
+        checkpointing: compute the activations of the layers again in the backward: less memory, more work.
         chain: pairs at most that follow each other, so that the frozen encoder sees a frame once; paper: 4, tiny: 1.
         shuffle_frames: frames that a process shuffles over; it holds up to twice as many, of 3 size^2 bytes.
         workers: decoding threads of a process.
@@ -94,6 +95,7 @@ class PretrainSettings:
     ema: float = 0.0
     reconstruct: float = 1.0
     bf16: bool = False
+    checkpointing: bool = False
     chain: int | None = None
     shuffle_frames: int = 4096
     workers: int = 2
