@@ -313,7 +313,7 @@ class LaraAdapter(nn.Module):
                 self._seen_frames = tuple(pair.present.shape[2:])
             self._monitor.observe(self._values, self.config.train_lam)
             if "compared_pairs" in self._values:
-                self._monitor.observe_negatives(self._values["compared_pairs"], len(real))
+                self._monitor.observe_negatives(float(self._values["compared_pairs"]), len(real))
         if not self.config.add_to_loss:
             return output
         return fold_loss(output, terms["total"], terms["per_sample"], self._host_metrics, spec.loss)
@@ -418,7 +418,7 @@ class LaraAdapter(nn.Module):
                 flags = real.repeat_interleave(views)
                 share = self.config.reconstruct
                 # a function of seed and step: the host's random numbers stay its own, and a resumed run draws the same
-                part = {} if share == 1 else {"reconstruct": share, "draw": self._seed + self._step}
+                part: dict[str, Any] = {} if share == 1 else {"reconstruct": share, "draw": self._seed + self._step}
                 latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid, **part)
             else:
                 latent, lam_loss, report = frozen_latent(self.lam, *pairs)
@@ -465,14 +465,14 @@ class LaraAdapter(nn.Module):
         """
         self._losses = LaraLosses(terms["align"], terms["lam"], terms["total"])
         if torch.compiler.is_compiling():
-            values = {
-                n: t.detach() if isinstance(t, torch.Tensor) else t for n, t in terms.items() if n != "per_sample"
-            }
-        else:
-            values = read_values(terms)  # the one value that a step waits for
+            self._values = {
+                _RENAMED.get(name, name): term.detach() if isinstance(term, torch.Tensor) else term
+                for name, term in terms.items() if name != "per_sample"
+            }  # fmt: skip
+            return
+        values = read_values(terms)  # the one thing that a step waits for
         self._values = {_RENAMED.get(name, name): value for name, value in values.items()}
-        if not torch.compiler.is_compiling():
-            stop_if_not_finite(hidden, terms, values, self._step)
+        stop_if_not_finite(hidden, terms, values, self._step)
 
     def _host_metrics(self) -> dict[str, float]:
         return {f"lara/{name}": float(value) for name, value in self._values.items()}

@@ -250,7 +250,7 @@ class _Store:
                 self.maps[file] = self._writer.map()
             rows[i] = self.maps[file][row]  # type: ignore[index]
             check = self.checks.pop(key, None)  # once per row that another process wrote
-            if check is not None and zlib.crc32(rows[i]) != check:
+            if check is not None and zlib.crc32(rows[i].data) != check:
                 raise AdapterFormatError(
                     f"{self.folder}: a stored row is damaged (its checksum is wrong); remove the folder, it is made again"
                 )
@@ -273,7 +273,7 @@ class _Writer:
         self.features.seek(self.rows * self.row_bytes)
         self.features.write(row.data)
         self.features.flush()
-        self.index.write(_RECORD.pack(*key, zlib.crc32(row)))
+        self.index.write(_RECORD.pack(*key, zlib.crc32(row.data)))
         self.index.flush()
         self.rows += 1
         return self.rows - 1
