@@ -24,6 +24,7 @@ MAKERS = (
     "benchmarks.success.report",
     "benchmarks.success.reading",
     "benchmarks.success.libero_expert",
+    "benchmarks.success.reconstruct",
     "benchmarks.parity.reading",
     "benchmarks.speed.step_overhead",
     "benchmarks.speed.growth",
