@@ -59,7 +59,8 @@ def reconstruct_pairs(
             # where and not a product with 0: it stops even an infinite gradient of what does not count
             judged = torch.where(valid[:, None, None, None], predicted, future)
         error = _mean(_pixel_errors(judged, future), weights)
-        distance = None if perceptual is None else _mean(perceptual(judged, future), weights)
+    # in the precision of the host, which knows what it tolerates
+    distance = None if perceptual is None else _mean(perceptual(judged, future).float(), weights)
     return Reconstruction(predicted, error, copy_error, distance)
 
 
