@@ -17,7 +17,7 @@ from lara_adapter.losses import Contrastive
 
 from .old_names import accept_old_names
 
-__all__ = ["ATTACH_ARGUMENTS", "LaraSettings", "cache_features"]
+__all__ = ["ATTACH_ARGUMENTS", "LaraSettings", "prepare_lam"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,25 +98,30 @@ class LaraSettings:
         if self.alignment == "contrastive":
             settings["alignment"] = Contrastive(self.temperature)
         lara = attach_lara(policy, lam, **{**settings, **arguments})
-        if self.lam_checkpointing:
-            _own_lam(lara, "lam_checkpointing=True").checkpoint_layers()
-        if self.feature_cache:
-            cache_features(lara, self.feature_cache)
+        prepare_lam(lara, self.feature_cache, self.lam_checkpointing)
         trainable = sum(p.numel() for p in lara.parameters() if p.requires_grad)
         logger.info("LARA attached at %s: %s trainable parameters", lara.config.tap, f"{trainable:,}")
         return lara
 
 
-def cache_features(lara: LaraAdapter, folder: str) -> None:
-    """Keep the features of the LAM's frozen image encoder in a folder; see :meth:`LatentActionModel.cache_features`.
+def prepare_lam(lara: LaraAdapter, feature_cache: str | None, lam_checkpointing: bool) -> None:
+    """What is set on the LAM of an adapter once it is attached.
+
+    Args:
+        lara: the adapter.
+        feature_cache: folder of its image encoder's features; see :meth:`LatentActionModel.cache_features`.
+        lam_checkpointing: see :meth:`LatentActionModel.checkpoint_layers`.
 
     Raises:
-        LaraArgumentError: the LAM does not have a frozen image encoder.
+        LaraArgumentError: the LAM is one of the user's own, or it does not have a frozen image encoder.
     """
-    _own_lam(lara, f"feature_cache={folder!r}").cache_features(folder)
-
-
-def _own_lam(lara: LaraAdapter, what: str) -> LatentActionModel:
+    given = {"feature_cache": feature_cache, "lam_checkpointing": lam_checkpointing}
+    chosen = [f"{name}={value!r}" for name, value in given.items() if value]
+    if not chosen:
+        return
     if not isinstance(lara.lam, LatentActionModel):
-        raise LaraArgumentError(f"{what}, but a {type(lara.lam).__name__} is not a LatentActionModel")
-    return lara.lam
+        raise LaraArgumentError(f"{', '.join(chosen)}, but a {type(lara.lam).__name__} is not a LatentActionModel")
+    if lam_checkpointing:
+        lara.lam.checkpoint_layers()
+    if feature_cache:
+        lara.lam.cache_features(feature_cache)

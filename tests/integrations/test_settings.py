@@ -14,7 +14,7 @@ from lara_adapter.integrations.old_names import accept_old_names, current_flags
 from lara_adapter.integrations.openpi import FramePlan, OpenpiLaraSettings
 from lara_adapter.integrations.settings import LaraSettings
 
-from lara_adapter import HostNotInstalled, LaraArgumentError, attach_lara
+from lara_adapter import HostNotInstalled, LaraArgumentError, LatentActionConfig, LatentActionModel, attach_lara
 
 SIGNATURE = inspect.signature(attach_lara).parameters
 
@@ -46,6 +46,18 @@ def test_attach_passes_on_every_setting():
     assert {name: getattr(config, name) for name in chosen} == chosen
     assert (config.alignment["name"], config.alignment["temperature"]) == ("contrastive", 0.3)
     assert LaraSettings().attach(DitPolicy(), OwnLam(), layer=1, add_to_loss=False).config.layer == 1
+
+
+def test_what_is_set_on_the_lam(tmp_path):
+    lam = LatentActionModel(LatentActionConfig.tiny())
+    LaraSettings(lam_checkpointing=True).attach(DitPolicy(), lam)
+    parts = [part.checkpointing for part in lam.modules() if hasattr(part, "checkpointing")]
+    assert parts
+    assert all(parts)
+    with pytest.raises(LaraArgumentError, match=r"lam_checkpointing=True, but a OwnLam"):
+        LaraSettings(lam_checkpointing=True).attach(DitPolicy(), OwnLam())
+    with pytest.raises(LaraArgumentError, match="no frozen image encoder"):
+        LaraSettings(feature_cache=str(tmp_path)).attach(DitPolicy(), LatentActionModel(LatentActionConfig.tiny()))
 
 
 @pytest.mark.parametrize("settings", [LaraSettings, OpenpiLaraSettings])
