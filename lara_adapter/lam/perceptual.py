@@ -57,7 +57,8 @@ class PerceptualDistance(OutsideTree):
     def hold(self, network: nn.Module) -> None:
         """Freeze `network` and keep it, and a second way through it: the same weights, with its trunk in bfloat16."""
         super().hold(network)
-        trunk, narrow = getattr(network, "net", None), None
+        trunk = getattr(network, "net", None)
+        narrow: nn.Module | None = None
         if isinstance(trunk, nn.Module):
             narrow = copy.copy(network)  # which shares every part
             narrow._modules = {**network._modules, "net": _Narrow(trunk).eval()}
