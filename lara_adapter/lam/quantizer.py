@@ -164,7 +164,7 @@ class VectorQuantizer(nn.Module):
     def _weights(self, z: Tensor, valid: Tensor | None) -> Tensor:
         """[B] float32: the product with them is the mean over the samples that count; all 0 during warm-up."""
         if valid is None:
-            weights = torch.full(z.shape[:1], 1 / len(z), dtype=torch.float32, device=z.device)
+            weights = torch.full(z.shape[:1], 1 / len(z), dtype=z.dtype, device=z.device)
         else:
             weights = valid.float() / valid.sum().clamp(min=1)
         return weights if self._starts_ready else weights * (self.ready > 0)
