@@ -75,4 +75,4 @@ def _weights(valid: Tensor | None) -> Tensor | None:
 
 
 def _mean(per_sample: Tensor, weights: Tensor | None) -> Tensor:
-    return per_sample.mean() if weights is None else torch.dot(per_sample, weights)
+    return per_sample.mean() if weights is None else torch.dot(per_sample, weights.to(per_sample.dtype))

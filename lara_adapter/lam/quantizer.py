@@ -162,11 +162,11 @@ class VectorQuantizer(nn.Module):
         return self(indices=indices)[0]
 
     def _weights(self, z: Tensor, valid: Tensor | None) -> Tensor:
-        """[B] float32: the product with them is the mean over the samples that count; all 0 during warm-up."""
+        """[B], of the dtype of z: the product with them is the mean over the samples that count; all 0 during warm-up."""
         if valid is None:
             weights = torch.full(z.shape[:1], 1 / len(z), dtype=z.dtype, device=z.device)
         else:
-            weights = valid.float() / valid.sum().clamp(min=1)
+            weights = valid.to(z.dtype) / valid.sum().clamp(min=1)
         return weights if self._starts_ready else weights * (self.ready > 0)
 
     @staticmethod
@@ -198,7 +198,7 @@ class VectorQuantizer(nn.Module):
         size, dim = self.codebook_size, self.dim
         # at each forward: the model is usually built before init_process_group
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        counts = latents.new_zeros(size).scatter_add_(0, indices, rows.float())
+        counts = latents.new_zeros(size).scatter_add_(0, indices, rows.to(latents.dtype))
         if self._starts_ready and not self.revive_every:  # then no code is ever set from data
             if ranks > 1:
                 dist.all_reduce(counts)
