@@ -39,6 +39,7 @@ def optimise_lam(
     lr: float,
     steps: int,
     progress: Callable[[int], object],
+    reconstruct: float = 1.0,
 ) -> History:
     """Train a LAM by its own loss (LARA, Eq. 3), without actions and without a policy.
 
@@ -48,6 +49,7 @@ def optimise_lam(
         lr: peak learning rate.
         steps: how many.
         progress: called with 1 after each step.
+        reconstruct: part of the pairs whose future frame is predicted, drawn at each step.
 
     Returns:
         Curves: `step`, `reconstruction_over_copy`, `codes_used`.
@@ -57,7 +59,7 @@ def optimise_lam(
     lam.train()
     for step, batch in enumerate(stream):
         now, future = batch["lara_frames"].unbind(1)
-        output = lam(now, future, batch["lara_frames_valid"])
+        output = lam(now, future, batch["lara_frames_valid"], reconstruct=reconstruct, draw=step)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

@@ -17,7 +17,7 @@ from lara_adapter.losses import Contrastive
 
 from .old_names import accept_old_names
 
-__all__ = ["ATTACH_ARGUMENTS", "LaraSettings", "cache_features"]
+__all__ = ["ATTACH_ARGUMENTS", "LaraSettings", "prepare_lam"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,10 @@ class LaraSettings:
         align_weight: w1 of L_ACT + w1 L_LARA + w2 L_LAM.
         lam_weight: w2 of the same.
         lam_grad_scale: factor on the alignment's gradient into the LAM; 1: the paper, 0: stop-gradient.
+        reconstruct: part of the pairs that the LAM's forward dynamics see at each step, (0, 1]; 1: all (paper).
         train_lam: train the LAM too; false: frozen (paper, Eq. 5).
         lam_lr: learning rate of the LAM; none: the run's.
+        lam_checkpointing: compute the activations of the LAM's layers again in the backward: less memory, more work.
         views: cameras of the LAM's frames; none: the policy's first.
         gap: C, steps from the present to the future frame; none: the length of the action chunk.
         frame_size: side in pixels of the frames that travel with the batch; none: the LAM's image size.
@@ -62,8 +64,10 @@ class LaraSettings:
     align_weight: float = _default("align_weight")
     lam_weight: float = _default("lam_weight")
     lam_grad_scale: float = _default("lam_grad_scale")
+    reconstruct: float = _default("reconstruct")
     train_lam: bool = _default("train_lam")
     lam_lr: float | None = None
+    lam_checkpointing: bool = False
     views: tuple[str, ...] = ()
     gap: int | None = None
     frame_size: int | None = None
@@ -94,19 +98,30 @@ class LaraSettings:
         if self.alignment == "contrastive":
             settings["alignment"] = Contrastive(self.temperature)
         lara = attach_lara(policy, lam, **{**settings, **arguments})
-        if self.feature_cache:
-            cache_features(lara, self.feature_cache)
+        prepare_lam(lara, self.feature_cache, self.lam_checkpointing)
         trainable = sum(p.numel() for p in lara.parameters() if p.requires_grad)
         logger.info("LARA attached at %s: %s trainable parameters", lara.config.tap, f"{trainable:,}")
         return lara
 
 
-def cache_features(lara: LaraAdapter, folder: str) -> None:
-    """Keep the features of the LAM's frozen image encoder in a folder; see :meth:`LatentActionModel.cache_features`.
+def prepare_lam(lara: LaraAdapter, feature_cache: str | None, lam_checkpointing: bool) -> None:
+    """What is set on the LAM of an adapter once it is attached.
+
+    Args:
+        lara: the adapter.
+        feature_cache: folder of its image encoder's features; see :meth:`LatentActionModel.cache_features`.
+        lam_checkpointing: see :meth:`LatentActionModel.checkpoint_layers`.
 
     Raises:
-        LaraArgumentError: the LAM does not have a frozen image encoder.
+        LaraArgumentError: the LAM is one of the user's own, or it does not have a frozen image encoder.
     """
+    given = {"feature_cache": feature_cache, "lam_checkpointing": lam_checkpointing}
+    chosen = [f"{name}={value!r}" for name, value in given.items() if value]
+    if not chosen:
+        return
     if not isinstance(lara.lam, LatentActionModel):
-        raise LaraArgumentError(f"feature_cache={folder!r}, but a {type(lara.lam).__name__} has no features to keep")
-    lara.lam.cache_features(folder)
+        raise LaraArgumentError(f"{', '.join(chosen)}, but a {type(lara.lam).__name__} is not a LatentActionModel")
+    if lam_checkpointing:
+        lara.lam.checkpoint_layers()
+    if feature_cache:
+        lara.lam.cache_features(feature_cache)

@@ -16,7 +16,7 @@ from .binding import Binding, refuse_export
 from .config import LaraConfig
 from .errors import FrameError, HostOutputError, LaraArgumentError, NonFiniteError
 from .hostcall import HostCall, fold_loss, host_loss, read_frames
-from .losses import Alignment, Contrastive, masked_mean, scale_gradient
+from .losses import Alignment, Contrastive, CosineDistance, masked_mean, scale_gradient
 from .metrics import CollapseMonitor, History
 from .policies import PolicySpec
 from .schedules import Weight, weight_at
@@ -28,6 +28,7 @@ from .terms import (
     latent_statistics,
     own_draws,
     project,
+    read_values,
     stop_if_not_finite,
     trained_latent,
 )
@@ -85,7 +86,7 @@ class LaraAdapter(nn.Module):
         # not of torch's default dtype and device: a meta device would lose the values, 16 bits round them
         self.register_buffer("_step", torch.zeros((), dtype=torch.long, device="cpu"))
         self.register_buffer("_direction", torch.zeros(config.latent_width, dtype=torch.float32, device="cpu"))
-        self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31, device="cpu"))  # of a LAM's own draws
+        self.register_buffer("_seed", torch.tensor(torch.initial_seed() % 2**31, device="cpu"))  # of a LAM's draws
         self._lam_flags = {name: p.requires_grad for name, p in lam.named_parameters()}
         self._lam_was_training = lam.training
         # both weights constant 0: idle, and frozen, so that DDP does not wait for its parameters
@@ -148,7 +149,8 @@ class LaraAdapter(nn.Module):
         Keys: align_loss, lam_loss, total, align_weight, lam_weight, cosine (mean over valid pairs, [-1, 1]),
         valid_fraction, latent_std (per dimension over the batch, mean), mean_direction (|E[z/|z|]|^2 over recent
         batches, [0, 1]; near 1: collapsed); with the contrastive alignment compared_pairs (valid pairs of all ranks, each
-        other's negatives: 2 are needed); and of a LAM that trains, where it reports them: reconstruction_loss, copy_loss,
+        other's negatives: 2 are needed); and of a LAM that trains, where it reports them: reconstruction_loss (of the pairs
+        that were reconstructed), copy_loss (of all),
         reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
 
         Args:
@@ -305,14 +307,13 @@ class LaraAdapter(nn.Module):
         else:
             check_gradient(hidden, self)
         terms = self(vectors, pair.present, pair.future, valid, real)
-        self._store(terms)
+        self._store(terms, hidden)
         if not torch.compiler.is_compiling():
             if self.config.frames_optional:
                 self._seen_frames = tuple(pair.present.shape[2:])
-            compared = stop_if_not_finite(hidden, terms, self._step)
             self._monitor.observe(self._values, self.config.train_lam)
-            if compared is not None:
-                self._monitor.observe_negatives(compared, len(real))
+            if "compared_pairs" in self._values:
+                self._monitor.observe_negatives(float(self._values["compared_pairs"]), len(real))
         if not self.config.add_to_loss:
             return output
         return fold_loss(output, terms["total"], terms["per_sample"], self._host_metrics, spec.loss)
@@ -342,7 +343,7 @@ class LaraAdapter(nn.Module):
         terms = self(vectors, blank, blank, nothing[None], nothing)
         self._losses, self._values = LaraLosses(terms["align"], terms["lam"], terms["total"]), {}
         if not torch.compiler.is_compiling():
-            stop_if_not_finite(vectors, terms, self._step)
+            stop_if_not_finite(vectors, terms, read_values(terms), self._step)
             self._blank_forwards += 1
             if self._blank_forwards == _PATIENCE and self._seen_frames is None:
                 logger.warning(
@@ -394,7 +395,7 @@ class LaraAdapter(nn.Module):
         future: torch.Tensor,
         valid: torch.Tensor,
         real: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
         """Compute the LARA terms. A module's forward, so that FSDP and ZeRO-3 gather its parameters.
 
         Args:
@@ -405,7 +406,8 @@ class LaraAdapter(nn.Module):
             real: [B] bool, where the pair is real; the LAM also learns from pairs without an action.
 
         Returns:
-            align, lam, total: scalars; per_sample: [B] with mean `total`; and the values of metrics().
+            align, lam, total: scalars; per_sample: [B] with mean `total`; and the values of metrics(), where a constant
+                weight is a float.
         """
         batch, views = present.shape[:2]
         pairs = present.flatten(0, 1), future.flatten(0, 1)
@@ -414,7 +416,10 @@ class LaraAdapter(nn.Module):
         with own_draws(self._seed + self._step) if forked else contextlib.nullcontext():
             if self.config.train_lam:
                 flags = real.repeat_interleave(views)
-                latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid)
+                share = self.config.reconstruct
+                # a function of seed and step: the host's random numbers stay its own, and a resumed run draws the same
+                part: dict[str, Any] = {} if share == 1 else {"reconstruct": share, "draw": self._seed + self._step}
+                latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid, **part)
             else:
                 latent, lam_loss, report = frozen_latent(self.lam, *pairs)
         with torch.autocast(device_type=vectors.device.type, enabled=False):
@@ -422,25 +427,29 @@ class LaraAdapter(nn.Module):
             projected = project(self.projector, vectors, target.shape[-1])
             scaled = scale_gradient(target, self.config.lam_grad_scale)
             rows, compared = align_rows(self._alignment, projected, scaled, valid, self.config.frames_optional)
-            align = masked_mean(rows.flatten(), valid.flatten())
+            kept, count = torch.where(valid, rows, 0.0), valid.sum().clamp_min(1)
+            align = kept.sum() / count
             now = self._step.clone()
             w1, w2 = weight_at(self._align_weight, now), weight_at(self._lam_weight, now)
             # one loss per sample with the same mean, for hosts that weight samples themselves
-            share = torch.where(valid, rows, torch.zeros_like(rows)).sum(0) * batch / valid.sum().clamp_min(1)
-            per_sample = w1 * share + w2 * lam_loss
-            total = w1 * align + w2 * lam_loss
-        with torch.no_grad():
-            cosine = torch.cosine_similarity(projected[:, :, None], target[None], dim=-1).mean(2)
-            spread, direction = latent_statistics(target, real, self._direction, self._step)
-            self._step.add_(1)
+            weighted = w2 * lam_loss
+            per_sample = kept.sum(0) * (w1 * batch / count) + weighted
+            total = w1 * align + weighted
+            with torch.no_grad():
+                if isinstance(self._alignment, CosineDistance):
+                    cosine = 1 - rows.detach()
+                else:
+                    cosine = torch.cosine_similarity(projected[:, :, None], target, dim=-1).mean(2)
+                spread, direction = latent_statistics(target, real, self._direction, self._step)
+                self._step.add_(1)
         return {
             "align": align,
             "lam": lam_loss,
             "total": total,
             "per_sample": per_sample,
-            "align_weight": torch.as_tensor(w1, dtype=torch.float32),
-            "lam_weight": torch.as_tensor(w2, dtype=torch.float32),
-            "cosine": masked_mean(cosine.flatten(), valid.flatten()),
+            "align_weight": w1,
+            "lam_weight": w2,
+            "cosine": masked_mean(cosine, valid),
             "valid_fraction": valid.float().mean(),
             "latent_std": spread,
             "mean_direction": direction,
@@ -448,11 +457,22 @@ class LaraAdapter(nn.Module):
             **report,
         }
 
-    def _store(self, terms: dict[str, torch.Tensor]) -> None:
+    def _store(self, terms: dict[str, Any], hidden: torch.Tensor) -> None:
+        """Keep what :attr:`losses` and :meth:`metrics` give.
+
+        Raises:
+            NonFiniteError: a LARA term is NaN or infinite, outside torch.compile.
+        """
         self._losses = LaraLosses(terms["align"], terms["lam"], terms["total"])
-        self._values = {
-            _RENAMED.get(name, name): value.detach() for name, value in terms.items() if name != "per_sample"
-        }
+        if torch.compiler.is_compiling():
+            self._values = {
+                _RENAMED.get(name, name): term.detach() if isinstance(term, torch.Tensor) else term
+                for name, term in terms.items() if name != "per_sample"
+            }  # fmt: skip
+            return
+        values = read_values(terms)  # the one thing that a step waits for
+        self._values = {_RENAMED.get(name, name): value for name, value in values.items()}
+        stop_if_not_finite(hidden, terms, values, self._step)
 
     def _host_metrics(self) -> dict[str, float]:
         return {f"lara/{name}": float(value) for name, value in self._values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from .heads import doubt
 from .losses import Alignment, resolve_alignment
 from .policies import PolicySpec, find_spec, unwrapped
 from .saving.read import read_adapter
-from .schedules import Weight, check_weight, weight_to_json
+from .schedules import Weight, check_share, check_weight, weight_to_json
 from .storage.origins import origins_of, warn_of_others
 from .tap import Tap, resolve_tap
 from .terms import build_projector, trained_in_float32
@@ -32,6 +33,7 @@ __all__ = ["attach_lara", "load_lara", "locate"]
 
 logger = logging.getLogger(__name__)
 
+_TO_RECONSTRUCT = {"draw", "reconstruct"}  # arguments of a LAM's forward
 _WRAPPERS = {
     "DistributedDataParallel": "attach_lara first, then DDP(policy)",
     "DataParallel": "use torchrun or accelerate launch, one process per GPU, and attach_lara before wrapping",
@@ -54,6 +56,7 @@ def attach_lara(
     align_weight: Weight = 0.01,
     lam_weight: Weight = 0.01,
     lam_grad_scale: float = 1.0,
+    reconstruct: float = 1.0,
     train_lam: bool = True,
     add_to_loss: bool = True,
     frames_optional: bool = False,
@@ -87,6 +90,9 @@ def attach_lara(
         align_weight: w1 >= 0: a float, a schedule of :mod:`lara_adapter.schedules`, or a callable(step) -> float.
         lam_weight: w2 >= 0, likewise. Both constant 0: LARA is idle and training is bit-identical to never attaching.
         lam_grad_scale: factor >= 0 on the alignment gradient that reaches the LAM (1: the paper; 0: stop-gradient).
+        reconstruct: part of the pairs, drawn anew at each step, whose future frame the LAM predicts, in (0, 1]; all are
+            encoded and aligned. L_LAM is then an unbiased estimate, without most of the cost of forward dynamics and
+            LPIPS. 1: all, the paper's. Below 1 the LAM's forward has to take `reconstruct` and `draw`, as ours does.
         train_lam: False: frozen LAM (LARA, Eq. 5); its loss is not computed.
         add_to_loss: False: the policy's loss is unchanged, and you add `lara.losses.total` yourself.
         frames_optional: True: a batch without frames (the key is absent, or the callable returns None) counts for nothing
@@ -120,6 +126,7 @@ def attach_lara(
     if callable(lam_grad_scale):
         raise LaraArgumentError("attach_lara: lam_grad_scale is callable, but a finite number >= 0 is expected")
     check_weight("lam_grad_scale", lam_grad_scale)
+    reconstruct = check_share("attach_lara: reconstruct", reconstruct)
     if not isinstance(frames, str) and not callable(frames):
         raise LaraArgumentError(f"attach_lara: frames={frames!r}, but a batch key or a callable is expected")
     align, align_json = resolve_alignment(alignment)
@@ -132,6 +139,11 @@ def attach_lara(
             "attach_lara: the LAM shares parameters with the policy; give each policy a LAM of its own (copy.deepcopy(lam))"
         )
     width = _latent_width(lam)
+    if reconstruct < 1 and train_lam and not _takes_part(lam):
+        raise LaraArgumentError(
+            f"attach_lara: reconstruct={reconstruct}, but the forward of {type(lam).__name__} does not take "
+            f"{' and '.join(sorted(_TO_RECONSTRUCT))}; use reconstruct=1, or take them as LatentActionModel.forward does"
+        )
     if frames == DEFAULT_FRAMES:
         frames = spec.frames
     config = LaraConfig(
@@ -149,6 +161,7 @@ def attach_lara(
         align_weight=weight_to_json(align_weight),
         lam_weight=weight_to_json(lam_weight),
         lam_grad_scale=float(lam_grad_scale),
+        reconstruct=reconstruct,
         train_lam=bool(train_lam),
         add_to_loss=bool(add_to_loss),
         frames_optional=bool(frames_optional),
@@ -388,6 +401,11 @@ def _resolve_lam(lam: nn.Module | str | Path) -> nn.Module:
             "with encode and forward is expected"
         )
     return lam
+
+
+def _takes_part(lam: nn.Module) -> bool:
+    """Whether its forward can reconstruct a part of the pairs."""
+    return _TO_RECONSTRUCT.issubset(inspect.signature(lam.forward).parameters)
 
 
 def _latent_width(lam: nn.Module) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from .errors import AdapterFormatError, LaraArgumentError
 from .losses import resolve_alignment
 from .policies import PolicySpec, row_named
-from .schedules import check_weight, weight_from_json
+from .schedules import check_share, check_weight, weight_from_json
 from .storage.untrusted import short
 from .tokens import check_rule
 
@@ -40,6 +40,7 @@ class LaraConfig:
         align_weight: w1: a number, {"schedule": ..., settings}, or None where a callable was given.
         lam_weight: w2, likewise.
         lam_grad_scale: factor on the alignment gradient that reaches the LAM.
+        reconstruct: part of the pairs whose future frame the LAM predicts, in (0, 1]; 1 is the paper's.
         train_lam: False is the frozen variant (LARA, Eq. 5).
         add_to_loss: whether the terms are folded into the policy's loss.
         frames_optional: whether a batch may have no frames.
@@ -69,6 +70,7 @@ class LaraConfig:
     align_weight: Any = 0.01
     lam_weight: Any = 0.01
     lam_grad_scale: float = 1.0
+    reconstruct: float = 1.0
     train_lam: bool = True
     add_to_loss: bool = True
     frames_optional: bool = False
@@ -130,6 +132,7 @@ class LaraConfig:
             for name, weight in (*weights.items(), ("lam_grad_scale", self.lam_grad_scale)):
                 if weight is not None:
                     check_weight(name, weight)
+            check_share("reconstruct", self.reconstruct)
             if self.token is not None:
                 check_rule(self.token)
             if self.alignment is not None:
@@ -147,8 +150,8 @@ class LaraConfig:
 
 
 # the fields that are arguments of attach_lara
-_ARGUMENTS = ("layer", "frames", "token", "projector", "alignment", "lam_grad_scale", "train_lam", "add_to_loss",
-              "frames_optional")  # fmt: skip
+_ARGUMENTS = ("layer", "frames", "token", "projector", "alignment", "lam_grad_scale", "reconstruct", "train_lam",
+              "add_to_loss", "frames_optional")  # fmt: skip
 
 
 def row_to_json(spec: PolicySpec) -> dict[str, Any]:

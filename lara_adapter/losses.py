@@ -34,7 +34,7 @@ class CosineDistance:
     def __call__(
         self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Loss per sample [B]; `valid` is not needed."""
+        """Loss per sample [..., B], of arguments that broadcast; `valid` is not needed."""
         return 1 - F.cosine_similarity(projected, latent, dim=-1)
 
 
@@ -70,47 +70,50 @@ class Contrastive:
     def compare(
         self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss per sample [B], and the number of samples [] that are compared with each other, of all ranks.
+        """Loss per sample [..., B], and the number of samples [...] that are compared with each other, of all ranks.
+
+        Leading dimensions are comparisons on their own, made in one go: one exchange between ranks serves all.
 
         Args:
-            projected: [B, W] float32.
-            latent: [B, W] float32.
-            valid: [B] bool; invalid samples are not negatives, and their own loss is meaningless.
+            projected: [..., B, W] float32.
+            latent: [..., B, W] float32.
+            valid: [..., B] bool; invalid samples are not negatives, and their own loss is meaningless.
         """
-        rows = len(projected)
+        shape = projected.shape[:-1]
         if valid is None:
-            valid = torch.ones(rows, dtype=torch.bool, device=projected.device)
-        p, z = F.normalize(projected, dim=-1), F.normalize(latent, dim=-1)
-        all_p, all_z, all_valid, start = _gather(p, z, valid)
-        own = torch.arange(rows, device=p.device) + start
+            valid = torch.ones(shape, dtype=torch.bool, device=projected.device)
+        p, z = (F.normalize(each, dim=-1).reshape(-1, *each.shape[-2:]) for each in (projected, latent))
+        all_p, all_z, all_valid, start = _gather(p, z, valid.reshape(p.shape[:2]))
+        own = torch.arange(shape[-1], device=p.device) + start
         # a sample keeps its own positive, or its row of logits would be empty
-        allowed = all_valid[None, :] | (torch.arange(len(all_z), device=p.device)[None, :] == own[:, None])
-        blocked = torch.zeros_like(allowed, dtype=p.dtype).masked_fill(~allowed, float("-inf"))
-        forward = F.cross_entropy(p @ all_z.T / self.temperature + blocked, own, reduction="none")
-        backward = F.cross_entropy(z @ all_p.T / self.temperature + blocked, own, reduction="none")
-        return self.scale * 0.5 * (forward + backward), all_valid.sum()
+        itself = torch.arange(all_z.shape[1], device=p.device) == own[:, None]
+        blocked = torch.where(all_valid[:, None] | itself, 0.0, float("-inf"))
+        own = own.expand(len(p), -1)
+        forward = F.cross_entropy((p @ all_z.mT / self.temperature + blocked).mT, own, reduction="none")
+        backward = F.cross_entropy((z @ all_p.mT / self.temperature + blocked).mT, own, reduction="none")
+        return (self.scale * 0.5 * (forward + backward)).view(shape), all_valid.sum(1).view(shape[:-1])
 
 
 def _gather(
     p: torch.Tensor, z: torch.Tensor, valid: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Samples of all ranks, and the index of this rank's first one; ranks may have different numbers of samples."""
+    """Samples [C, B, W] of all ranks, and the index of this rank's first one; ranks may have different numbers B."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return p, z, valid, 0
     from torch.distributed.nn.functional import all_gather
 
+    size, width = p.shape[1:]
     counts = [torch.zeros((), dtype=torch.long, device=p.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor(len(p), device=p.device))
+    dist.all_gather(counts, torch.tensor(size, device=p.device))
     most = int(torch.stack(counts).max())
     # the flags are one more column; padding rows are invalid
-    packed = F.pad(torch.cat([p, z, valid[:, None].to(p.dtype)], dim=1), (0, 0, 0, most - len(p)))
+    packed = F.pad(torch.cat([p, z, valid[..., None].to(p.dtype)], dim=-1), (0, 0, 0, most - size))
     # differentiable: its backward sums over ranks, so that after DDP's mean each parameter has the gradient of the
     # mean of all ranks' losses
     # (the group is named: the default is whatever group existed when that module was first imported)
-    everything = torch.cat(all_gather(packed, group=dist.group.WORLD))
-    width = p.shape[1]
-    flags = everything[:, -1].detach() > 0.5
-    return everything[:, :width], everything[:, width:-1], flags, most * dist.get_rank()
+    everything = torch.cat(all_gather(packed, group=dist.group.WORLD), dim=1)
+    flags = everything[..., -1].detach() > 0.5
+    return everything[..., :width], everything[..., width:-1], flags, most * dist.get_rank()
 
 
 def most_of_ranks(count: int, device: torch.device) -> int:
@@ -193,5 +196,5 @@ def scale_gradient(tensor: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` [B] over the rows where `valid` [B]; 0, with the graph kept, if there are none."""
-    return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)
+    """Mean of `values` where `valid`, of the same shape; 0, with the graph kept, if there are none."""
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp_min(1)

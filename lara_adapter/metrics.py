@@ -51,12 +51,12 @@ class CollapseMonitor:
     def observe(self, values: Mapping[str, torch.Tensor | float], lam_trains: bool) -> None:
         """Count one training forward; at every `every`-th, compare (this reads values from the device)."""
         self._calls += 1
-        if not lam_trains or (self._first and self._calls % self.every):
+        # the mean direction needs some batches before it means anything
+        if not lam_trains or (self._calls % self.every if self._first else self._calls < min(10, self.every)):
             return
         now = {name: float(values[name]) for name in ("mean_direction", "perplexity") if name in values}
         if not self._first:
-            # the mean direction needs some batches before it means anything
-            self._first = now if self._calls >= min(10, self.every) else {}
+            self._first = now
             return
         direction, perplexity = now.get("mean_direction"), now.get("perplexity")
         if direction is not None and direction > self.direction_limit:

@@ -106,6 +106,17 @@ def check_weight(name: str, weight: Weight) -> None:
         _check("attach_lara", **{name: weight})
 
 
+def check_share(name: str, share: float) -> float:
+    """The share of something, as a float.
+
+    Raises:
+        LaraArgumentError: it is not a number in (0, 1].
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise LaraArgumentError(f"{name}={share!r}, but a number in (0, 1] is expected")
+    return float(share)
+
+
 def weight_at(weight: Weight, step: torch.Tensor) -> float | torch.Tensor:
     """The weight at a step: the float itself, a 0-dim tensor for our schedules, a float for a user's callable."""
     if isinstance(weight, Schedule):

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from .errors import LaraArgumentError, NonFiniteError, TapDetached
-from .losses import Alignment, Contrastive, most_of_ranks
+from .losses import Alignment, Contrastive, CosineDistance, most_of_ranks
 
 __all__ = ["LAM_REPORT", "LaraLosses", "align_rows", "build_projector", "check_gradient", "frozen_latent",
-           "latent_statistics", "own_draws", "project", "stop_if_not_finite", "trained_in_float32",
+           "latent_statistics", "own_draws", "project", "read_values", "stop_if_not_finite", "trained_in_float32",
            "trained_latent"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def frozen_latent(lam: Any, present: torch.Tensor, future: torch.Tensor) -> Late
 
 
 def trained_latent(
-    lam: Any, present: torch.Tensor, future: torch.Tensor, real: torch.Tensor, takes_valid: bool
+    lam: Any, present: torch.Tensor, future: torch.Tensor, real: torch.Tensor, takes_valid: bool, **part: Any
 ) -> Latent:
     """The latent action of a LAM that trains.
 
@@ -73,17 +73,18 @@ def trained_latent(
         future: [B, 3, H, W] frames.
         real: [B] bool; other pairs do not count.
         takes_valid: whether `lam.forward` takes the flags as `valid`.
+        **part: `reconstruct` and `draw`, where only a part of the pairs is reconstructed.
 
     Returns:
         The latent [B, N, D] with its graph; L_LAM (LARA, Eq. 3), float32, 0 if no pair is real, with every parameter
         still in its graph (DDP); and the detached scalars the LAM reports.
     """
     if takes_valid:
-        output = lam(present, future, valid=real)
+        output = lam(present, future, valid=real, **part)
     else:  # a LAM without flags gets copies of a real pair in place of the others
         first = real.to(torch.uint8).argmax()
         index = torch.where(real, torch.arange(len(real), device=real.device), first)
-        output = lam(present[index], future[index])
+        output = lam(present[index], future[index], **part)
     loss = output.loss.float() * real.any()
     report = {
         name: value.detach()
@@ -129,15 +130,24 @@ def align_rows(
         uneven: whether ranks may differ in r and V.
     """
     draws, views = len(projected), latent.shape[1]
-    calls = [(projected[d], latent[:, v], valid[d]) for d, v in itertools.product(range(draws), range(views))]
+    if isinstance(alignment, CosineDistance):
+        return alignment(projected[:, :, None], latent).mean(2), None
+    each_view = latent.transpose(0, 1)  # [V, B, W]
     if not isinstance(alignment, Contrastive):
-        return torch.stack([alignment(*call) for call in calls]).unflatten(0, (draws, views)).mean(1), None
-    if uneven:  # each comparison gathers from all ranks, so all must make as many
-        missing = most_of_ranks(len(calls), projected.device) - len(calls)
-        calls += [(projected[0], latent[:, 0], torch.zeros_like(valid[0]))] * missing
-    losses, counts = map(torch.stack, zip(*(alignment.compare(*call) for call in calls)))
+        calls = itertools.product(zip(projected, valid), each_view)
+        losses = torch.stack([alignment(mine, theirs, flags) for (mine, flags), theirs in calls])
+        return losses.unflatten(0, (draws, views)).mean(1), None
+    shape = draws, views, *projected.shape[1:]
+    mine, theirs = (x.expand(shape).flatten(0, 1) for x in (projected[:, None], each_view))
+    flags = valid[:, None].expand(shape[:3]).flatten(0, 1)
+    # one exchange of the same size on all ranks: what a rank has less than others counts for nothing
+    missing = most_of_ranks(len(mine), projected.device) - len(mine) if uneven else 0
+    if missing:
+        mine, theirs = (torch.cat([x, x[:1].expand(missing, -1, -1)]) for x in (mine, theirs))
+        flags = torch.cat([flags, torch.zeros_like(flags[:1]).expand(missing, -1)])
+    losses, counts = alignment.compare(mine, theirs, flags)
     rows = losses[: draws * views].unflatten(0, (draws, views)).mean(1)
-    return rows + 0 * losses[draws * views :].sum(), counts.max()
+    return (rows + 0 * losses[draws * views :].sum() if missing else rows), counts.max()
 
 
 def latent_statistics(
@@ -154,14 +164,11 @@ def latent_statistics(
     Returns:
         Std over the batch, the mean over dimensions; and |E[z/|z|]|^2 over recent batches, 1 for a constant direction.
     """
-    weight = real.to(latent.dtype)[:, None]
-    count = weight.sum().clamp_min(1)
+    share = real.to(latent.dtype) / real.sum().clamp_min(1)  # as a product with it, the mean over the pairs that count
     flat = latent.detach().mean(1)
-    mean = (flat * weight).sum(0) / count
-    spread = (((flat - mean) ** 2 * weight).sum(0) / count).sqrt().mean()
-    now = (nn.functional.normalize(flat, dim=-1) * weight).sum(0) / count
-    rate = real.any().float() * (1 - _MEMORY)
-    direction.mul_(1 - rate).add_(rate * now)
+    spread = (share @ (flat - share @ flat).square()).sqrt().mean()
+    # a batch without a pair moves nothing
+    direction.lerp_(share @ nn.functional.normalize(flat, dim=-1), (1 - _MEMORY) * share.sum())
     return spread, (direction / (1 - _MEMORY ** (step + 1).float())).square().sum()
 
 
@@ -237,26 +244,38 @@ def check_gradient(hidden: torch.Tensor, adapter: Any) -> None:
         )
 
 
-def stop_if_not_finite(hidden: torch.Tensor, terms: dict[str, torch.Tensor], step: torch.Tensor) -> float | None:
-    """Check the terms, with one synchronisation with the device; by the same one, `compared_pairs` where it is a term.
+def read_values(terms: dict[str, Any]) -> dict[str, float]:
+    """The scalars among the terms as plain floats, with one synchronisation with the device."""
+    tensors = {name: term.detach() for name, term in terms.items() if isinstance(term, torch.Tensor) and not term.ndim}
+    values = dict(zip(tensors, torch.stack([term.float() for term in tensors.values()]).tolist()))
+    return {name: values.get(name, term) for name, term in terms.items() if name in values or isinstance(term, float)}
+
+
+def stop_if_not_finite(
+    hidden: torch.Tensor, terms: dict[str, Any], values: dict[str, float], step: torch.Tensor
+) -> None:
+    """Check the terms.
+
+    Args:
+        hidden: the policy's tapped state, for the message.
+        terms: of the adapter's forward.
+        values: of :func:`read_values`.
+        step: 0-dim, training forwards so far.
 
     Raises:
         NonFiniteError: a LARA term is NaN or infinite; the message names the first one that is.
     """
-    align, lam = terms["align"].detach(), terms["lam"].detach()
-    compared = [terms["compared_pairs"]] if "compared_pairs" in terms else []
-    values = torch.stack([align, lam, *compared]).tolist()
-    if all(map(math.isfinite, values)):
-        return values[2] if compared else None
+    if math.isfinite(values["align"]) and math.isfinite(values["lam"]):
+        return
     suspects = [
         ("the policy's hidden state", hidden),
         *((f"the LAM's {name}", terms[name]) for name in LAM_REPORT if name in terms),
         ("the LAM's latent action (latent_std)", terms["latent_std"]),
-        ("the LAM's loss", lam),
-        ("the alignment loss", align),
+        ("the LAM's loss", terms["lam"]),
+        ("the alignment loss", terms["align"]),
     ]
     first = next(name for name, value in suspects if not torch.isfinite(value.detach()).all())
     raise NonFiniteError(
         f"LARA: {first} is not finite at step {int(step) - 1}; stopped before it reaches a weight "
-        f"(align {float(align):.4g}, LAM {float(lam):.4g})"
+        f"(align {values['align']:.4g}, LAM {values['lam']:.4g})"
     )

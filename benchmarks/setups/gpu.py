@@ -163,6 +163,23 @@ def case_bf16(device: torch.device) -> None:
     assert torch.allclose(terms.align, expected.align, atol=0.05), (terms.align, expected.align)
 
 
+def case_fp16(device: torch.device) -> None:
+    """fp16 autocast with GradScaler: the scaled gradients are finite, and every parameter of LARA moves."""
+    policy = build(device)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8)
+    before = {name: p.detach().clone() for name, p in policy.lara.projector.named_parameters()}
+    for number in range(3):
+        optimizer.zero_grad()
+        with torch.autocast(device.type, dtype=torch.float16):
+            loss = policy(make_batch(number, device))["loss"]
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() >= 2.0**8, "steps were skipped: a gradient was not finite"
+    assert all(not torch.equal(p, before[name]) for name, p in policy.lara.projector.named_parameters())
+
+
 def case_zero(device: torch.device, stage: int) -> None:
     """DeepSpeed ZeRO: the weights after one plain SGD step are those of one process."""
     import deepspeed
@@ -221,6 +238,7 @@ def main() -> int:
         "gpu:fsdp2 units": lambda: case_fsdp(device, True),
         "gpu:inductor": lambda: case_inductor(device),
         "gpu:bf16": lambda: case_bf16(device),
+        "gpu:fp16 GradScaler": lambda: case_fp16(device),
     }
     if on_gpu:
         cases |= {"gpu:zero2": lambda: case_zero(device, 2), "gpu:zero3": lambda: case_zero(device, 3)}

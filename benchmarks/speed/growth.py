@@ -45,8 +45,9 @@ from lara_adapter.storage.files import read_json, write_json
 
 RESULT = RESULTS / "growth.json"
 READING = (
-    "Views cost a pass of the LAM each; the size of the frames only their resizing; ranks nothing but the gathering of "
-    "latents. Labelling is linear in the data, at constant memory. "
+    "Views cost a pass of the LAM each in this record; since then they share one (counts, above). The size of the frames "
+    "costs only their resizing; ranks nothing but the gathering of latents. Labelling is linear in the data, at constant "
+    "memory. "
 )
 HEAVY = ("transformers", "peft", "accelerate", "torchvision", "matplotlib", "av", "zmq")
 LABEL = """

@@ -16,7 +16,9 @@ OMP_NUM_THREADS says otherwise. The ways build on each other, so that their diff
     projector    the same with the MLP projector
     frozen       a frozen LAM (Eq. 5): its encoder and inverse dynamics run forward
     joint        LARA (Eq. 7)
-    cached       the same with the feature cache (for LAMs with a frozen image encoder)
+    joint/4      the same, with a quarter of the pairs reconstructed (reconstruct=0.25)
+    cached       joint with the feature cache (for LAMs with a frozen image encoder)
+    cached/4     both
     detached     after detach(): has to be 1.00
 
 Peak memory (--memory) is that of a process of its own for each way, beyond what stood before its first step.
@@ -51,7 +53,7 @@ from lara_adapter import LatentAction, LatentActionConfig, LatentActionModel, at
 from lara_adapter.storage.files import read_json, write_json
 
 RESULT = RESULTS / "step_overhead.json"
-WAYS = ("alone", "idle", "tap", "projector", "frozen", "joint", "cached", "detached")
+WAYS = ("alone", "idle", "tap", "projector", "frozen", "joint", "joint/4", "cached", "cached/4", "detached")
 LATENT = (8, 32)
 
 
@@ -94,8 +96,8 @@ class Lams:
         self._made: dict[str, nn.Module] = {}
 
     def get(self, way: str) -> nn.Module:
-        """The LAM of a way; joint and frozen share one, a cached one has a cache of its own."""
-        kind = {"tap": "free", "projector": "free", "cached": "cached"}.get(way, "real")
+        """The LAM of a way; joint and frozen share one, cached ones have a cache of their own."""
+        kind = {"tap": "free", "projector": "free", "cached": "cached", "cached/4": "cached"}.get(way, "real")
         if kind not in self._made:
             torch.manual_seed(1)
             self._made[kind] = FreeLam() if kind == "free" else self._real()
@@ -123,6 +125,8 @@ def attached(host: Host, way: str, lams: Lams) -> Iterator[None]:
         settings["projector"] = Slice()
     if way == "frozen":
         settings["train_lam"] = False
+    if way.endswith("/4"):
+        settings["reconstruct"] = 0.25
     lara = attach_lara(host.policy, lams.get(way), **settings)
     try:
         yield
@@ -180,7 +184,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Host, Lams, An
 
 def selected_ways(arguments: argparse.Namespace) -> list[str]:
     """The selected ways; a cache only where the LAM has a frozen image encoder."""
-    possible = [way for way in WAYS if way != "cached" or arguments.lam == "paper"]
+    possible = [way for way in WAYS if not way.startswith("cached") or arguments.lam == "paper"]
     return [way for way in possible if way == "alone" or way in arguments.ways]
 
 
@@ -219,7 +223,7 @@ def measure_memory(arguments: argparse.Namespace, way: str) -> float:
 def measure_peaks(arguments: argparse.Namespace) -> dict[str, float]:
     """Peak MB of each way, in a process of its own; a way that runs out of memory is reported and left out."""
     peaks = {}
-    for way in (way for way in selected_ways(arguments) if way in ("alone", "frozen", "joint", "cached")):
+    for way in (way for way in selected_ways(arguments) if way not in ("idle", "tap", "projector", "detached")):
         command = [sys.executable, "-m", "benchmarks.speed.step_overhead", "--measure-memory", way, *sys.argv[1:]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -276,7 +280,7 @@ def with_memory(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown: time of a step, relative to the policy alone."""
-    ways = [way for way in WAYS if way != "alone"]
+    ways = [way for way in WAYS if way != "alone" and any(way in row["ratio"] for row in rows)]
     lines = []
     for row in rows:
         s, peak = row["settings"], row["peak_mb"]
@@ -300,6 +304,9 @@ def section() -> str:
     rows = recorded()
     tiny = [row["ratio"]["tap"] for row in rows if row["settings"]["host"].startswith("lerobot:")]
     detached = [row["ratio"]["detached"] for row in rows]
+    large = {row["settings"]["host"]: row["peak_mb"] for row in rows if row["settings"]["lam"] == "paper"}
+    more = sorted((peak["joint"] - peak["alone"]) / 1e3 for peak in large.values())
+    smolvla = large["lerobot-full:smolvla"]["alone"] / 1e3
     reading = markdown.paragraph(
         f"""What the columns say: the hooks, the token and the cosine (tap) are some fifty small operations a step,
         a fixed cost whatever the size of the policy. Of the demo's step they are a few per cent; of LeRobot's
@@ -311,8 +318,11 @@ def section() -> str:
         paper's size is what counts: it trains 121 M parameters beside a frozen ViT-MAE-large. How much depends on
         the policy's own step; a real VLM, which LARA does not touch, makes the ratio smaller than a stand-in does.
         pi0.5 at full size does not fit this machine's memory in float32. Peak memory holds the gradients, and is
-        beyond the weights. bfloat16 and `torch.compile` (four rounds) change little of the demo's ratios, on a CPU.
-        On a GPU nothing was measured. How noisy it is: detached is the policy alone once more, and came out between
+        beyond the weights: the LAM of the paper's size adds {more[0]:.1f} to {more[-1]:.1f} GB, of which its own
+        gradients are 0.5. To SmolVLA that is much, because its step alone takes {smolvla:.1f} GB: its VLM is frozen,
+        with neither gradients nor activations that are kept. bfloat16 and `torch.compile` (four rounds) change
+        little of the demo's ratios, on a CPU. On a GPU nothing was measured. How noisy it is: detached is the policy
+        alone once more, and came out between
         {min(detached):.2f} and {max(detached):.2f}."""
     )
     return f"{table(rows)}\n\n{reading}"

@@ -29,6 +29,7 @@ def pretrain_lam(
     seed: int,
     gap: int = HORIZON,
     video: int | None = None,
+    reconstruct: float = 1.0,
 ) -> None:
     """Stage 1 of the paper at small scale: a latent action model from play video without actions. A job.
 
@@ -43,12 +44,13 @@ def pretrain_lam(
         seed: of weights and data order.
         gap: C, steps between the frames of a pair.
         video: number of play episodes per task; None: all.
+        reconstruct: part of the pairs whose future frame is predicted, drawn at each step.
     """
     torch.manual_seed(seed)
     play = load_table(data, "play", distractors=distractors, seed=seed, gap=gap, first=video)
     lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4))
     stream = batches(play, batch, steps, seed, pairs_only=True)
-    history = optimise_lam(lam, stream, lr, steps, progress)
+    history = optimise_lam(lam, stream, lr, steps, progress, reconstruct)
     lam.save_pretrained(folder / "lam")
     write_json(folder / "history.json", history)
 
@@ -64,11 +66,12 @@ def continue_lam(
     batch: int,
     lr: float,
     seed: int,
+    reconstruct: float = 1.0,
 ) -> None:
     """The control: train the LAM on the same demonstrations, order and steps as LARA does, but without alignment. A job."""
     demos = load_table(data, "demos", distractors=distractors, seed=seed)
     model = LatentActionModel.from_pretrained(lam)
-    history = optimise_lam(model, batches(demos, batch, steps, seed), lr, steps, progress)
+    history = optimise_lam(model, batches(demos, batch, steps, seed), lr, steps, progress, reconstruct)
     model.save_pretrained(folder / "lam")
     write_json(folder / "history.json", history)
 

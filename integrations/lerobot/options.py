@@ -179,5 +179,7 @@ def _bool(text: str) -> bool:
 # of the flags whose value is not text
 _READERS: dict[str, Callable[[str], Any]] = {
     "layer": _number_or_text, "token": _number_or_text, "temperature": float, "align_weight": _weight,
-    "lam_weight": _weight, "lam_grad_scale": float, "train_lam": _bool, "views": _list, "gap": int, "frame_size": _size,
+    "lam_weight": _weight, "lam_grad_scale": float, "reconstruct": float, "train_lam": _bool, "views": _list,
+    "gap": int, "lam_checkpointing": _bool,
+    "frame_size": _size,
 }  # fmt: skip

@@ -34,7 +34,7 @@ from lara_adapter.errors import LaraArgumentError, OptimizerCoverageError
 
 from ..checkpoints import require_adapter
 from ..hosts import replaced
-from ..settings import cache_features
+from ..settings import prepare_lam
 from .checkpoints import DataSettings, save_beside, stock_saves
 from .dataset import FRAMES, LaraDataset
 from .options import LaraOptions, make_parser, parse_options
@@ -119,8 +119,7 @@ class _Run:
             self.lara = load_lara(policy, self.source, revision=self.options.get("revision"), **arguments)
         else:
             self.lara = attach_lara(policy, self.options.get("lam"), **arguments)
-        if self.options.get("feature_cache"):
-            cache_features(self.lara, self.options.get("feature_cache"))
+        prepare_lam(self.lara, self.options.get("feature_cache"), self.options.get("lam_checkpointing", False))
         stock_saves(self.lara)
         optimizer, scheduler = self.host["make_optimizer_and_scheduler"](cfg, policy)
         try:

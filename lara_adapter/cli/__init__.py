@@ -36,6 +36,7 @@ COMMANDS = {
     "convert": Command("convert", "a latent action model of LARA's authors or Moto's to our format, and back"),
     "inspect": Command("inspect", "what LARA would do with a policy: blocks, tap, tokens, size"),
     "label": Command("label", "write the latent action of every frame of a LeRobot-format dataset"),
+    "cache": Command("cache", "encode the frames of a dataset before training needs their features"),
     "health": Command("health", "is this latent action model any good on this data?"),
     "attention": Command("attention", "what a latent action model looks at, as pictures"),
     "train-lam": Command(

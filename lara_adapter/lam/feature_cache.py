@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _SCHEMA = 1
 _RECORD = struct.Struct("<QQI")  # key, CRC-32
+_FIRST_LINE = 1000  # frames after which the log says how many were found; then after twice as many, and so on
 _GROW = 256  # rows by which a features file grows: a memory map has a fixed length
 Key = tuple[int, int]
 
@@ -56,7 +57,8 @@ class FeatureCache:
     Copies (deepcopy) share one cache; an unpickled one opens its files again.
 
     Attributes:
-        dtype: of the stored features; None: the encoder's, so that losses do not change.
+        dtype: of the stored features; None: the one that the model reads them in, so that losses do not change: that of
+            autocast, else the encoder's.
         max_bytes: bound on the bytes that this process writes; None: none.
         hits: frames found.
         misses: frames encoded.
@@ -67,6 +69,7 @@ class FeatureCache:
     ) -> None:
         self.folder, self.dtype, self.max_bytes = Path(folder), dtype, max_bytes
         self.hits = self.misses = 0
+        self._said = _FIRST_LINE  # frames at which the next line of the log is due
         self._stores: dict[str, _Store] = {}
         self._fingerprint: str | None = None
 
@@ -91,23 +94,40 @@ class FeatureCache:
         """
         keys = _keys(images)
         store = self._store(encoder, images)
-        missing = list(dict.fromkeys(key for key in keys if key not in store))
-        self.hits += len(keys) - len(missing)
-        self.misses += len(missing)
-        if len(missing) == len(keys):  # nothing known or repeated: the whole batch, as without a cache
+        new = {key: place for place, key in reversed(list(enumerate(keys))) if key not in store}
+        found = [place for place, key in enumerate(keys) if key not in new]
+        self._count(len(keys) - len(new), len(new), store)
+        if len(new) == len(keys):  # nothing known or repeated: the whole batch, as without a cache
             tokens = encoder.compute(images)
             store.add(keys, tokens, self.max_bytes)
-            return tokens
-        fresh: dict[Key, Tensor] = {}
-        if missing:
-            first = [keys.index(key) for key in missing]
-            computed = encoder.compute(images[first])
-            store.add(missing, computed, self.max_bytes)
-            fresh = dict(zip(missing, computed.unbind()))
-        known = [key for key in dict.fromkeys(keys) if key not in fresh]
-        rows = store.read(known).to(images.device) if known else images.new_empty(0)
-        found = {**fresh, **dict(zip(known, rows.unbind()))}
-        return torch.stack([found[key].to(store.gives) for key in keys])
+            return store.as_given(tokens)
+        if not new:
+            return store.as_given(store.read(keys, images.device))
+        first = sorted(new.values())
+        computed = encoder.compute(images[first])
+        store.add([keys[place] for place in first], computed, self.max_bytes)
+        tokens = store.as_given(computed)
+        # where each image's tokens are among the computed ones; the rest is overwritten
+        row = {place: number for number, place in enumerate(first)}
+        result = tokens[[row.get(new.get(key, -1), 0) for key in keys]]
+        if found:
+            result[found] = store.as_given(store.read([keys[place] for place in found], images.device))
+        return result
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the frames that were found, [0, 1]; 0 before the first."""
+        return self.hits / max(1, self.hits + self.misses)
+
+    def _count(self, hits: int, misses: int, store: _Store) -> None:
+        self.hits += hits
+        self.misses += misses
+        if self.hits + self.misses >= self._said:
+            self._said = 2 * (self.hits + self.misses)
+            logger.info(
+                "feature cache %s: %d frames, %.1f GB; %.1f %% of the last %d were in it", store.folder, len(store.where),
+                store.size / 1e9, 100 * self.hit_rate, self.hits + self.misses,
+            )  # fmt: skip
 
     def _store(self, encoder: CachedEncoder, images: Tensor) -> _Store:
         kind = images.device.type
@@ -116,9 +136,11 @@ class FeatureCache:
         if precision not in self._stores:
             if self._fingerprint is None:
                 self._fingerprint = _fingerprint(encoder)
-            dtype = "" if self.dtype is None else "-" + str(self.dtype).removeprefix("torch.")
-            name = f"{self._fingerprint[:16]}-{precision}{dtype}"
-            self._stores[precision] = _Store(self.folder / name, self._fingerprint, self.dtype)
+            stored = "" if self.dtype is None else "-" + str(self.dtype).removeprefix("torch.")
+            name = f"{self._fingerprint[:16]}-{precision}{stored}"
+            # what reads the features under autocast is a linear layer, which would round them so in any case
+            dtype = torch.get_autocast_dtype(kind) if autocast and self.dtype is None else self.dtype
+            self._stores[precision] = _Store(self.folder / name, self._fingerprint, dtype)
         return self._stores[precision]
 
 
@@ -184,7 +206,7 @@ class _Store:
                     self._begin()
                 assert self._writer is not None
                 self.maps[self._writer.number] = None  # mapped again, longer, when it is read
-                self.where[key] = self._writer.number, self._writer.add(key, row.tobytes())
+                self.where[key] = self._writer.number, self._writer.add(key, row)
                 self.written += row.nbytes
         except OSError as error:
             self._stop(str(error))
@@ -205,10 +227,22 @@ class _Store:
         self.full = True
         logger.warning("feature cache %s: no more frames are kept (%s); training goes on", self.folder, why)
 
-    def read(self, keys: list[Key]) -> Tensor:
-        """Rows [n, P, E] of known keys, on the CPU."""
+    @property
+    def size(self) -> int:
+        """Bytes of the features that this process knows of."""
+        return len(self.where) * self._row_bytes() if self.shape else 0
+
+    def as_given(self, tokens: Tensor) -> Tensor:
+        """Tokens in the encoder's dtype."""
+        return tokens if tokens.dtype == self.gives else tokens.to(self.gives)
+
+    def read(self, keys: list[Key], device: torch.device) -> Tensor:
+        """Rows [n, P, E] of known keys, copied from the file once, and once to the device."""
         assert self.dtype is not None
-        rows = np.empty((len(keys), self._row_bytes()), np.uint8)
+        buffer = torch.empty(
+            len(keys), self._row_bytes(), dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda"
+        )
+        rows = buffer.numpy()
         for i, key in enumerate(keys):
             file, row = self.where[key]
             if self.maps[file] is None:
@@ -216,11 +250,11 @@ class _Store:
                 self.maps[file] = self._writer.map()
             rows[i] = self.maps[file][row]  # type: ignore[index]
             check = self.checks.pop(key, None)  # once per row that another process wrote
-            if check is not None and zlib.crc32(rows[i].tobytes()) != check:
+            if check is not None and zlib.crc32(rows[i].data) != check:
                 raise AdapterFormatError(
                     f"{self.folder}: a stored row is damaged (its checksum is wrong); remove the folder, it is made again"
                 )
-        return torch.from_numpy(rows).view(self.dtype).unflatten(1, self.shape)
+        return buffer.view(self.dtype).unflatten(1, self.shape).to(device, non_blocking=True)
 
 
 class _Writer:
@@ -231,15 +265,15 @@ class _Writer:
         self.path = stem.with_suffix(".features")
         self.features, self.index = self.path.open("w+b"), stem.with_suffix(".index").open("wb")
 
-    def add(self, key: Key, row: bytes) -> int:
+    def add(self, key: Key, row: np.ndarray) -> int:
         """Append a row; returns its number."""
         if self.rows == self.room:
             self.room += _GROW
             self.features.truncate(self.room * self.row_bytes)
         self.features.seek(self.rows * self.row_bytes)
-        self.features.write(row)
+        self.features.write(row.data)
         self.features.flush()
-        self.index.write(_RECORD.pack(*key, zlib.crc32(row)))
+        self.index.write(_RECORD.pack(*key, zlib.crc32(row.data)))
         self.index.flush()
         self.rows += 1
         return self.rows - 1

@@ -6,8 +6,10 @@ patches in reading order (left to right, top to bottom).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,7 @@ class FrozenImageEncoder(OutsideTree):
         super().__init__(_prepare(backbone))
         self.config = config
         self.cache: FeatureCache | None = None
+        self.narrow: torch.dtype | None = None
         found = _geometry(backbone, config.encoder_size)
         stated = {"encoder_image_size": config.encoder_size, **{k: getattr(config, k) for k in list(found)[1:]}}
         if found != stated:
@@ -179,8 +182,17 @@ class FrozenImageEncoder(OutsideTree):
 
     def compute(self, images: Tensor) -> Tensor:
         """What :meth:`forward` gives, without looking into the cache."""
-        with torch.no_grad():
-            return _run(self.network, (resize(images.float(), self.config.encoder_size) - self.mean) / self.std)
+        narrow = torch.autocast(images.device.type, self.narrow) if self.narrow else contextlib.nullcontext()
+        with torch.no_grad(), narrow:
+            return _run(self.network, (resize(images.float(), self.config.encoder_size) - self.mean).div_(self.std))
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold the matrices in a 16-bit dtype and run under its autocast, where the rest stays float32."""
+        assert self.network is not None
+        for part in self.network.modules():
+            if isinstance(part, (nn.Linear, nn.Conv2d)):
+                part.to(dtype)
+        self.narrow = dtype
 
     def _move(self, device: torch.device) -> None:
         super()._move(device)
@@ -205,13 +217,19 @@ class PatchEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Tokens [B, P, E], with graph, of images [B, 3, H, W] float in [0, 1], which are resized here."""
         images = resize(images.float(), self.config.encoder_size)
-        channels = zip(images.unbind(1), self.config.image_mean, self.config.image_std)
-        images = torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
+        images = _normalized(images, self.config.image_mean, self.config.image_std)
         tokens = self.patch_embedding(images.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         tokens = tokens + self.positions
         for layer in self.layers:
             tokens, _ = layer(tokens)
         return self.norm(tokens)
+
+
+def _normalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images - mean) / std by channel; numbers and no tensors, which would have to be moved to the device."""
+    if len(set(mean)) == len(set(std)) == 1:
+        return (images - mean[0]) / std[0]
+    return torch.stack([(channel - m) / s for channel, m, s in zip(images.unbind(1), mean, std)], dim=1)
 
 
 def build_image_encoder(config: LatentActionConfig, backbone: nn.Module | None = None) -> nn.Module:

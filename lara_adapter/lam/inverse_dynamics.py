@@ -97,7 +97,7 @@ class InverseDynamics(nn.Module):
         types = torch.cat(
             [self.token_types[0].expand(head, -1), self.token_types[second].expand(future.shape[1], -1)], dim=0
         )
-        return sequence + self.positions + types
+        return sequence + (self.positions + types)  # the small sum first: each one of the batch is a copy
 
     def _over_patches(self, maps: list[Tensor]) -> Tensor:
         """Cut the queries' rows and both frames' patch columns out of the attention maps."""

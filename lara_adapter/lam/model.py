@@ -12,21 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterFormatError, LaraArgumentError
+from ..schedules import check_share
 from ..storage.files import load_into, read_tensors
 from ..storage.hub import check_target
 from ..storage.origins import Origin
 from ..storage.sharding import gathered
 from . import checkpoint, foreign
 from .config import LatentActionConfig
+from .draws import draw_rows
 from .feature_cache import FeatureCache
 from .forward_dynamics import ForwardDynamics
 from .image_encoder import FrozenImageEncoder, PatchEncoder, build_image_encoder, pinned
 from .inverse_dynamics import InverseDynamics
 from .measure import STILL, LatentHealth, measure_health
+from .objective import reconstruct_pairs
 from .perceptual import PerceptualDistance
 from .pixels import prepare_pair
 from .quantizer import QuantizerTerms, VectorQuantizer
-from .transformer import float32_default
+from .transformer import TransformerLayer, float32_default
 
 __all__ = ["LatentAction", "LatentActionModel", "LatentActionOutput", "count_parameters"]
 
@@ -56,7 +59,8 @@ class LatentActionOutput(NamedTuple):
     perplexity: exp of the entropy of the running usage of the codes; a foreign quantiser's of this batch.
     codes_used: codes in use, likewise.
     latent: the latent action, with graph.
-    reconstruction: [B, 3, S, S] float32, not clamped.
+    reconstruction: [K, 3, S, S] float32, not clamped; K is B unless a part is reconstructed.
+    reconstructed: [K] int64, the pairs that were; None: all, in their order.
     """
 
     loss: Tensor
@@ -69,6 +73,7 @@ class LatentActionOutput(NamedTuple):
     codes_used: Tensor
     latent: LatentAction
     reconstruction: Tensor
+    reconstructed: Tensor | None = None
 
 
 class LatentActionModel(nn.Module):
@@ -77,7 +82,7 @@ class LatentActionModel(nn.Module):
     All parameters belong to the children `image_encoder` (none if it is a frozen one), `inverse_dynamics`, `quantizer`
     and `forward_dynamics`; each is called once per forward and none is read from outside, so that each can be a unit
     of FSDP or ZeRO-3. A forward draws no random numbers. Do not put it into a region that is recomputed (activation
-    checkpointing): the quantiser would count twice.
+    checkpointing): the quantiser would count twice. :meth:`checkpoint_layers` recomputes the layers alone.
 
     Its weights are float32 whatever torch's default dtype; they are on its default device.
 
@@ -131,41 +136,52 @@ class LatentActionModel(nn.Module):
         Raises:
             FrameError: wrong dtype or shape.
         """
-        present, future = prepare_pair(frame_t, frame_future, None, self.config.image_size)
-        return self._quantize(self._infer(present, future)[0], None, update=False)[0]
+        frames = prepare_pair(frame_t, frame_future, None, self.config.image_size)
+        return self.assign_codes(self._infer(frames)[0])
 
-    def forward(self, frame_t: Tensor, frame_future: Tensor, valid: Tensor | None = None) -> LatentActionOutput:
+    def forward(
+        self,
+        frame_t: Tensor,
+        frame_future: Tensor,
+        valid: Tensor | None = None,
+        *,
+        reconstruct: float = 1.0,
+        draw: int | Tensor = 0,
+    ) -> LatentActionOutput:
         """Infer the latent action, predict the future frame from it, and compute L_LAM (LARA, Eq. 3).
+
+        With `reconstruct` < 1 forward dynamics and LPIPS see a random part of the pairs; all are encoded and quantised. The
+        loss and its gradient are then those of all pairs in expectation over draws: both are linear in the error of each
+        pair, and the divisor of `reconstruction_over_copy` is that of all valid pairs.
 
         Args:
             frame_t: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1]; resized to `image_size` if different.
             frame_future: the same, C frames later.
             valid: [B] bool; other samples count for nothing. With none valid the loss is 0 and every parameter still
                 takes part, with gradient 0: DDP must not find one unused.
+            reconstruct: part of the pairs that is reconstructed, in (0, 1]; 1: all, the paper's. At least one pair.
+            draw: which pairs these are: a number that differs from step to step, an int or a 0-dim int64 tensor.
 
         Raises:
             FrameError: wrong dtype or shape.
+            LaraArgumentError: `reconstruct` is not a number in (0, 1].
         """
-        config = self.config
-        present, future = prepare_pair(frame_t, frame_future, valid, config.image_size)
-        latent, quantizer_loss, terms = self._quantize(self._infer(present, future)[0], valid, update=True)
-        reconstruction: Tensor = self.forward_dynamics(present, latent.quantized)
-        with torch.autocast(present.device.type, enabled=False):
-            # where and not a product with 0: it stops even an infinite gradient of what does not count
-            judged = (
-                reconstruction if valid is None else torch.where(valid[:, None, None, None], reconstruction, future)
-            )
-            reconstruction_loss = _mean((judged - future).square().mean(dim=(1, 2, 3)), valid)
-            copy_loss = _mean((present - future).square().mean(dim=(1, 2, 3)), valid)
-            perceptual_loss = torch.zeros_like(reconstruction_loss)
-            if self.perceptual is not None:
-                perceptual_loss = _mean(self.perceptual(judged, future), valid)
-            scale = copy_loss.clamp(min=STILL) if config.reconstruction_over_copy else 1.0
-            loss = reconstruction_loss / scale + quantizer_loss + config.perceptual_weight * perceptual_loss
+        config, share = self.config, check_share("LatentActionModel: reconstruct", reconstruct)
+        frames = prepare_pair(frame_t, frame_future, valid, config.image_size)
+        latent, quantizer_loss, terms = self._quantize(self._infer(frames)[0], valid)
+        rows = None if share == 1 else draw_rows(len(latent.indices), share, draw, valid, frames.device)
+        result = reconstruct_pairs(self.forward_dynamics, self.perceptual, frames, latent.quantized, valid, rows)
+        loss = result.error
+        if config.reconstruction_over_copy:
+            loss = loss / result.copy_error.clamp(min=STILL)
+        loss = loss + quantizer_loss
+        distance = torch.zeros_like(loss) if result.distance is None else result.distance
+        if result.distance is not None:
+            loss = loss + config.perceptual_weight * distance
         return LatentActionOutput(
-            loss=loss, reconstruction_loss=reconstruction_loss, copy_loss=copy_loss, codebook_loss=terms.codebook_loss,
-            commitment_loss=terms.commitment_loss, perceptual_loss=perceptual_loss, perplexity=terms.perplexity,
-            codes_used=terms.codes_used, latent=latent, reconstruction=reconstruction,
+            loss=loss, reconstruction_loss=result.error, copy_loss=result.copy_error, codebook_loss=terms.codebook_loss,
+            commitment_loss=terms.commitment_loss, perceptual_loss=distance, perplexity=terms.perplexity,
+            codes_used=terms.codes_used, latent=latent, reconstruction=result.frames, reconstructed=rows,
         )  # fmt: skip
 
     def predict(self, frame_t: Tensor, latent: LatentAction | Tensor) -> Tensor:
@@ -182,7 +198,7 @@ class LatentActionModel(nn.Module):
             FrameError: wrong dtype or shape of the frame.
             LaraArgumentError: wrong shape of the latent.
         """
-        present, _ = prepare_pair(frame_t, frame_t, None, self.config.image_size)
+        present = prepare_pair(frame_t, frame_t, None, self.config.image_size)[0]
         tokens = latent.quantized if isinstance(latent, LatentAction) else latent
         if not tokens.is_floating_point():
             tokens = foreign.lookup_codes(self.quantizer, tokens)
@@ -207,8 +223,8 @@ class LatentActionModel(nn.Module):
             [B, layers, heads, N, 2, h, w] float32 over the patches of (present, future) in reading order; a query's
             weights sum to 1 with what it gives to other tokens.
         """
-        present, future = prepare_pair(frame_t, frame_future, None, self.config.image_size)
-        return self._infer(present, future, want_attention=True)[1]
+        frames = prepare_pair(frame_t, frame_future, None, self.config.image_size)
+        return self._infer(frames, want_attention=True)[1]
 
     def cache_features(
         self, folder: str | os.PathLike[str] | None, *, dtype: torch.dtype | None = None, max_gb: float | None = None
@@ -238,6 +254,33 @@ class LatentActionModel(nn.Module):
         bound = None if max_gb is None else int(max_gb * 1e9)
         self.image_encoder.cache = None if folder is None else FeatureCache(folder, dtype, bound)
         return self.image_encoder.cache
+
+    def narrow_encoder(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Hold the frozen image encoder's matrices in 16 bits, for good: about half of its memory.
+
+        Under autocast of that dtype the results stay the same to the bit, and the matrices are no longer cast at each step.
+        Elsewhere the encoder then runs in that precision, which rounds its features.
+
+        Args:
+            dtype: torch.bfloat16 or torch.float16.
+
+        Raises:
+            LaraArgumentError: another dtype, or the image encoder is the small one that trains.
+        """
+        if not isinstance(self.image_encoder, FrozenImageEncoder):
+            raise LaraArgumentError("narrow_encoder: this LAM has no frozen image encoder (image_encoder=None)")
+        if dtype not in (torch.bfloat16, torch.float16):
+            raise LaraArgumentError(f"narrow_encoder: dtype={dtype}, but torch.bfloat16 or torch.float16 is expected")
+        self.image_encoder.hold_in(dtype)
+
+    def checkpoint_layers(self, enabled: bool = True) -> None:
+        """Compute the activations of every transformer layer and of LPIPS again in the backward, instead of keeping them.
+
+        Less memory for about a third more work. The quantiser is no part of it, so that it counts once. Not saved.
+        """
+        for part in self.modules():
+            if isinstance(part, (TransformerLayer, PerceptualDistance)):
+                part.checkpointing = enabled
 
     def health(self, pairs: Iterable[Sequence[Tensor]]) -> LatentHealth:
         """Reconstruction against the copy, use of the codes and signs of collapse; see :func:`measure_health`."""
@@ -328,30 +371,31 @@ class LatentActionModel(nn.Module):
         model.origin = checkpoint.read_origin(folder)
         return model.eval()
 
-    def _infer(self, present: Tensor, future: Tensor, want_attention: bool = False) -> tuple[Tensor, Tensor]:
-        """Continuous latent [B, N, D] float32, and the attention maps if wanted."""
-        images = [present, future]
+    def _infer(self, frames: Tensor, want_attention: bool = False) -> tuple[Tensor, Tensor]:
+        """Continuous latent [B, N, D] float32 of pairs [2, B, 3, S, S], and the attention maps if wanted."""
         if self.config.difference_input:
-            images.append((future - present + 1) / 2)
-        tokens = self.image_encoder(torch.cat(images)).chunk(len(images))
+            difference = (frames[1:] - frames[:1]).add_(1).div_(2)
+            frames = torch.cat([frames, difference])
+        tokens = self.image_encoder(frames.flatten(0, 1)).chunk(len(frames))
         latent, attention = self.inverse_dynamics(*tokens, want_attention=want_attention)
         return latent, attention
 
-    def _quantize(self, z: Tensor, valid: Tensor | None, update: bool) -> tuple[LatentAction, Tensor, QuantizerTerms]:
+    def assign_codes(self, z: Tensor) -> LatentAction:
+        """The latent action of continuous latents [B, N, D] float32; codebook and usage do not change."""
+        if isinstance(self.quantizer, VectorQuantizer):
+            quantized, indices = self.quantizer(z, update=False, want_loss=False)
+        else:
+            quantized, indices, *_ = foreign.quantize(self.quantizer, self._keywords, z, None, False)
+        return LatentAction(z, quantized, indices)
+
+    def _quantize(self, z: Tensor, valid: Tensor | None) -> tuple[LatentAction, Tensor, QuantizerTerms]:
         """The latent action of continuous latents, and the quantiser's loss."""
         if isinstance(self.quantizer, VectorQuantizer):
-            quantized, indices, loss, terms = self.quantizer(z, valid, update=update, want_terms=True)
+            quantized, indices, loss, terms = self.quantizer(z, valid, want_terms=True)
         else:
-            update = update and any(parameter.requires_grad for parameter in self.parameters())
+            update = any(parameter.requires_grad for parameter in self.parameters())
             quantized, indices, loss, terms = foreign.quantize(self.quantizer, self._keywords, z, valid, update)
         return LatentAction(z, quantized, indices), loss, terms
-
-
-def _mean(per_sample: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over the valid samples of [B], 0 if there is none."""
-    if valid is None:
-        return per_sample.mean()
-    return (per_sample * valid).sum() / valid.sum().clamp(min=1)
 
 
 def count_parameters(config: LatentActionConfig) -> int:

@@ -37,18 +37,15 @@ def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     return resized.reshape(*images.shape[:-2], height, width)
 
 
-def _prepare(name: str, frames: Tensor, size: int) -> Tensor:
+def _check(name: str, frames: Tensor) -> None:
     if not isinstance(frames, Tensor) or frames.ndim != 4 or frames.shape[1] != 3:
         got = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
         raise FrameError(f"{name} is {got}, but a tensor [B, 3, H, W] is expected")
-    if frames.dtype == torch.uint8:
-        frames = frames.float() / 255
-    elif not frames.is_floating_point():
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
         raise FrameError(f"{name} is {frames.dtype}, but uint8 in [0, 255] or a float type in [0, 1] is expected")
-    return resize(frames.float(), size)
 
 
-def prepare_pair(frame_t: Tensor, frame_future: Tensor, valid: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+def prepare_pair(frame_t: Tensor, frame_future: Tensor, valid: Tensor | None, size: int) -> Tensor:
     """Check a batch of frame pairs and bring it into the model's form.
 
     Args:
@@ -59,7 +56,7 @@ def prepare_pair(frame_t: Tensor, frame_future: Tensor, valid: Tensor | None, si
         size: side in pixels of the result.
 
     Returns:
-        Both frames, [B, 3, size, size] float32.
+        [2, B, 3, size, size] float32: the present frames, and the future ones.
 
     Raises:
         FrameError: wrong dtype or shape, or the two do not belong together.
@@ -68,12 +65,15 @@ def prepare_pair(frame_t: Tensor, frame_future: Tensor, valid: Tensor | None, si
         raise FrameError(
             f"frame_t is {list(frame_t.shape)} and frame_future {list(frame_future.shape)}, but equal shapes are expected"
         )
-    present, future = _prepare("frame_t", frame_t, size), _prepare("frame_future", frame_future, size)
-    if valid is None:
-        return present, future
-    if valid.dtype != torch.bool or valid.shape != present.shape[:1]:
+    _check("frame_t", frame_t)
+    _check("frame_future", frame_future)
+    if valid is not None and (valid.dtype != torch.bool or valid.shape != frame_t.shape[:1]):
         raise FrameError(
-            f"valid is {valid.dtype} {list(valid.shape)}, but bool [{present.shape[0]}], one per pair, is expected"
+            f"valid is {valid.dtype} {list(valid.shape)}, but bool [{frame_t.shape[0]}], one per pair, is expected"
         )
-    keep = valid[:, None, None, None]
-    return torch.where(keep, present, 0.0), torch.where(keep, future, 0.0)
+    frames = torch.stack([frame_t, frame_future])
+    if valid is not None:  # while a number is still one byte
+        frames = torch.where(valid[:, None, None, None], frames, 0)
+    if frames.dtype == torch.uint8:
+        return resize(frames.float().div_(255), size)
+    return resize(frames.float(), size)

@@ -80,7 +80,8 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("usage", torch.full((codebook_size,), 1 / codebook_size, dtype=torch.float32))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         # an integer and not a bool: DDP broadcasts buffers, and not every backend takes bools
-        self.register_buffer("ready", torch.tensor(int(warmup_steps == 0 and not init_from_data)))
+        self._starts_ready = warmup_steps == 0 and not init_from_data
+        self.register_buffer("ready", torch.tensor(int(self._starts_ready)))
         self.offset: Tensor
         self.usage: Tensor
         self.step: Tensor
@@ -103,6 +104,7 @@ class VectorQuantizer(nn.Module):
         *,
         indices: Tensor | None = None,
         update: bool = True,
+        want_loss: bool = True,
         want_terms: bool = False,
     ) -> tuple[Any, ...]:
         """Quantise latents, or look up codes.
@@ -112,6 +114,7 @@ class VectorQuantizer(nn.Module):
             valid: [B] bool; latents of other samples are replaced by zeros and do not count for loss and usage.
             indices: [..., any] int64 in 0..K-1: look these up instead, and return only the codes [..., D].
             update: False: usage and codes do not change, even in training.
+            want_loss: False: return only quantized and indices, and change nothing.
             want_terms: append the :class:`QuantizerTerms`.
 
         Returns:
@@ -131,31 +134,40 @@ class VectorQuantizer(nn.Module):
                 distance = torch.cdist(z.flatten(0, 1), codebook, compute_mode="donot_use_mm_for_euclid_dist")
                 indices = distance.argmin(dim=1).view(z.shape[:2])
             codes = F.embedding(indices, codebook)
-            ready = self.ready > 0
-            per_sample = torch.stack([(codes - z.detach()).square(), (z - codes.detach()).square()]).mean(dim=(2, 3))
-            if valid is None:
-                codebook_loss, commitment_loss = per_sample.mean(dim=1)
-            else:
-                codebook_loss, commitment_loss = (per_sample * valid).sum(dim=1) / valid.sum().clamp(min=1)
-            codebook_loss, commitment_loss = codebook_loss * ready, commitment_loss * ready
+            quantized = z + (codes - z).detach()
+            if not self._starts_ready:
+                quantized = torch.where(self.ready > 0, quantized, z)
+            if not want_loss:
+                return quantized, indices
+            weights = self._weights(z, valid)
+            codebook_loss = torch.dot(F.mse_loss(codes, z.detach(), reduction="none").mean(dim=(1, 2)), weights)
+            commitment_loss = torch.dot(F.mse_loss(codes.detach(), z, reduction="none").mean(dim=(1, 2)), weights)
             if self.legacy_commitment:
                 loss = commitment_loss + self.commitment_weight * codebook_loss
             else:
                 loss = codebook_loss + self.commitment_weight * commitment_loss
-            quantized = torch.where(ready, z + (codes - z).detach(), z)
             # in eval mode, under no_grad and with a frozen codebook nothing may change
             if update and self.training and torch.is_grad_enabled() and self.weight.requires_grad:
                 self._refresh(z.detach().flatten(0, 1), indices.flatten(), self._rows(z, valid))
             if not want_terms:
                 return quantized, indices, loss
-            share = self.usage.float() / self.usage.float().sum()
-            perplexity = torch.exp(-torch.xlogy(share, share).sum())
-            codes_used = (share * self.codebook_size >= _DEAD_SHARE).sum().float()
+            usage = self.usage.float()
+            share = usage / usage.sum()
+            perplexity = torch.special.entr(share).sum().exp()
+            codes_used = (share >= _DEAD_SHARE / self.codebook_size).sum().float()
             return quantized, indices, loss, QuantizerTerms(codebook_loss, commitment_loss, perplexity, codes_used)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Codes [..., D] float32 of indices [...] int64."""
         return self(indices=indices)[0]
+
+    def _weights(self, z: Tensor, valid: Tensor | None) -> Tensor:
+        """[B], of the dtype of z: the product with them is the mean over the samples that count; all 0 during warm-up."""
+        if valid is None:
+            weights = torch.full(z.shape[:1], 1 / len(z), dtype=z.dtype, device=z.device)
+        else:
+            weights = valid.to(z.dtype) / valid.sum().clamp(min=1)
+        return weights if self._starts_ready else weights * (self.ready > 0)
 
     @staticmethod
     def _rows(z: Tensor, valid: Tensor | None) -> Tensor:
@@ -163,6 +175,13 @@ class VectorQuantizer(nn.Module):
         if valid is None:
             return torch.ones(z.shape[0] * z.shape[1], dtype=torch.bool, device=z.device)
         return valid.repeat_interleave(z.shape[1])
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """As nn.Module's; the weights may be from a warm-up that the settings here do not know of."""
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        ready = state_dict.get(prefix + "ready")
+        if ready is not None and not ready.is_meta:
+            self._starts_ready = self._starts_ready and bool(ready > 0)
 
     @torch.no_grad()
     def _refresh(self, latents: Tensor, indices: Tensor, rows: Tensor) -> None:
@@ -179,7 +198,16 @@ class VectorQuantizer(nn.Module):
         size, dim = self.codebook_size, self.dim
         # at each forward: the model is usually built before init_process_group
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        counts = latents.new_zeros(size).scatter_add_(0, indices, rows.float())
+        counts = latents.new_zeros(size).scatter_add_(0, indices, rows.to(latents.dtype))
+        if self._starts_ready and not self.revive_every:  # then no code is ever set from data
+            if ranks > 1:
+                dist.all_reduce(counts)
+            total = counts.sum()
+            some = total > 0
+            self.step.add_(some)
+            running = self.usage.float().lerp(counts / total.clamp(min=1), (1 - self.usage_decay) * some)
+            self.usage.copy_(running)
+            return
         share = -(-size // ranks)
         candidates, found = _spread(latents, rows, share)
         if ranks > 1:
@@ -191,11 +219,11 @@ class VectorQuantizer(nn.Module):
             candidates = slots[:, :-1].reshape(ranks * share, dim)
             candidates, found = _spread(candidates, slots[:, -1].repeat_interleave(share) > 0, size)
         total = counts.sum()
-        ready = (self.ready > 0) & (total > 0)
-        running = self.usage_decay * self.usage.float() + (1 - self.usage_decay) * counts / total.clamp(min=1)
-        usage = torch.where(ready, running, self.usage.float())
-        self.step.add_(total > 0)  # else a revival would be due on batches without a latent, and never happen
-        first = (self.ready == 0) & (self.step >= self.warmup_steps) & found
+        some, was_ready = total > 0, self.ready > 0
+        ready = was_ready & some
+        usage = self.usage.float().lerp(counts / total.clamp(min=1), (1 - self.usage_decay) * ready)
+        self.step.add_(some)  # else a revival would be due on batches without a latent, and never happen
+        first = ~was_ready & (self.step >= self.warmup_steps) & found
         replaced = first.expand(size)
         if self.revive_every:
             due = ready & (self.step % self.revive_every == 0)
@@ -216,8 +244,7 @@ def _spread(latents: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     # A plain stride would pick the same few of the N tokens in each sample. Multiplying by 2^32 / golden ratio
     # (Knuth's hash) orders the rows so that any stretch of them is spread over samples and tokens.
     place = torch.arange(latents.shape[0], device=latents.device)
-    scattered = (place * 2654435769 % 2**32).argsort()
-    order = scattered[(~rows[scattered]).to(torch.uint8).argsort(stable=True)]
+    order = torch.where(rows, place * 2654435769 % 2**32, place + 2**32).argsort()
     available = rows.sum()
     picks = order[torch.arange(count, device=latents.device) * available // count]
     return latents[picks], available > 0

@@ -119,5 +119,5 @@ def _infer(
         if model.config.difference_input:
             encoded.append(model.image_encoder((later - now + 1) / 2))
         latent = model.inverse_dynamics(*encoded)[0]
-        action = model._quantize(latent, None, update=False)[0]
+        action = model.assign_codes(latent)
         yield action.indices.cpu(), action.continuous.float().cpu()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["TransformerLayer", "float32_default", "initialize", "scaled_dot_product_attention_with_weights"]
 
@@ -69,11 +71,14 @@ class TransformerLayer(nn.Module):
         heads: attention heads; divides `width`.
         mlp_width: hidden width of the MLP.
         eps: epsilon of both LayerNorms.
+
+    Attributes:
+        checkpointing: what the backward needs is computed again in it, and not kept.
     """
 
     def __init__(self, width: int, heads: int, mlp_width: int, eps: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.checkpointing = heads, False
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
@@ -92,6 +97,14 @@ class TransformerLayer(nn.Module):
         Returns:
             Tokens [B, rows or T, W], and the map [B, heads, rows or T, T] float32 (an empty tensor if not wanted).
         """
+        if self.checkpointing and torch.is_grad_enabled():
+            # nothing is random in a layer
+            call = partial(checkpoint, self._update, use_reentrant=False, preserve_rng_state=False)
+            updated: tuple[Tensor, Tensor] = call(tokens, rows, want_weights)
+            return updated
+        return self._update(tokens, rows, want_weights)
+
+    def _update(self, tokens: Tensor, rows: int | None, want_weights: bool) -> tuple[Tensor, Tensor]:
         rows = tokens.shape[1] if rows is None else rows
         normed = self.attention_norm(tokens)
         query = self._split(self.query(normed[:, :rows]))

@@ -211,6 +211,10 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("projector, alignment", f"{_text(c.projector)}, {_text(c.alignment)}"),
         ("weights w1, w2", f"{_text(c.align_weight)}, {_text(c.lam_weight)}"),
         ("gradient to the LAM", f"x {c.lam_grad_scale:g}" if c.train_lam else "none, the LAM is frozen"),
+        (
+            "pairs reconstructed",
+            f"{c.reconstruct:.0%}, drawn at each step" if c.train_lam and c.reconstruct < 1 else None,
+        ),
         ("latent action model", f"in `lam/`, latent of {c.latent_width} numbers"),
         ("LAM started from", origin("lam")),
         ("its image encoder", origin("image_encoder")),

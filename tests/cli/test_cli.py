@@ -150,6 +150,7 @@ def _sources():
     from lara_adapter.inspection import describe_policy
     from lara_adapter.lam.attention.picture import draw
     from lara_adapter.lam.attention.report import measure_attention
+    from lara_adapter.lam.fill_cache import fill_cache
     from lara_adapter.lam.health.report import examine
     from lara_adapter.lam.label.run import label_dataset
     from lara_adapter.lam.pretrain.settings import PretrainSettings
@@ -159,6 +160,7 @@ def _sources():
         "convert": ([convert_checkpoint], "", "json"),
         "inspect": ([describe_policy], "policy", "source json"),
         "label": ([label_dataset], "", "json"),
+        "cache": ([fill_cache], "", "json"),
         "health": ([examine], "thresholds", "json"),
         "attention": ([measure_attention, draw], "report path", "output json"),
         "train-lam": ([PretrainSettings], "gap_frames gap_seconds", "shard index_only"),

@@ -252,5 +252,5 @@ def test_settings_attach_and_cache(tmp_path):
     lara = LaraSettings(layer=-1, alignment="contrastive", temperature=0.2, train_lam=False).attach(policy, OwnLam())
     assert (lara.config.layer, lara.config.train_lam) == (5, False)
     assert (lara.config.alignment["name"], lara.config.alignment["temperature"]) == ("contrastive", 0.2)
-    with pytest.raises(LaraArgumentError, match="OwnLam has no features"):
+    with pytest.raises(LaraArgumentError, match="OwnLam is not a LatentActionModel"):
         LaraSettings(feature_cache=str(tmp_path)).attach(DitPolicy(), OwnLam())

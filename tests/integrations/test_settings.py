@@ -14,7 +14,7 @@ from lara_adapter.integrations.old_names import accept_old_names, current_flags
 from lara_adapter.integrations.openpi import FramePlan, OpenpiLaraSettings
 from lara_adapter.integrations.settings import LaraSettings
 
-from lara_adapter import HostNotInstalled, LaraArgumentError, attach_lara
+from lara_adapter import HostNotInstalled, LaraArgumentError, LatentActionConfig, LatentActionModel, attach_lara
 
 SIGNATURE = inspect.signature(attach_lara).parameters
 
@@ -28,7 +28,8 @@ def test_the_defaults_are_those_of_attach_lara():
     settings = LaraSettings()
     shared = {field.name for field in fields(settings)} & SIGNATURE.keys() - {"lam"}
     assert shared == {
-        "layer", "token", "projector", "alignment", "align_weight", "lam_weight", "lam_grad_scale", "train_lam",
+        "layer", "token", "projector", "alignment", "align_weight", "lam_weight", "lam_grad_scale", "reconstruct",
+        "train_lam",
     }  # fmt: skip
     assert {name: getattr(settings, name) for name in shared} == {name: SIGNATURE[name].default for name in shared}
     differs = {name for name in shared if getattr(OpenpiLaraSettings(), name) != getattr(settings, name)}
@@ -40,10 +41,23 @@ def test_attach_passes_on_every_setting():
         "layer": 2, "token": "last", "projector": "linear", "align_weight": 0.5, "lam_weight": 0.25,
         "lam_grad_scale": 0.0, "train_lam": False,
     }  # fmt: skip
+    assert LaraSettings(reconstruct=0.5, train_lam=False).attach(DitPolicy(), OwnLam()).config.reconstruct == 0.5
     config = LaraSettings(**chosen, alignment="contrastive", temperature=0.3).attach(DitPolicy(), OwnLam()).config
     assert {name: getattr(config, name) for name in chosen} == chosen
     assert (config.alignment["name"], config.alignment["temperature"]) == ("contrastive", 0.3)
     assert LaraSettings().attach(DitPolicy(), OwnLam(), layer=1, add_to_loss=False).config.layer == 1
+
+
+def test_what_is_set_on_the_lam(tmp_path):
+    lam = LatentActionModel(LatentActionConfig.tiny())
+    LaraSettings(lam_checkpointing=True).attach(DitPolicy(), lam)
+    parts = [part.checkpointing for part in lam.modules() if hasattr(part, "checkpointing")]
+    assert parts
+    assert all(parts)
+    with pytest.raises(LaraArgumentError, match=r"lam_checkpointing=True, but a OwnLam"):
+        LaraSettings(lam_checkpointing=True).attach(DitPolicy(), OwnLam())
+    with pytest.raises(LaraArgumentError, match="no frozen image encoder"):
+        LaraSettings(feature_cache=str(tmp_path)).attach(DitPolicy(), LatentActionModel(LatentActionConfig.tiny()))
 
 
 @pytest.mark.parametrize("settings", [LaraSettings, OpenpiLaraSettings])

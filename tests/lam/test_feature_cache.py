@@ -11,7 +11,9 @@ from helpers.ranks import run_ranks
 from helpers.toys import DitPolicy, make_batch
 from test_encoders import REST, mae
 
+from benchmarks.speed.counts import count
 from lara_adapter import AdapterFormatError, LaraArgumentError, LatentActionConfig, LatentActionModel, attach_lara
+from lara_adapter.lam import feature_cache
 from lara_adapter.lam.image_encoder import describe_image_encoder
 
 pytest.importorskip("transformers")
@@ -129,6 +131,56 @@ def test_bfloat16_halves_the_space(encoder, tmp_path):
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0.02)
 
 
+def test_under_autocast_half_the_space_holds_the_same_bits(encoder, tmp_path):
+    """A linear layer reads the features, and would round them so in any case."""
+
+    def train(folder):
+        lam = build(encoder)
+        cache = lam.cache_features(folder)
+        optimizer = torch.optim.AdamW(lam.parameters(), lr=1e-3)
+        out = []
+        for step in range(6):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = lam(*frames(step % 2)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            out.append(loss.item())
+        return out, cache
+
+    found, cache = train(tmp_path / "cache")
+    assert found == train(None)[0]
+    assert cache.bytes_written == 16 * 17 * 32 * 2
+    assert cache.hit_rate == pytest.approx(32 / 48)
+
+
+def test_a_row_that_is_found_is_copied_once_and_goes_to_the_device_once(encoder, tmp_path):
+    lam = build(encoder).eval()
+    cache = lam.cache_features(tmp_path / "cache")
+    lam.encode(*frames())
+    images = torch.cat(frames()).float().div(255)
+    found, operations = count(lambda: lam.image_encoder(images))
+    hashing = count(lambda: feature_cache._keys(images))[0].allocated
+    assert cache.hits == 8
+    assert found.allocated - hashing == 8 * 17 * 32 * 4
+    assert "cat" not in operations
+
+
+def test_the_log_says_how_many_are_found_and_how_large_it_is(encoder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_FIRST_LINE", 16)
+    lam = build(encoder).eval()
+    lam.cache_features(tmp_path / "cache")
+    with caplog.at_level("INFO"):
+        for _ in range(8):
+            lam.encode(*frames())
+    lines = [record.getMessage() for record in caplog.records if "were in it" in record.getMessage()]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "8 frames, 0.0 GB; 50.0 % of the last 16 were in it",
+        "8 frames, 0.0 GB; 75.0 % of the last 32 were in it",
+        "8 frames, 0.0 GB; 87.5 % of the last 64 were in it",
+    ]
+
+
 def test_a_damaged_row_is_refused(encoder, tmp_path):
     lam = build(encoder).eval()
     lam.cache_features(tmp_path / "cache")
@@ -165,8 +217,6 @@ def test_the_bound_and_a_full_disk_stop_the_writing_and_not_the_training(encoder
     assert cache.bytes_written == 3 * 17 * 32 * 4
     assert caplog.text.count("no more frames are kept") == 1
 
-    from lara_adapter.lam import feature_cache
-
     def full(*args):
         raise OSError(28, "No space left on device")
 
@@ -178,8 +228,6 @@ def test_the_bound_and_a_full_disk_stop_the_writing_and_not_the_training(encoder
 
 
 def test_growing_beyond_one_map(encoder, tmp_path, monkeypatch):
-    from lara_adapter.lam import feature_cache
-
     monkeypatch.setattr(feature_cache, "_GROW", 3)
     lam, plain = build(encoder).eval(), build(encoder).eval()
     lam.cache_features(tmp_path / "cache")

@@ -145,6 +145,7 @@ def test_settings_reach_the_model(tmp_path, small):
     [
         ({"steps": 0}, "steps=0"), ({"lr": math.nan}, "lr=nan"), ({"ema": 1.0}, "ema=1.0"), ({"gap": "0s"}, "gap='0s'"),
         ({"gap_seconds": 0.0}, "gap='0.0s'"),
+        ({"reconstruct": 0.0}, "reconstruct=0.0"),
         ({"gap_frames": 5, "gap_seconds": 1.0}, "only one"), ({"videos": ()}, "at least one folder"),
     ],
 )  # fmt: skip
@@ -212,7 +213,7 @@ def test_a_loss_that_is_not_finite_raises_and_the_checkpoints_stay(videos, small
 # ---------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulate": 2, "bf16": True}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulate": 2, "bf16": True, "reconstruct": 0.25}], ids=str)
 def test_a_resumed_run_ends_with_the_same_bits(videos, small, tmp_path, changes, caplog, monkeypatch):
     whole = settings_of(videos, tmp_path / "whole", small, **changes)
     pretrain_lam(whole)
@@ -281,6 +282,8 @@ def test_a_run_resumes_only_with_the_same_settings(videos, small, tmp_path):
     assert again.health is not None
     with pytest.raises(LaraArgumentError, match=r"lr was 0\.0005 and is 0\.1"):
         pretrain_lam(dataclasses.replace(settings, lr=0.1))
+    with pytest.raises(LaraArgumentError, match=r"reconstruct was 1\.0 and is 0\.5"):
+        pretrain_lam(dataclasses.replace(settings, reconstruct=0.5))
     with pytest.raises(LaraArgumentError, match="holds a run already"):
         pretrain_lam(dataclasses.replace(settings, resume="never"))
 

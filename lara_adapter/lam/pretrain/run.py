@@ -171,7 +171,8 @@ class _Run:
             last = part + 1 == settings.accumulate
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
                 with share_frames(self.model, batch), self._precision():
-                    output = self.wrapped(*batch.pair())
+                    draw = settings.seed + self.step * settings.accumulate + part
+                    output = self.wrapped(*batch.pair(), reconstruct=settings.reconstruct, draw=draw)
                 accelerator.backward(output.loss / settings.accumulate)
             values.append(
                 torch.stack([output.loss, output.reconstruction_loss, output.copy_loss, output.codebook_loss,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ...data.gap import Gap, parse_gap
 from ...errors import LaraArgumentError
+from ...schedules import check_share
 from ...storage.files import read_json
 from ..config import FORMAT, LatentActionConfig
 
@@ -49,7 +50,9 @@ class PretrainSettings:
         weight_decay: of AdamW, on matrices only.
         clip: bound on the norm of the gradient; 0: none.
         ema: decay per step of a running mean of the weights, which is then the result; 0: off. For example 0.999.
+        reconstruct: part of the pairs, drawn at each step, that the forward dynamics see, (0, 1]; 1: all, the paper's.
         bf16: autocast to bfloat16.
+        checkpointing: compute the activations of the layers again in the backward: less memory, more work.
         chain: pairs at most that follow each other, so that the frozen encoder sees a frame once; paper: 4, tiny: 1.
         shuffle_frames: frames that a process shuffles over; it holds up to twice as many, of 3 size^2 bytes.
         workers: decoding threads of a process.
@@ -90,7 +93,9 @@ class PretrainSettings:
     weight_decay: float = 1e-5
     clip: float = 1.0
     ema: float = 0.0
+    reconstruct: float = 1.0
     bf16: bool = False
+    checkpointing: bool = False
     chain: int | None = None
     shuffle_frames: int = 4096
     workers: int = 2
@@ -129,6 +134,7 @@ class PretrainSettings:
         for name, choices in (("decoder", ("av", "torchcodec")), ("index", ("auto", "whole", "ahead"))):
             if getattr(self, name) not in choices:
                 raise LaraArgumentError(f"{name}={getattr(self, name)!r}, but {' or '.join(choices)} is expected")
+        check_share("reconstruct", self.reconstruct)
         if not self.videos:
             raise LaraArgumentError("videos=(): name at least one folder of videos")
 
@@ -184,7 +190,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 def upgrade_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a saved run under today's names."""
-    settings = {"decoder": "av", "index": "whole", "episodes": [], "skip": [], **saved}  # once the only choices
+    settings = {
+        "decoder": "av",
+        "index": "whole",
+        "episodes": [],
+        "skip": [],
+        "reconstruct": 1.0,
+        **saved,
+    }  # once the only choices
     frames, seconds = settings.pop("gap_frames", None), settings.pop("gap_seconds", None)
     settings.setdefault("gap", str(Gap(seconds=seconds) if seconds is not None else Gap(frames=frames or 5)))
     return settings

@@ -67,6 +67,7 @@ def make_model(settings: PretrainSettings, backbone: nn.Module | None) -> Latent
             model = LatentActionModel(settings.model_config(), backbone=backbone)
     if model.perceptual is not None:
         model.perceptual.load()
+    model.checkpoint_layers(settings.checkpointing)
     return model.train()
 
 

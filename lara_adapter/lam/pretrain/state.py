@@ -35,7 +35,7 @@ _SCHEMA = 1
 _FIXED = (
     "preset", "config", "init", "gap", "cameras", "held_out", "seed", "batch_size", "accumulate",
     "steps", "lr", "warmup", "weight_decay", "clip", "ema", "chain", "shuffle_frames", "cut_threshold",
-    "still_threshold", "still_keep", "bf16", "decoder", "index", "episodes", "skip",
+    "still_threshold", "still_keep", "bf16", "reconstruct", "decoder", "index", "episodes", "skip",
 )  # fmt: skip
 
 
