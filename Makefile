@@ -217,7 +217,7 @@ typecheck: $(TEST) $(WHEEL_TREE)
 
 # the API is read from the layout of the wheel, whose module names users import
 docs: $(DOCS) $(WHEEL_TREE)
-	LARA_DOCS_SOURCE=$(WHEEL_TREE) $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 LARA_DOCS_SOURCE=$(WHEEL_TREE) $(BIN)/python -m mkdocs build --strict $(ARGS)
 	@echo 'outputs/site/index.html'
 
 records: $(TEST)
