@@ -19,7 +19,7 @@ PRINTS = {
     "several_views": r"over two views; 88% of the pairs count",
     "contrastive": r"'align_loss': .*'perplexity': ",
     "frozen_lam": r"the LAM is unchanged: True",
-    "feature_cache": r"16 frames from the cache, 16 encoded",
+    "feature_cache": r"(\d+) frames from the cache, \1 encoded",
     "resume": r"goes on at step 2\nthe same weights: True",
     "push_and_act": r"acts the same: True",
 }
