@@ -1,7 +1,7 @@
 """What the site adds to MkDocs: files of the repository in pages, links out of docs/, and the messages of every error.
 
-- `<!-- include: benchmarks/README.md -->` in a page stands for that file; `<!-- include: README.md arguments -->` for what it
-  has between `<!-- arguments: begin -->` and `<!-- arguments: end -->`.
+- `<!-- include: benchmarks/README.md -->` in a page stands for that file; `<!-- include: README.md arguments -->` for what
+  it has between `<!-- arguments: begin -->` and `<!-- arguments: end -->`.
 - A link that leads out of docs/ works on GitHub. On the site a picture is copied, and the name of another file is shown as
   it is, since it has no page.
 - `<!-- messages: FrameError -->` stands for every message with which that error is raised, read from the source.
@@ -102,7 +102,12 @@ def raised() -> dict[str, list[tuple[str, str]]]:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             tree = ast.parse(path.read_text())
             for node in ast.walk(tree):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in found and node.args:
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Name)
+                    and node.func.id in found
+                    and node.args
+                ):
                     for text in _messages(node.args[0], tree):
                         if (module, text) not in found[node.func.id]:
                             found[node.func.id].append((module, text))
@@ -149,6 +154,11 @@ def messages_of(error: str) -> str:
             lines.append(f"    - {plain}")
         lines.append("")
     return "\n".join(lines)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Show names in docstrings without the roles that Sphinx would read (:class:, :func:)."""
+    return re.sub(r":(?:class|func|meth|mod|attr|data):<code>~?", "<code>", html)
 
 
 def on_post_build(config: Any) -> None:

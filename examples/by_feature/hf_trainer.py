@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lara_adapter.integrations.trainer import LaraCallback
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from examples.by_feature.world import arguments, make_rows, new_lam, new_policy
 from lara_adapter import attach_lara
-from lara_adapter.integrations.trainer import LaraCallback
 
 
 class Model(nn.Module):

@@ -1,4 +1,4 @@
-"""Every Python block of the documents is run, or bound to what it calls where a host is missing; every command is parsed."""
+"""Every Python block of the documents is run, or bound to what it calls; every command is parsed."""
 
 from __future__ import annotations
 
@@ -167,7 +167,8 @@ def flags_exist(words: list[str], source: Path) -> None:
     """A module or script exists, and knows the flags that are ours."""
     files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
     assert files, source
-    text = "".join(file.read_text() for file in (*files, *(ROOT / "integrations").rglob("*.py"), ROOT / "lara_adapter/attach.py"))
+    ours = [*(ROOT / "integrations").rglob("*.py"), ROOT / "lara_adapter" / "attach.py"]
+    text = "".join(file.read_text() for file in (*files, *ours))
     for word in words:
         if word.startswith("--") and (word.startswith("--lara") or "integrations" not in str(source)):
             name = word.partition("=")[0].lstrip("-").split(".")[-1].removeprefix("no-")

@@ -18,7 +18,9 @@ def read(name: str) -> str:
 
 
 def test_the_arguments_of_the_table_are_those_of_attach_lara():
-    lines = [line for line in read("README.md").split("## Arguments")[1].split("\n## ")[0].splitlines() if "| `" in line]
+    lines = [
+        line for line in read("README.md").split("## Arguments")[1].split("\n## ")[0].splitlines() if "| `" in line
+    ]
     parameters = inspect.signature(attach_lara).parameters
     named = []
     for line in lines:

@@ -65,7 +65,9 @@ def problems(browser: Any, address: str, width: str, picture: Path | None = None
     page.on("requestfailed", lambda request: found.append(f"no answer: {request.url}"))
     page.on("response", lambda answer: found.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
     if not network:
-        page.on("request", lambda request: None if _inside(request.url, address) else found.append(f"asks {request.url}"))
+        page.on(
+            "request", lambda request: None if _inside(request.url, address) else found.append(f"asks {request.url}")
+        )
     page.goto(address, wait_until="load")
     pictures = "[...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src.slice(0, 100))"
     found += [f"picture: {source}" for source in page.evaluate(pictures)]
