@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.browser import WIDTHS, chromium, problems
@@ -11,6 +14,10 @@ from helpers.browser import WIDTHS, chromium, problems
 from lara_adapter import HostNotInstalled
 from lara_adapter.evaluation.page import write_report_page
 from lara_adapter.evaluation.report import make_report
+from lara_adapter.lam.health.page import write_health_page
+from lara_adapter.lam.health.probe import ProbeResult
+from lara_adapter.lam.health.verdicts import Finding, GapHealth, HealthReport
+from lara_adapter.lam.measure import LatentHealth
 from lara_adapter.page import Bars, Curves, Film, Picture, Table, Text, write_page
 
 jinja2 = pytest.importorskip("jinja2")
@@ -72,14 +79,38 @@ def test_the_page_of_an_evaluation(tmp_path):
     assert str(tmp_path) not in html
 
 
+def make_health() -> HealthReport:
+    def gap(frames: int, ratio: float) -> GapHealth:
+        return GapHealth(frames, LatentHealth(256, 0.01, 0.02, ratio, 90, 60.5, 0.4, 0.73), 0.1, 0.02)
+
+    return HealthReport(
+        lam={"name": "my-lam", "codebook_size": 128}, data=NASTY, camera="top", clips=10, skipped=1, fps=30.0,
+        gaps=[gap(4, 0.9), gap(8, 0.7), gap(16, math.nan), GapHealth(64, None, math.nan, 1.0)], judged=8, chosen=True,
+        probes={"mean": ProbeResult(0.51, 256, 10, 5)},
+        findings=[Finding("codes", "ok", "60.5 of 128"), Finding("reconstruction", "fail", NASTY)],
+    )  # fmt: skip
+
+
+def test_the_page_of_a_latent_action_models_health(tmp_path):
+    html = write_health_page(make_health(), tmp_path / "health.html").read_text()
+    assert "Not healthy at a gap of 8 frames: 10 clips of &lt;script&gt;" in html
+    assert 'class="fail">reconstruction: &lt;script' in html
+    assert html.count("<svg") == 4
+    assert "0.510" in html
+    assert "nan" not in html
+
+
 @pytest.mark.slow
 def test_a_browser_shows_it_without_a_network(report, tmp_path):
     make_film(tmp_path / "film.mp4")
     films = write_page(tmp_path / "films.html", "Films", "one", [Film("Films", {"first": tmp_path / "film.mp4"})])
+    health = write_health_page(make_health(), tmp_path / "health.html")
+    kept = os.environ.get("LARA_SCREENSHOTS")
     with chromium() as browser:
-        for page in (report, films):
+        for page in (report, films, health):
             for width in WIDTHS:
-                found = problems(browser, page.as_uri(), width, network=False)
+                picture = Path(kept) / f"report-{page.stem}-{width}.png" if kept else None
+                found = problems(browser, page.as_uri(), width, picture, network=False)
                 assert not found, (page.name, width)
         shown = browser.new_page()
         shown.goto(films.as_uri())
