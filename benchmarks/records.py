@@ -23,6 +23,7 @@ from benchmarks import RESULTS, ROOT
 MAKERS = (
     "benchmarks.success.report",
     "benchmarks.success.reading",
+    "benchmarks.success.libero_expert",
     "benchmarks.parity.reading",
     "benchmarks.speed.step_overhead",
     "benchmarks.speed.growth",

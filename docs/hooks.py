@@ -23,6 +23,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA = {"lara_adapter": ["lara_adapter/inspection.py"], "integrations": ["integrations/trainer.py"]}
+SHOWN = {"benchmarks/README.md": "evidence.md", "examples/libero/README.md": "libero.md"}  # which have a page
 PICTURES = (".png", ".gif", ".svg", ".jpg")
 logger = logging.getLogger("mkdocs.hooks.lara")
 wanted: dict[str, str] = {}  # pictures outside docs/: path in the site -> path in the repository
@@ -66,8 +67,8 @@ def _settle_links(text: str, source: str, page: Any, config: Any, files: Any) ->
         own = posixpath.dirname(posixpath.join("docs", page.file.src_uri))
         if path.startswith("docs/"):
             return f"{mark}[{label}]({posixpath.relpath(path, own)}{anchor or ''})"
-        if path == "benchmarks/README.md":  # which has a page
-            return f"{mark}[{label}]({posixpath.relpath('docs/evidence.md', own)}{anchor or ''})"
+        if path in SHOWN:
+            return f"{mark}[{label}]({posixpath.relpath(posixpath.join('docs', SHOWN[path]), own)}{anchor or ''})"
         if path.endswith(PICTURES):
             if mark and files.get_file_from_path(path) is None:
                 files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class MiniVLAConfig:
     horizon: int = 16  # actions per chunk
     state_dim: int = 4
     num_tasks: int = 2
+    views: tuple[str, ...] = ("image",)  # keys of the cameras' images in a batch
     image_size: int = 64
     width: int = 96
     depth: int = 4  # DiT blocks: cross-, self-, cross-, self-attention
@@ -152,12 +153,13 @@ class Backbone(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.GELU()]
         self.cnn = nn.Sequential(*layers)
         side = math.ceil(config.image_size / 16)
-        self.position = nn.Parameter(0.02 * torch.randn(1, side * side, config.width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, len(config.views) * side * side, config.width))
         self.task = nn.Embedding(config.num_tasks, config.width)
 
-    def forward(self, image: Tensor, task: Tensor) -> Tensor:
-        """Encode: image [B, 3, H, W] uint8, task [B] int -> tokens [B, M, D], the task token last."""
-        tokens = self.cnn(image.float() / 127.5 - 1).flatten(2).transpose(1, 2) + self.position
+    def forward(self, images: Sequence[Tensor], task: Tensor) -> Tensor:
+        """Encode: an image [B, 3, H, W] uint8 per view, task [B] int -> tokens [B, M, D], the task token last."""
+        features = self.cnn(torch.cat(list(images)).float() / 127.5 - 1).flatten(2).transpose(1, 2)
+        tokens = torch.cat(features.chunk(len(images)), dim=1) + self.position
         return torch.cat([tokens, self.task(task)[:, None]], dim=1)
 
 
@@ -180,14 +182,15 @@ class MiniVLA(nn.Module):
     def _see(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the normalised state [B, S] and the context tokens [B, M, D]."""
         state = (inputs["state"] - self.state_mean) / self.state_std
-        return state, self.backbone(inputs["image"], inputs["task"])
+        return state, self.backbone([inputs[view] for view in self.config.views], inputs["task"])
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the flow-matching loss.
 
         Args:
-            batch: `image` [B, 3, H, W] uint8, `state` [B, S] float, `task` [B] int64, `action` [B, T, A] float in
-                [-1, 1], `action_mask` [B, T, A] float, 1 where the action is real and 0 where it is padding.
+            batch: `image` (each of `config.views`) [B, 3, H, W] uint8, `state` [B, S] float, `task` [B] int64, `action`
+                [B, T, A] float in [-1, 1], `action_mask` [B, T, A] float, 1 where the action is real and 0 where it is
+                padding.
 
         Returns:
             `loss`, the mean squared error of the velocity over the unmasked actions.
@@ -207,7 +210,7 @@ class MiniVLA(nn.Module):
         """Sample a chunk of actions by Euler steps from noise.
 
         Args:
-            observation: `image`, `state` and `task` as in :meth:`forward`.
+            observation: images, `state` and `task` as in :meth:`forward`.
             noise: [B, T, A] float, the start of the flow; None: drawn.
 
         Returns:

@@ -119,17 +119,18 @@ def summarise(rows: Rows) -> dict[str, Any]:
     for arm in (name for name in ORDER if name in there):
         own = [row for (_, name), row in sorted(rows.items()) if name == arm]
         entry: dict[str, Any] = {"seeds": len(own)}
-        if "solved" in own[0]:
-            entry["success"] = mean(success_rate(row) for row in own)  # type: ignore[type-var, misc]
-            entry["episodes"] = int(sum(solved(row).size for row in own))
+        if "action_error" in own[0]:
+            acted = [row for row in own if "solved" in row]  # seeds may be there for their LAM alone
+            entry["success"] = mean(success_rate(row) for row in acted)  # type: ignore[type-var, misc]
+            entry["episodes"] = int(sum(solved(row).size for row in acted))
             entry["action_error"] = mean(row["action_error"] for row in own)
         if "lam" in own[0]:
             for key in ("r2", "codes_used", "mean_direction", "reconstruction_over_copy"):
                 entry[key] = mean(row["lam"][key] for row in own)
-        if arm != "dit_only" and "solved" in own[0]:
+        if arm != "dit_only" and "action_error" in own[0]:
             difference = compare(rows, arm, "dit_only", success_rate)
             if difference:
-                seeds = [seed for seed, name in rows if name == arm and (seed, "dit_only") in rows]
+                seeds = [seed for seed, name in rows if name == arm and "solved" in rows.get((seed, "dit_only"), {})]
                 interval = bootstrap(
                     [solved(rows[seed, arm]) for seed in seeds], [solved(rows[seed, "dit_only"]) for seed in seeds]
                 )

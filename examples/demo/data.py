@@ -6,9 +6,9 @@ followed, and the row of the frame C steps later, which only the latent action m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ HORIZON = 16  # actions per chunk, and C of the latent action model: both span t
 SPLITS = {"demos": 0, "heldout": 1, "play": 2, "evaluation": 3}
 
 Table = dict[str, Tensor]
+_NOT_INPUTS = ("image", "clean", "state", "task", "action", "action_mask", "future", "valid", "episode")
 
 
 def distractor_seeds(split: str, seed: int, rows: int) -> NDArray[np.int64]:
@@ -60,10 +61,18 @@ def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, in
                 episodes.append(episode)
                 progress(1)
             index += 1
-        torch.save(_table(episodes), folder / f"{split}.pt")
+        torch.save(tabulate(episodes), folder / f"{split}.pt")
 
 
-def _table(episodes: list[metaworld_sim.Episode]) -> Table:
+class Episode(Protocol):
+    """What a table is made of: frames uint8 [F, 3, H, W], one per kept step; states [T, S]; actions [T, A]."""
+
+    frames: NDArray[np.uint8]
+    states: NDArray[np.float32]
+    actions: NDArray[np.float32]
+
+
+def tabulate(episodes: Sequence[Episode]) -> Table:
     """Lay episodes out in rows, one per kept frame; `future` is the row HORIZON steps later, or the row itself."""
     parts: dict[str, list[Any]] = {key: [] for key in ("frame", "state", "action", "action_mask", "episode")}
     for number, episode in enumerate(episodes):
@@ -132,7 +141,8 @@ def load_table(
 
 def gather(table: Table, rows: Tensor) -> Table:
     """Make a batch of rows: the policy's inputs, and LARA's pair of frames with its flag."""
-    batch = {key: table[key][rows] for key in ("image", "state", "task", "action", "action_mask")}
+    more = [key for key in table if key not in _NOT_INPUTS]  # further views
+    batch = {key: table[key][rows] for key in ("image", "state", "task", "action", "action_mask", *more)}
     future = table["image"][table["future"][rows]]
     return {**batch, "lara_frames": torch.stack([batch["image"], future], 1), "lara_frames_valid": table["valid"][rows]}
 

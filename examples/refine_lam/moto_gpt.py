@@ -122,7 +122,7 @@ class MotoGPT(nn.Module):
         see = (
             valid & (torch.rand(len(valid)) < config.see_codes).to(valid.device) if config.use_codes else valid & False
         )
-        logits, action = self.run(self.backbone(batch["image"], batch["task"]), codes, fine_tune, see)
+        logits, action = self.run(self.backbone([batch["image"]], batch["task"]), codes, fine_tune, see)
         surprise = F.cross_entropy(logits[:, :-1].flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
         losses = {"code_loss": (surprise.mean(1) * valid).sum() / valid.sum().clamp_min(1)}
         losses["loss"] = losses["code_loss"] if config.use_codes else 0 * losses["code_loss"]
@@ -136,7 +136,7 @@ class MotoGPT(nn.Module):
     @torch.no_grad()
     def generate(self, image: Tensor, task: Tensor) -> Tensor:
         """Generate the codes of the coming chunk: image [B, 3, H, W] uint8, task [B] int64 -> [B, N] int64."""
-        return self._generate(self.backbone(image, task))
+        return self._generate(self.backbone([image], task))
 
     def _generate(self, context: Tensor) -> Tensor:
         codes = torch.zeros(len(context), 0, dtype=torch.long, device=context.device)
@@ -156,7 +156,7 @@ class MotoGPT(nn.Module):
         Returns:
             [B, T, A] float: actions, clipped to [-1, 1].
         """
-        context = self.backbone(observation["image"], observation["task"])
+        context = self.backbone([observation["image"]], observation["task"])
         if self.config.use_codes:
             codes, see = self._generate(context), None
         else:

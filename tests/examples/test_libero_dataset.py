@@ -1,11 +1,8 @@
-"""The datasets of examples/libero/record.py: layout, our reader, LeRobot's and GR00T's own (each where it is installed)."""
+"""The datasets of examples/libero/record.py: layout, and our readers. The hosts' own: tests/hosts/test_*_libero.py."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import sys
 
 import numpy as np
 import pytest
@@ -13,27 +10,17 @@ import pytest
 pytest.importorskip("av", reason="PyAV is not installed (extra video)")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra video)")
 
-from helpers.libero_episodes import toy_episode
+from helpers.libero_episodes import toy_episode, toy_recording
 
 from examples.libero.dataset import FPS, VIEWS, Recording
 from examples.libero.metadata import image_stats, join_stats, vector_stats
 from lara_adapter.data.episodes import EpisodeDataset
 
-LENGTHS = {"take the box": (12, 20), "take the can": (9,)}
-
-
-def write(root, layout="v3.0", actions=True):
-    with Recording(root, layout, 32, actions, {"suite": "toy"}) as recording:
-        for task, lengths in LENGTHS.items():
-            for length in lengths:
-                recording.add(task, toy_episode(length, task, actions=actions), start=length)
-    return root
-
 
 @pytest.mark.parametrize("layout", ["v3.0", "v2.1"])
 @pytest.mark.parametrize("actions", [True, False])
 def test_our_reader_reads_it(tmp_path, layout, actions):
-    dataset = EpisodeDataset(write(tmp_path / "data", layout, actions))
+    dataset = EpisodeDataset(toy_recording(tmp_path / "data", layout, actions))
     assert (dataset.version, dataset.fps, len(dataset.episodes), dataset.total_frames) == (layout, FPS, 3, 41)
     assert dataset.cameras == tuple(VIEWS.values())
     assert not dataset.check(dataset.cameras, rows=True)
@@ -52,7 +39,7 @@ def test_our_reader_reads_it(tmp_path, layout, actions):
 
 
 def test_statistics_are_those_of_all_frames(tmp_path):
-    root = write(tmp_path / "data")
+    root = toy_recording(tmp_path / "data")
     stats = json.loads((root / "meta/stats.json").read_text())
     states = np.concatenate([toy_episode(length).states for length in (12, 20, 9)]).astype(float)
     assert np.allclose(stats["observation.state"]["mean"], states.mean(0))
@@ -72,60 +59,19 @@ def test_joined_statistics_are_exact():
 
 
 def test_the_modality_file_names_every_dimension(tmp_path):
-    modality = json.loads((write(tmp_path / "data") / "meta/modality.json").read_text())
+    modality = json.loads((toy_recording(tmp_path / "data") / "meta/modality.json").read_text())
     for kind, width in (("state", 8), ("action", 7)):
         covered = [i for part in modality[kind].values() for i in range(part["start"], part["end"])]
         assert sorted(covered) == list(range(width))  # JSON is written in order of keys
     assert {part["original_key"] for part in modality["video"].values()} == set(VIEWS.values())
-    without = json.loads((write(tmp_path / "play", actions=False) / "meta/modality.json").read_text())
+    without = json.loads((toy_recording(tmp_path / "play", actions=False) / "meta/modality.json").read_text())
     assert "action" not in without
 
 
 def test_a_longer_recording_keeps_the_files_of_the_shorter(tmp_path):
-    root = write(tmp_path / "data")
+    root = toy_recording(tmp_path / "data")
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.mp4")}
     with Recording(root, "v3.0", 32, True, {"suite": "toy"}) as recording:
         recording.add("take the box", toy_episode(15), start=15)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(EpisodeDataset(root).episodes) == 4
-
-
-@pytest.mark.skipif(importlib.util.find_spec("lerobot") is None, reason="LeRobot is not installed")
-@pytest.mark.parametrize("actions", [True, False])
-def test_lerobots_own_loader_reads_it(tmp_path, actions):
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    root = write(tmp_path / "data", actions=actions)
-    gap = {VIEWS["image"]: [0, 5 / FPS]} | ({"action": [i / FPS for i in range(4)]} if actions else {})
-    dataset = LeRobotDataset("local/libero", root=root, delta_timestamps=gap, return_uint8=True)
-    assert (len(dataset), dataset.num_episodes) == (41, 3)
-    item = dataset[14]  # frame 2 of the second episode
-    expected = toy_episode(20, actions=actions)
-    assert item["task"] == "take the box"
-    assert dataset[40]["task"] == "take the can"
-    assert np.allclose(item["observation.state"], expected.states[2])
-    shown = item[VIEWS["image"]].float().mean((1, 2, 3)).numpy()
-    assert np.allclose(shown, expected.views["image"][[2, 7]].mean((1, 2, 3)), atol=4)
-    if actions:
-        assert np.allclose(item["action"], expected.actions[2:6])
-    assert dataset.meta.stats["observation.state"]["q01"].shape == (8,)
-
-
-@pytest.mark.skipif("LARA_GR00T_SRC" not in os.environ, reason="LARA_GR00T_SRC names no checkout of GR00T")
-def test_gr00ts_own_loader_reads_it(tmp_path):
-    sys.path.insert(0, os.environ["LARA_GR00T_SRC"])
-    from gr00t.configs.data.embodiment_configs import MODALITY_CONFIGS
-    from gr00t.data.dataset.lerobot_episode_loader import LeRobotEpisodeLoader
-
-    config = dict(MODALITY_CONFIGS["libero_panda"])
-    loader = LeRobotEpisodeLoader(write(tmp_path / "data", "v2.1"), config, video_backend="ffmpeg")
-    expected = toy_episode(20)
-    table = loader[1]
-    assert (len(loader), len(table)) == (3, 20)
-    assert set(table["language.annotation.human.action.task_description"]) == {"take the box"}
-    assert np.allclose(np.stack(table["state.gripper"]), expected.states[:, 6:8])
-    assert np.allclose(np.stack(table["action.yaw"]), expected.actions[:, 5:6])
-    assert np.allclose(
-        np.stack(table["video.wrist_image"]).mean((1, 2, 3)), expected.views["wrist_image"].mean((1, 2, 3)), atol=4
-    )
-    assert np.shape(loader.get_dataset_statistics()["action"]["x"]["q99"]) == (1,)

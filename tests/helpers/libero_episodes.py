@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from examples.libero.dataset import Episode
+from examples.libero.dataset import Episode, Recording
 
 
 def toy_episode(length: int = 12, task: str = "take the box", size: int = 32, actions: bool = True) -> Episode:
@@ -17,3 +19,15 @@ def toy_episode(length: int = 12, task: str = "take the box", size: int = 32, ac
         actions=random.uniform(-1, 1, (length, 7)).astype(np.float32) if actions else None,
         task=task,
     )
+
+
+LENGTHS = {"take the box": (12, 20), "take the can": (9,)}
+
+
+def toy_recording(root: Path, layout: str = "v3.0", actions: bool = True, lengths: dict = LENGTHS) -> Path:
+    """A whole dataset of toy episodes."""
+    with Recording(root, layout, 32, actions, {"suite": "toy"}) as recording:
+        for task, each in lengths.items():
+            for length in each:
+                recording.add(task, toy_episode(length, task, actions=actions), start=length)
+    return root

