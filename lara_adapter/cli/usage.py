@@ -48,7 +48,7 @@ def short_help(name: str, command: Callable[..., int], examples: Sequence[str], 
 def _described(parameter: inspect.Parameter) -> str:
     """The first sentence of a parameter's help, with its default."""
     help_text = next(each.help for each in parameter.annotation.__metadata__ if getattr(each, "help", None))
-    text = re.split(r"(?<=[.;]) ", help_text, maxsplit=1)[0].rstrip(".;")
+    text = re.split(r"(?<=\.) ", help_text, maxsplit=1)[0].rstrip(".")
     default: Any = parameter.default
     plain = default is not parameter.empty and default is not None and default != () and not isinstance(default, bool)
     return f"{text} (default: {default})" if plain else text
