@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from .errors import HostNotInstalled
 from .storage.files import replace_file
 
-__all__ = ["Bars", "Curves", "Film", "Picture", "Table", "Text", "write_page"]
+__all__ = ["Bars", "Curves", "Film", "Part", "Picture", "Table", "Text", "write_page"]
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4", ".gif": "image/gif"}
@@ -76,7 +76,10 @@ class Film(NamedTuple):
     kind: str = "films"
 
 
-def write_page(file: Path, title: str, summary: str, parts: Sequence[NamedTuple]) -> Path:
+Part = Text | Table | Bars | Curves | Picture | Film
+
+
+def write_page(file: Path, title: str, summary: str, parts: Sequence[Part]) -> Path:
     """Write a page, atomically.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..page import Bars, Film, Table, write_page
+from ..page import Bars, Film, Part, Table, write_page
 
 __all__ = ["write_report_page"]
 
@@ -39,7 +39,7 @@ def write_report_page(report: Mapping[str, Any], folder: Path) -> Path:
         for run in row["runs"]
     ]
     total = report["all"]
-    parts = [
+    parts: list[Part] = [
         Bars("Success", bars, "The line in each bar is the 95 % Wilson interval."),
         *([Film("Films", films)] if films else []),
         Table("Episodes", ("task", "seed", "result", "steps", "requests"), runs),

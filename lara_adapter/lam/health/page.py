@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ...page import Curves, Table, Text, write_page
+from ...page import Curves, Part, Table, Text, write_page
 from .verdicts import HealthReport
 
 __all__ = ["write_health_page"]
@@ -23,7 +23,9 @@ def write_health_page(report: HealthReport, file: Path) -> Path:
     Raises:
         HostNotInstalled: jinja2 is missing.
     """
-    parts = [Text("Findings", [(finding.state, f"{finding.name}: {finding.text}") for finding in report.findings])]
+    parts: list[Part] = [
+        Text("Findings", [(finding.state, f"{finding.name}: {finding.text}") for finding in report.findings])
+    ]
     found = [(gap.gap, gap.measured) for gap in report.gaps if gap.measured is not None]
     curves = [
         Curves(title, "frame gap", {name: [(gap, float(getattr(each, name))) for gap, each in found] for name in names})
