@@ -55,7 +55,9 @@ class Unused(DitPolicy):
     """Its blocks are never called."""
 
     def denoise(self, state, noisy, time):
-        return self.action_out(self.action_in(torch.cat([noisy, time[:, None, None].expand(-1, noisy.shape[1], 1)], -1)))
+        return self.action_out(
+            self.action_in(torch.cat([noisy, time[:, None, None].expand(-1, noisy.shape[1], 1)], -1))
+        )
 
 
 def without(*names):
