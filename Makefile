@@ -111,7 +111,8 @@ LEROBOT_EXAMPLE := metaworld==3.1.1 mujoco==3.3.0 packaging tyro pyzmq msgpack
 
 test-lerobot: $(LEROBOT)/.installed
 	mkdir -p outputs
-	$(OFFLINE) $(LEROBOT)/bin/python -m pytest tests/hosts -k lerobot --junitxml=outputs/lerobot-host.xml $(ARGS)
+	$(OFFLINE) $(LEROBOT)/bin/python -m pytest tests/hosts -k lerobot -n $(WORKERS) --dist loadfile \
+	  --junitxml=outputs/lerobot-host.xml $(ARGS)
 
 lerobot-env: $(LEROBOT)/.installed
 
@@ -120,7 +121,7 @@ $(LEROBOT)/.installed: pyproject.toml
 	  { echo 'make test-lerobot: Python $(LEROBOT_PYTHON) is needed and was not found' >&2; exit 1; }
 	$(call PYTHON_OF,$(LEROBOT_PYTHON)) -m venv $(LEROBOT)
 	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check --quiet '$(LEROBOT_IS)' \
-	  $(LEROBOT_EXAMPLE) pytest pytest-timeout "setuptools>=70.1"
+	  $(LEROBOT_EXAMPLE) pytest pytest-timeout pytest-xdist "setuptools>=70.1"
 	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@touch $@
 

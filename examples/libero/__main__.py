@@ -55,9 +55,9 @@ class Settings:
     """How LIBERO renders; "libero" as its own demonstrations, in twice the time."""
     lam_steps: int = 1500
     """Training steps of the LAM."""
-    policy_steps: int = 4000
+    policy_steps: int = 3000
     """Training steps of each policy."""
-    batch: int = 64
+    batch: int = 32
     """Rows per batch."""
     lr: float = 5e-4
     """Peak learning rate of the policies."""

@@ -66,6 +66,7 @@ def served(server: Server) -> Iterator[str]:
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    # as `python -m` does: the modules of this folder are found by every command
+    # as `python -m` does: the modules of this folder are found by every command. transformers lists each unused weight
+    quiet = {"TRANSFORMERS_VERBOSITY": "error"}
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, **variables}
+    return {**quiet, **os.environ, "PYTHONPATH": path, **variables}

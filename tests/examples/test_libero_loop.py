@@ -108,7 +108,7 @@ def test_a_policy_needs_its_folder(monkeypatch, tmp_path):
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(ValueError, match=VARIABLE):
         policy()
-    with pytest.raises(LaraError, match="policy.json is missing"):
+    with pytest.raises(LaraError, match=r"policy\.json is missing"):
         ServedLiberoPolicy.load(tmp_path)
 
 
