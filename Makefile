@@ -1,4 +1,4 @@
-# make demo | libero | test | lint | typecheck | records | clean | help
+# make demo | libero | test | lint | typecheck | docs | records | clean | help
 #
 # Every target makes its own virtual environment first; nothing outside this folder is changed (make demo may install
 # an OpenGL library with apt-get, on Debian as root).
@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 DEMO := $(VENV)/.demo-$(TORCH_ID)
 TEST := $(VENV)/.test-$(TORCH_ID)
+DOCS := $(VENV)/.docs
 WHEEL_TREE := $(VENV)/tree
 
 # A bare `python3.12` may be a shim that fails, and a Python without ensurepip cannot make an environment: each is run.
@@ -30,7 +31,7 @@ for wanted in '(3,10)<=v<=(3,13)' '(3,10)<=v'; do \
 done; exit 1
 endef
 
-.PHONY: FORCE help demo test lint typecheck records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env test-libero libero-env libero libero-lerobot test-heads heads-env heads-src
+.PHONY: FORCE help demo test lint typecheck docs records clean test-hosts-pins test-gr00t test-lerobot lerobot-env test-openpi openpi-env test-libero libero-env libero libero-lerobot test-heads heads-env heads-src
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -49,6 +50,7 @@ help:
 	@echo 'make test-heads LARA_HEADS_SRC=FOLDER   the tests on action heads of other projects (tiny), from their checkouts in'
 	@echo '                FOLDER, in an environment of its own'
 	@echo 'make lint       ruff, and the direction of imports; make typecheck: mypy'
+	@echo 'make docs       the site, in outputs/site/; fails on a dead link and on a public name without documentation'
 	@echo 'make records    the documents and summaries are what the records in benchmarks/results say'
 	@echo 'make clean      remove the virtual environment and caches (outputs/ stays)'
 	@echo 'TORCH="torch==2.7.1" chooses the torch to install, PYTHON=python3.11 the Python'
@@ -223,6 +225,11 @@ lint: $(TEST) $(WHEEL_TREE)
 typecheck: $(TEST) $(WHEEL_TREE)
 	cd $(WHEEL_TREE) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
 
+# the API is read from the layout of the wheel, whose module names users import
+docs: $(DOCS) $(WHEEL_TREE)
+	NO_MKDOCS_2_WARNING=1 LARA_DOCS_SOURCE=$(WHEEL_TREE) $(BIN)/python -m mkdocs build --strict $(ARGS)
+	@echo 'outputs/site/index.html'
+
 records: $(TEST)
 	$(BIN)/python -m benchmarks.records --check
 
@@ -240,6 +247,12 @@ $(BIN)/python:
 	  '(Debian: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python3 ...' >&2; exit 1; }; \
 	echo "Making $(VENV) from $$("$$python" -c 'import sys; print(sys.executable, "%d.%d.%d" % sys.version_info[:3])')"; \
 	"$$python" -m venv $(VENV)
+
+# the pages need neither torch nor the library installed: mkdocstrings reads the source
+$(DOCS): pyproject.toml | $(BIN)/python
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	  $$($(BIN)/python -c "import re; print(*re.findall(r'\"(.*?)\"', re.search(r'^docs = (.*)', open('pyproject.toml').read(), re.M)[1]))")
+	@touch $@
 
 $(DEMO): EXTRAS := demo
 $(TEST): EXTRAS := lam,train,vq,viz,demo,test

@@ -1,4 +1,4 @@
-"""What the READMEs claim: the scripts that measure it, and their records in results/."""
+"""What the documents claim: the scripts that measure it, and their records in results/."""
 
 from pathlib import Path
 

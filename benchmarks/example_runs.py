@@ -82,7 +82,7 @@ def refine() -> str:
     return f"{refine_report.as_markdown(REFINE)}\n\n{legend}\n\n{reading}"
 
 
-SECTIONS = {"README.md": {"demo": demo}, "lara_adapter/lam/README.md": {"refine": refine}}
+SECTIONS = {"docs/demo.md": {"demo": demo}, "docs/latent-action-models.md": {"refine": refine}}
 
 
 def problems() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Draw the README's figure of what LARA attaches to: `python -m benchmarks.figure` -> benchmarks/results/lara.png."""
+"""Draw the figure of what LARA attaches to: `python -m benchmarks.figure` -> benchmarks/results/lara.png."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from lara_adapter.storage.files import read_json, replace_folder, write_json
 
 NEEDS = (
     "pip install 'lerobot[training,multi_task_dit]==0.6.1' metaworld==3.1.1 mujoco==3.3.0 packaging tyro "
-    "(Python 3.12; see integrations/lerobot/README.md)"
+    "(Python 3.12; see docs/hosts/lerobot.md)"
 )
 CAMERA = "observation.images.front"
 WORLD_FILE = "metaworld.json"  # beside LeRobot's own folders: the world for the evaluation

@@ -36,7 +36,7 @@ def differences(record: dict[str, Any], labels: dict[str, str]) -> str:
 
 
 def gr00t_section() -> str:
-    """The README's, of the GR00T N1.5 release."""
+    """Of the GR00T N1.5 release."""
     cases = GR00T["cases"]
     release, kinks = cases["release, frames in [0, 1]"]["float32"], cases["release, LPIPS with its kinks"]
     rounding, shuffled = kinks["lam_gradients_from_official_float64"], cases["release, switch OFF"]
@@ -52,7 +52,7 @@ def gr00t_section() -> str:
                 max |theirs|); {sum(row["tensors"] for row in release["gradients"]["total"].values())} of
                 {release["trainable_tensors"]} trainable tensors compared, none on one side only, no code of
                 {release["codes"]} differs
-                ([benchmarks/results/parity_official.json](benchmarks/results/parity_official.json)):"""
+                ([benchmarks/results/parity_official.json](../benchmarks/results/parity_official.json)):"""
             ),
             differences(GR00T, LABELS),
             markdown.paragraph(
@@ -74,7 +74,7 @@ def gr00t_section() -> str:
 
 
 def openpi_section() -> str:
-    """The README's and the guide's, of the release for openpi."""
+    """Of the release for openpi."""
     cases = OPENPI["cases"]
     pi05, pi0 = cases["pi0.5, release"]["float32"], cases["pi0, release"]["float32"]
     first = markdown.paragraph(
@@ -86,19 +86,19 @@ def openpi_section() -> str:
 
 
 def openpi_switch() -> str:
-    """The guide's, of what their random patch order does."""
+    """Of what their random patch order does."""
     off = OPENPI["cases"]["pi0.5, release, switch OFF"]
     ours, theirs = (off[key]["values"]["latent, continuous"]["rel"] for key in ("float32", "official_against_itself"))
     return markdown.paragraph(
-        f"""Their image encoder gets a fixed patch order, as in the README's parity section; without it the latent
+        f"""Their image encoder gets a fixed patch order, as in the parity with GR00T's release; without it the latent
         of a fixed pair differs from ours by {ours:.1e} and from itself by {theirs:.1e}. Sizes are tiny and weights
         random."""
     )
 
 
 SECTIONS = {
-    "README.md": {"parity": gr00t_section, "openpi parity": openpi_section},
-    "integrations/openpi/README.md": {"parity": openpi_section, "patch order": openpi_switch},
+    "docs/parity.md": {"parity": gr00t_section, "openpi parity": openpi_section},
+    "docs/hosts/openpi.md": {"patch order": openpi_switch},
 }
 
 

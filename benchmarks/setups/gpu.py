@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m benchmarks.setups.gpu                      # two GPUs or more
     torchrun --nproc-per-node 2 -m benchmarks.setups.gpu --device cpu         # gloo; ZeRO is left out
-    python -m benchmarks.setups.table                                         # puts the rows into the README
+    python -m benchmarks.setups.table                                         # puts the rows into the page
 
 Each case trains the demo's policy with LARA (tiny LAM, contrastive) for a few steps and compares the gradients of the
 first step with one process's on the same batches; ZeRO, which hides gradients, is compared by the weights after one

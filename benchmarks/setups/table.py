@@ -1,8 +1,8 @@
-"""The README's table of training setups, from test results.
+"""The table of training setups, from test results.
 
     pytest tests --junitxml=outputs/NAME.xml                              # in each environment
     python -m benchmarks.setups.table --record outputs/NAME.xml           # -> benchmarks/results/setups/NAME.json
-    python -m benchmarks.records --write                                  # the table in README.md
+    python -m benchmarks.records --write                                  # the table in docs/training-setups.md
 
 A row is "works" or "refused" (with a clear error) if every test behind it passed, "FAILS" if one did not, and "not run"
 if none ran. `benchmarks.setups.gpu` adds the rows that need GPUs, as results/setups/gpu.json.
@@ -93,7 +93,7 @@ def table() -> str:
     return markdown.table(head, rows)
 
 
-SECTIONS = {"README.md": {"setups": table}}
+SECTIONS = {"docs/training-setups.md": {"setups": table}}
 
 
 def main() -> int:

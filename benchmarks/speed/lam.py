@@ -206,7 +206,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def section() -> str:
-    """The README's table of the committed record."""
+    """The table of the committed record."""
     record = read_json(RESULT)
     if (record["settings"]["preset"], record["relative_to"]) != ("paper", "official"):
         raise ValueError(f"{RESULT.name} is not relative to the official code at the paper's sizes")
@@ -225,7 +225,7 @@ def section() -> str:
     return f"{markdown.table(head, rows)}\n\n{cache}"
 
 
-SECTIONS = {"README.md": {"lam cost": section}}
+SECTIONS = {"docs/latent-action-models.md": {"lam cost": section}}
 
 
 def main() -> int:

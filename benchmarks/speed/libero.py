@@ -123,7 +123,7 @@ def make_report(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def section() -> str:
-    """The README's table of the committed record."""
+    """The table of the committed record."""
     record = read_json(RESULT)
 
     def cells(work: str) -> list[str]:
@@ -136,7 +136,7 @@ def section() -> str:
     )
 
 
-SECTIONS = {"README.md": {"libero speed": section}}
+SECTIONS = {"docs/serve.md": {"libero speed": section}}
 
 
 def main() -> int:

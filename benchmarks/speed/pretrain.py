@@ -293,7 +293,7 @@ def section() -> str:
     return markdown.table(head, [*rows, ("decoding alone, ours over theirs", *ratios)])
 
 
-SECTIONS = {"lara_adapter/lam/README.md": {"pretraining speed": section}}
+SECTIONS = {"docs/latent-action-models.md": {"pretraining speed": section}}
 
 
 def main() -> int:

@@ -275,7 +275,7 @@ def soak(seconds: float, clients: int, pause: float) -> dict[str, Any]:
 
 
 def section() -> str:
-    """The README's table and sentences of the committed record."""
+    """The table and sentences of the committed record."""
     record = read_json(RESULT)
     slow, instant, soaked = record["policy_of_50_ms"], record["instant_policy"], record["soak"]
     p99 = slow["ours"]["p99_ms"] / slow["direct"]["p99_ms"]
@@ -303,7 +303,7 @@ def section() -> str:
     return f"{markdown.table(head, rows)}\n\n{reading}"
 
 
-SECTIONS = {"README.md": {"serving": section}}
+SECTIONS = {"docs/serve.md": {"serving": section}}
 
 
 def problems() -> Iterator[str]:

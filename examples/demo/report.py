@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from examples.demo import pictures
+from examples.demo import page, pictures
 from examples.demo.probe import Probe, r2_interval
 from examples.demo.tables import Rows, aligned, markdown_table, wrapped
 from lara_adapter.evaluation import wilson_interval
@@ -134,6 +134,8 @@ def write(run: Run) -> str:
     write_json(run.output / "results.json", results)
     with replace_file(run.output / "report.md") as fresh:
         fresh.write_text(as_markdown(results), encoding="utf-8")
+    tables = {"Policies": _policy_rows(results), "Latent action models": _lam_rows(results)}
+    page.write(run.output, results, tables, [*_reading(results), *_legend(results)])
     return as_text(results)
 
 

@@ -1,6 +1,6 @@
 """LARA for NVIDIA Isaac GR00T (N1.6): frames from its dataset, its own training run with LARA, and a clean export.
 
-Importing this package needs no gr00t; what needs it says so. The guide is README.md beside this file.
+Importing this package needs no gr00t; what needs it says so. The guide is docs/hosts/gr00t.md.
 """
 
 from ..hosts import lazy

@@ -1,6 +1,6 @@
 """LARA for openpi: pi0 and pi0.5 in PyTorch, trained by openpi's own loop on its own data pipeline.
 
-Importing this package needs no openpi; what needs it says so. The guide is README.md beside this file.
+Importing this package needs no openpi; what needs it says so. The guide is docs/hosts/openpi.md.
 """
 
 from .. import hosts

@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..errors import LaraArgumentError, ServingTimeout
+from ..errors import HostNotInstalled, LaraArgumentError, ServingTimeout
+from ..evaluation.page import write_report_page
 from ..evaluation.report import format_report
 from ..evaluation.rollout import Rollouts
 from ..integrations.simulators import open_simulator
@@ -52,7 +53,7 @@ def evaluate(
 
     Args:
         tasks: of the simulator: drawer-open button-press-topdown; all: every one.
-        output: folder for report.json, the episodes and videos.
+        output: folder for report.json, report.html (extra report), the episodes and videos.
         simulator: metaworld, libero (extra libero) or simpler, which you install and which is tested only with a mock.
         episodes: of each task.
         seed: of the first episode; each further one has the next. It decides the start and the policy's noise.
@@ -80,7 +81,12 @@ def evaluate(
             report = rollouts.run(
                 names, range(seed, seed + episodes), videos=videos, workers=workers, progress=progress
             )
-    write_result(report, f"{format_report(report)}\n\n{output / 'report.json'}", json)
+    written = str(output / "report.json")
+    try:
+        written += f"\n{write_report_page(report, output)}"
+    except HostNotInstalled as error:
+        logger.info("%s", error)
+    write_result(report, f"{format_report(report)}\n\n{written}", json)
     return 0
 
 

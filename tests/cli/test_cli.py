@@ -161,7 +161,7 @@ def _sources():
         "inspect": ([describe_policy], "policy", "source json"),
         "label": ([label_dataset], "", "json"),
         "cache": ([fill_cache], "", "json"),
-        "health": ([examine], "thresholds", "json"),
+        "health": ([examine], "thresholds", "html json"),
         "attention": ([measure_attention, draw], "report path", "output json"),
         "train-lam": ([PretrainSettings], "gap_frames gap_seconds", "shard index_only"),
         "serve": (
@@ -189,9 +189,20 @@ def test_arguments_are_those_of_the_library(name, capsys):
     assert all(p.annotation.__metadata__[0].help for p in given.values())
 
     with pytest.raises(SystemExit):
-        cli.main([name, "--help"])
+        cli.main([name, "--help-all"])
     flags = set(re.findall(r"^[│|]? *--([a-z][a-z0-9-]*)", capsys.readouterr().out, re.MULTILINE))
     assert flags == {n.replace("_", "-") for n, p in given.items() if p.kind is p.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_fits_a_screen_and_begins_with_an_example(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"lara {cli.COMMANDS[name].examples[0]}"
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    parameters = inspect.signature(cli.load_command(name)).parameters
+    assert set(cli.COMMANDS[name].common) <= set(parameters)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_
     output = tmp_path / "demo"
     first = run_demo(*SMALLEST, "--output", str(output))
     assert first.returncode == 0, first.stdout + first.stderr
-    for name in ("curves.png", "probe.png", "predictions.png", "attention.png", "report.md"):
+    for name in ("curves.png", "probe.png", "predictions.png", "attention.png", "report.md", "report.html"):
         assert (output / name).stat().st_size > 1000, name
     arms = ("dit_only", "frozen_lam", "lara_cosine", "lara_contrastive")
     for arm in arms:

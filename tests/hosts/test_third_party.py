@@ -321,20 +321,20 @@ def test_the_checkouts_leave_no_modules_behind():
     assert not any(path.startswith(root) for path in sys.path)
 
 
-# ---------------------------------------------------------------------- README's table
+# ---------------------------------------------------------------------- the documented table
 
 
-def readme_rows() -> dict[str, list[str]]:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def documented_rows() -> dict[str, list[str]]:
+    text = (Path(__file__).parents[2] / "docs" / "your-policy.md").read_text()
     table = text.split("<!-- heads: begin -->")[1].split("<!-- heads: end -->")[0]
     rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
     return {row[1]: row[2:] for row in rows}
 
 
-@pytest.mark.parametrize("name", readme_rows())
-def test_the_table_of_the_readme(name):
+@pytest.mark.parametrize("name", documented_rows())
+def test_the_table_of_the_page(name):
     head = build(name)
-    source, entry, token, rows = readme_rows()[name]
+    source, entry, token, rows = documented_rows()[name]
     _, lara = attached(head)
     report = lara.check(given(head, with_frames(head.batch(), head)))
     draws = "proven" if rows == "one a sample" else f"proven ({rows})"
