@@ -50,6 +50,7 @@ def test_all_arms_differ_in_lara_alone():
 
 @pytest.mark.gl
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1100)
 def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_path):
     output = tmp_path / "demo"

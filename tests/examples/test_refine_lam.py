@@ -79,6 +79,7 @@ def test_all_arms_of_a_seed_share_everything_but_the_lam():
 
 @pytest.mark.gl
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_smoke_run_survives_a_kill_and_gives_the_same_rows_again(gl, tmp_path):
     output = tmp_path / "refine"

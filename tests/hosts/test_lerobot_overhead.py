@@ -36,10 +36,10 @@ def test_a_row_has_every_way_and_its_memory(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["step_overhead.py", *asked, "--memory", "--out", str(out)])
     assert step_overhead.main() == 0
     (row,) = json.loads(out.read_text())["rows"]
-    assert set(row["ratio"]) == {"alone", "idle", "tap", "projector", "frozen", "joint", "detached"}
+    assert set(row["ratio"]) == {"alone", "idle", "tap", "projector", "frozen", "joint", "joint/4", "detached"}
     assert row["ratio"]["alone"] == 1.0
     assert row["ratio"]["joint"] > row["ratio"]["frozen"] > 1.0
-    assert set(row["peak_mb"]) == {"alone", "frozen", "joint"}
+    assert set(row["peak_mb"]) == {"alone", "frozen", "joint", "joint/4"}
     assert "lerobot:multi_task_dit (0.10 M)" in capsys.readouterr().out
 
 
