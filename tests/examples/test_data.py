@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.demo.data import HORIZON, _table, batches, distractor_seeds, load_table
+from examples.demo.data import HORIZON, batches, distractor_seeds, load_table, tabulate
 from examples.metaworld_sim import FRAME_SKIP, Distractors, Episode, GLMissing, add_distractors, find_gl
 
 
@@ -21,7 +21,7 @@ def recordings(tmp_path):
     for task in range(2):
         folder = tmp_path / f"record-{task}"
         folder.mkdir()
-        torch.save(_table([make_episode(40, 10), make_episode(23, 100)]), folder / "demos.pt")
+        torch.save(tabulate([make_episode(40, 10), make_episode(23, 100)]), folder / "demos.pt")
         folders.append(folder)
     return folders
 
@@ -56,7 +56,7 @@ def test_distractors_are_as_promised():
 
 
 def test_rows_hold_the_chunk_its_mask_and_the_frame_16_steps_later():
-    table = _table([make_episode(40, 10), make_episode(23, 100)])
+    table = tabulate([make_episode(40, 10), make_episode(23, 100)])
     assert len(table["frame"]) == 20 + 12
     assert torch.equal(table["action"][3, :, 0], (6 + torch.arange(16.0)) / 100)
     assert table["action_mask"][3].all()

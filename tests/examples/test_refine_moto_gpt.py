@@ -53,7 +53,7 @@ def test_learns_a_synthetic_language_from_tokens_alone_and_then_to_act():
 @torch.no_grad()
 def test_no_code_sees_a_later_one():
     policy, table = MotoGPT(MotoGPTConfig(**SMALL)).eval(), make_language(5)
-    seen = policy.backbone(table["image"], table["task"])
+    seen = policy.backbone([table["image"]], table["task"])
     logits, action = policy.run(seen, table["codes"], queries=True)
     for place in range(4):
         changed = table["codes"].clone()
@@ -72,7 +72,7 @@ def test_no_code_sees_a_later_one():
 @torch.no_grad()
 def test_masked_queries_do_not_see_the_codes():
     policy, table = MotoGPT(MotoGPTConfig(**SMALL)).eval(), make_language(4)
-    seen, see = policy.backbone(table["image"], table["task"]), torch.tensor([True, False, True, False])
+    seen, see = policy.backbone([table["image"]], table["task"]), torch.tensor([True, False, True, False])
     action = policy.run(seen, table["codes"], True, see)[1]
     other = policy.run(seen, (table["codes"] + 1) % 12, True, see)[1]
     assert torch.equal(action[~see], other[~see])

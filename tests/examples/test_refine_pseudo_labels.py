@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_data import make_episode
 
-from examples.demo.data import _table, load_table
+from examples.demo.data import load_table, tabulate
 from examples.demo.probe import ridge_probe
 from examples.refine_lam.pseudo_labels import (
     UNLABELLED,
@@ -64,8 +64,8 @@ def test_the_unlabelled_actions_are_never_read():
 
 def record(folder, first: int) -> None:
     folder.mkdir()
-    torch.save(_table([make_episode(40, first), make_episode(36, first + 60)]), folder / "demos.pt")
-    torch.save(_table([make_episode(34, first + 30)]), folder / "heldout.pt")
+    torch.save(tabulate([make_episode(40, first), make_episode(36, first + 60)]), folder / "demos.pt")
+    torch.save(tabulate([make_episode(34, first + 30)]), folder / "heldout.pt")
 
 
 @pytest.fixture
