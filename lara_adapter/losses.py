@@ -28,7 +28,7 @@ class CosineDistance:
     """`1 - cos(projected, latent)` in [0, 2]: LARA, Eq. 6, up to the constant 1 that the official release adds.
 
     It has a trivial solution when the LAM trains too: a latent with a large constant part, which any projector
-    predicts. A value near 0 is therefore no evidence of alignment; see `mean_direction` in `lara.metrics()`.
+    predicts. A value near 0 therefore does not show alignment; see `mean_direction` in `lara.metrics()`.
     """
 
     def __call__(

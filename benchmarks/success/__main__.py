@@ -35,9 +35,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +43,7 @@ import torch
 import tyro
 
 from benchmarks.success.arms import ARMS, CONTROL, STAGES, Arm
-from benchmarks.success.rows import ROWS, append_row, read_rows
+from benchmarks.success.rows import ROWS, append_row, environment, read_numbers, read_rows
 from examples.demo.data import collect
 from examples.demo.eval import closed_loop
 from examples.demo.probe import examine_lam
@@ -54,7 +52,7 @@ from examples.demo.stages import Job, Progress, run_jobs
 from examples.demo.train import continue_lam, pretrain_lam, train_policy
 from examples.metaworld_sim import find_gl
 from examples.mini_vla import MiniVLAConfig
-from lara_adapter import LatentActionConfig, LatentActionModel, __version__
+from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.storage.files import read_json
 
 
@@ -183,15 +181,8 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
             row["solved"] = {task: "".join(str(int(x)) for x in outcome[arm]) for task, outcome in success.items()}
             row["action_error"] = read_json(trained[arm] / "action_error.json")["action_error"]
         if arm in probes:
-            row["lam"] = {
-                key: value
-                for key, value in read_json(probes[arm] / "measured.json").items()
-                if type(value) in (int, float)
-            }
-        row["environment"] = {
-            "lara_adapter": __version__, "python": platform.python_version(), "machine": platform.machine(),
-            **{name: version(name) for name in ("torch", "metaworld", "mujoco")},
-        }  # fmt: skip
+            row["lam"] = read_numbers(probes[arm] / "measured.json")
+        row["environment"] = environment("metaworld", "mujoco")
         rows.append(row)
     return rows
 

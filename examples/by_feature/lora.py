@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from peft import LoraConfig, get_peft_model
 
-from examples.by_feature.world import arguments, make_batch, new_lam, new_policy
+from examples.by_feature.world import arguments, make_batch, new_lam, new_policy, train
 from lara_adapter import attach_lara, load_lara
 
 
@@ -22,13 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = base.state_dict()
     policy = get_peft_model(base, LoraConfig(r=4, target_modules=["to_q", "to_kv", "to_out"]))
     lara = attach_lara(policy, new_lam(), layer=-3)  # New: after get_peft_model
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
-    policy.train()
-    for step in range(args.steps):
-        loss = policy(make_batch(seed=step))["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train(policy, args.steps)
     lara.save_pretrained(folder)  # New: projector, LAM, and policy_lora/ in peft's own format
     print(sorted(path.name for path in folder.iterdir()))
     fresh = new_policy()

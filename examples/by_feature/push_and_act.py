@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from examples.by_feature.world import arguments, make_batch, new_lam, new_policy
+from examples.by_feature.world import arguments, make_batch, new_lam, new_policy, train
 from lara_adapter import attach_lara, load_lara
 
 
@@ -19,13 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = new_policy()
     base = {name: value.clone() for name, value in policy.state_dict().items()}
     lara = attach_lara(policy, new_lam(), layer=-3)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
-    policy.train()
-    for step in range(args.steps):
-        loss = policy(make_batch(seed=step))["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train(policy, args.steps)
 
     source, revision = str(args.output / "push_and_act"), None
     lara.save_pretrained(source, save_policy="trainable")  # New: with what was trained of the policy

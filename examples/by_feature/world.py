@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from examples.mini_vla import MiniVLA, MiniVLAConfig
 from lara_adapter import LatentActionConfig, LatentActionModel
@@ -40,6 +40,17 @@ def make_batch(rows: int = 8, seed: int = 0) -> dict[str, Tensor]:
         "action_mask": torch.ones(rows, HORIZON, 2),
         "lara_frames": frames,
     }
+
+
+def train(policy: nn.Module, steps: int) -> None:
+    """A plain loop (own_loop.py shows it), where it is not what an example is about."""
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
+    policy.train()
+    for step in range(steps):
+        loss = policy(make_batch(seed=step))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def make_rows(count: int) -> list[dict[str, Tensor]]:

@@ -128,7 +128,7 @@ def examine_lam(
     if gap < HORIZON:
         for split, table in (("demos", train), ("heldout", test)):
             table["valid"] &= load_table(data, split, **world)["valid"]
-    fitted, held_out = _latents(model, train), _latents(model, test)
+    fitted, held_out = latents(model, train), latents(model, test)
     probe = ridge_probe(fitted, held_out)
     floor = ridge_probe(_task_only(train, fitted, len(data)), _task_only(test, held_out, len(data)))
     rows = test["valid"].nonzero().squeeze(1)
@@ -160,15 +160,21 @@ def examine_lam(
     progress(1)
 
 
-def _latents(model: LatentActionModel, table: Table) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the latents [N, D] of all pairs, the mean movement in their 16 steps [N, 3], and their episodes [N]."""
+@torch.no_grad()
+def latents(model: LatentActionModel, table: Table, *, still: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the latents [N, D] of all pairs, the mean movement in their 16 steps [N, 3], and their episodes [N].
+
+    With `still` the latents are those of (I_t, I_t), in which nothing moves.
+    """
     rows = table["valid"].nonzero().squeeze(1)
-    latents = [
-        model.encode(table["image"][part], table["image"][table["future"][part]]).continuous.flatten(1)
+    encoded = [
+        model.encode(table["image"][part], table["image"][part if still else table["future"][part]]).continuous.flatten(
+            1
+        )
         for part in rows.split(128)
     ]
     # without the gripper: its command is constant within a task, so it would only measure task recognition
-    return torch.cat(latents), table["action"][rows, :, :3].mean(1), table["episode"][rows]
+    return torch.cat(encoded), table["action"][rows, :, :3].mean(1), table["episode"][rows]
 
 
 def _task_only(table: Table, latents: tuple[Tensor, Tensor, Tensor], tasks: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,6 @@ from examples.demo.cli import exit_status, read_presets
 from examples.demo.stages import Job, run_jobs
 from examples.libero import commands, record, report
 from examples.libero.served import VARIABLE
-from examples.libero.starts import PlainLibero
 from examples.libero.tables import instructions
 from examples.libero.train import ARMS, lerobot_command, table_jobs, train
 from examples.metaworld_sim import find_gl
@@ -122,7 +121,7 @@ def run(settings: Settings) -> str:
             rename = ["--rename", "image2=wrist_image"] if settings.policy == "lerobot" else []
             with commands.served(server) as address:
                 commands.lara(
-                    "eval", *_names(demonstrations), "--simulator", "libero", "--host", address,
+                    "eval", *demonstrations.names(), "--simulator", "libero", "--host", address,
                     "--setting", *(f"{key}={value}" for key, value in world.items()), *rename, *limit,
                     "--episodes", str(settings.episodes), "--execute", str(settings.execute),
                     "--videos", str(settings.videos), "--workers", str(settings.workers), "--output", str(folders[arm]),
@@ -131,16 +130,11 @@ def run(settings: Settings) -> str:
     return report.write(settings.output / f"report-{settings.policy}.md", folders)
 
 
-def _names(recording: record.Settings) -> list[str]:
-    names = PlainLibero(recording.suite).tasks()
-    return [names[number] for number in recording.tasks]
-
-
 def _train_mini(settings: Settings, lam: Path) -> dict[str, commands.Server]:
     """Train a MiniVLA for each arm; returns how each is served."""
     recording, cache = settings.recording(play=False), settings.output
     splits = {"demos": [0, settings.demos], "heldout": [settings.demos, settings.demos + settings.heldout]}
-    tables = run_jobs("tables", table_jobs(recording.root, _names(recording), splits), cache, settings.workers)
+    tables = run_jobs("tables", table_jobs(recording.root, recording.names(), splits), cache, settings.workers)
     options = {"data": tables, "steps": settings.policy_steps, "batch": settings.batch, "lr": settings.lr}
     options |= {"seed": settings.seed, "execute": settings.execute, "instructions": instructions(recording.root)}
     jobs = [

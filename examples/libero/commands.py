@@ -30,7 +30,7 @@ def run(python: Path, *arguments: str) -> None:
     """Run a Python program in this terminal.
 
     Raises:
-        CommandFailed: it failed, or there is no such Python.
+        CommandFailed: it failed, or that Python does not exist.
     """
     try:
         status = subprocess.run([str(python), *arguments], check=False, env=_environment({})).returncode

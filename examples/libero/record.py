@@ -75,6 +75,11 @@ class Settings:
         """Whether the dataset has actions."""
         return self.keep_actions or not self.play
 
+    def names(self) -> list[str]:
+        """Names of the tasks."""
+        names = PlainLibero(self.suite).tasks()
+        return [names[number] for number in self.tasks]
+
     def content(self) -> dict[str, Any]:
         """What decides the content of an episode, besides its number."""
         names = ("suite", "seed", "play", "quality", "gripper", "play_steps" if self.play else "noise")
@@ -181,10 +186,9 @@ def run(settings: Settings) -> Recording:
         RuntimeError, ValueError: see :func:`fill` and :class:`Recording`.
     """
     recording = Recording(settings.root, settings.layout, settings.size, settings.actions, settings.content())
-    names = PlainLibero(settings.suite).tasks()
     spawn = multiprocessing.get_context("spawn")  # a forked process cannot render
     with recording, ProcessPoolExecutor(settings.workers, spawn) as pool:
-        for task in settings.tasks:
+        for task, name in zip(settings.tasks, settings.names(), strict=True):
 
             def record(numbers: Iterable[int], task: int = task) -> Iterator[Episode | None]:
                 jobs = [pool.submit(_job, settings, task, number) for number in numbers]
@@ -196,12 +200,12 @@ def run(settings: Settings) -> Recording:
                         job.cancel()
 
             begin = time.perf_counter()
-            for episode in fill(recording, names[task], settings.episodes, record):
-                count, failed = recording.tried(names[task])
+            for episode in fill(recording, name, settings.episodes, record):
+                count, failed = recording.tried(name)
                 length = "failed" if episode is None else f"{len(episode.states)} steps"
                 seconds = time.perf_counter() - begin
                 progress = f"{count} of {settings.episodes}, {failed} failed; {length}, {seconds:.0f} s"
-                print(f"{names[task]}: {progress}", flush=True)
+                print(f"{name}: {progress}", flush=True)
     return recording
 
 

@@ -258,7 +258,7 @@ class LatentActionModel(nn.Module):
     def narrow_encoder(self, dtype: torch.dtype = torch.bfloat16) -> None:
         """Hold the frozen image encoder's matrices in 16 bits, for good: about half of its memory.
 
-        Under autocast of that dtype the results stay the same to the bit, and the matrices are no longer cast at each step.
+        Under autocast of that dtype the results are bit-identical, and the matrices are not cast at each step.
         Elsewhere the encoder then runs in that precision, which rounds its features.
 
         Args:
@@ -276,7 +276,7 @@ class LatentActionModel(nn.Module):
     def checkpoint_layers(self, enabled: bool = True) -> None:
         """Compute the activations of every transformer layer and of LPIPS again in the backward, instead of keeping them.
 
-        Less memory for about a third more work. The quantiser is no part of it, so that it counts once. Not saved.
+        Less memory for about a third more work. The quantiser is left out, so that it counts once. Not saved.
         """
         for part in self.modules():
             if isinstance(part, (TransformerLayer, PerceptualDistance)):
