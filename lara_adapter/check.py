@@ -12,6 +12,7 @@ from torch import nn
 
 from .blocks import block_paths
 from .errors import FrameError, LaraArgumentError, OptimizerCoverageError
+from .hostlog import each_message_once
 from .metrics import without_negatives
 from .proof import Proof, prove
 
@@ -98,6 +99,11 @@ def run_check(
         LaraArgumentError: LARA is detached, idle (both weights 0) or disabled.
         LaraError: whatever a training step raises: TapNeverFired, FrameError, NonFiniteError, ...
     """
+    with each_message_once():
+        return _run_check(adapter, batch, optimizer, action)
+
+
+def _run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None, action: str | None) -> CheckReport:
     policy = adapter.policy
     if not adapter.attached or adapter._idle or not adapter._enabled:
         state = "detached" if not adapter.attached else "idle (both weights are 0)" if adapter._idle else "disabled"
