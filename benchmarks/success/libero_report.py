@@ -16,6 +16,8 @@ from benchmarks.success.arms import CONTROL
 from benchmarks.success.libero import ROWS
 from benchmarks.success.rows import Row, read_rows
 
+SHOWN = {"action_loss": 3, "cosine": 2, "mean_direction": 2, "perplexity": 0}  # of a log, with decimals
+
 
 @functools.cache
 def recorded() -> dict[str, tuple[report.Rows, dict[str, Any]]]:
@@ -86,7 +88,31 @@ def reading() -> str:
     return markdown.bullets(*lines) if lines else "Nothing to read yet."
 
 
-SECTIONS = {"benchmarks/README.md": {"libero success": section, "libero reading": reading}}
+def logs() -> str:
+    """What a healthy and a collapsing run logged, side by side: the first seed of the first group."""
+    rows = next((rows for rows, _ in recorded().values()), {})
+    first = min((seed for seed, _ in rows), default=0)
+    arms = ("contrastive", "cosine")
+    if any("log" not in rows.get((first, arm), {}) for arm in arms):
+        return "Not recorded yet."
+    head, *steps = zip(*(_log_lines(rows[first, arm]["log"]) for arm in arms))
+    shown = [f"{'healthy: ' + arms[0]:<{len(head[0])}}   collapsing: {arms[1]}", "   ".join(head)]
+    return "```text\n" + "\n".join([*shown, *("   ".join(line) for line in steps)]) + "\n```"
+
+
+def _log_lines(log: dict[str, list[float]]) -> list[str]:
+    lines = [f"{'step':>4}" + "".join(f"{name:>{len(name) + 1}}" for name in SHOWN)]
+    for at, step in enumerate(log["step"]):
+        lines.append(
+            f"{int(step):4}" + "".join(f"{log[name][at]:{len(name) + 1}.{digits}f}" for name, digits in SHOWN.items())
+        )
+    return lines
+
+
+SECTIONS = {
+    "benchmarks/README.md": {"libero success": section, "libero reading": reading},
+    "docs/index.md": {"logs": logs},
+}
 
 
 def problems() -> Iterator[str]:
