@@ -69,7 +69,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each trains every arm anew."""
     probe_seeds: tuple[int, ...] = (3, 4)
-    """The same, but their policies do not act."""
+    """The same, for the arms that train the LAM, whose policies do not act."""
     arms: tuple[str, ...] = MAIN
     """What is trained."""
     lam_steps: int = 1000
@@ -128,6 +128,12 @@ def measure_play(folder: Path, progress: Progress, *, data: list[Path], lam: Pat
 
     write_json(folder / "play.json", {"play_r2": r2(still=False), "still_r2": r2(still=True)})
     progress(1)
+
+
+def trains_lam(arm: str) -> bool:
+    """Whether an arm changes the LAM, so that probing it says something."""
+    options = None if arm == CONTROL else ARMS[arm].options
+    return arm == CONTROL or (options is not None and options.get("train_lam", True))
 
 
 def read_log(folder: Path) -> dict[str, list[float]]:
@@ -215,7 +221,8 @@ def main() -> int:
     for seed in (*settings.seeds, *settings.probe_seeds):
         known = read_rows(settings.rows)
         there = {row["arm"] for row in known if row["seed"] == seed and row["settings"] == same}
-        missing = [arm for arm in settings.arms if arm not in there]
+        arms = [arm for arm in settings.arms if seed in settings.seeds or trains_lam(arm)]
+        missing = [arm for arm in arms if arm not in there]
         for row in run_seed(settings, seed, missing, acts=seed in settings.seeds) if missing else ():
             if row["arm"] not in there:
                 append_row(settings.rows, row)
