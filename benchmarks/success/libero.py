@@ -23,7 +23,6 @@ says there (`still_r2`).
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ import tyro
 
 from benchmarks import RESULTS
 from benchmarks.success.arms import ARMS, CONTROL
-from benchmarks.success.rows import append_row, environment, read_numbers, read_rows
+from benchmarks.success.rows import append_row, environment, measured_arms, read_numbers
 from examples.demo.data import load_table
 from examples.demo.probe import examine_lam, latents, ridge_probe
 from examples.demo.stages import Job, Progress, run_jobs
@@ -47,6 +46,7 @@ from lara_adapter.storage.files import read_json, write_json
 
 ROWS = RESULTS / "success" / "rows-libero.jsonl"
 MAIN = ("dit_only", "frozen", "cosine", "contrastive", CONTROL)
+REGIME = "libero_object"
 LOGGED = (
     "step",
     "action_loss",
@@ -174,7 +174,7 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
     policies = {arm: trained[arm] for arm in arms if arm != CONTROL}
     acting = {
         "policies": policies, "starts": list(range(s.episodes * seed, s.episodes * (seed + 1))), "execute": s.execute,
-        "world": {"suite": "libero_object", "image_size": 128, "gripper": "raw", "quality": "fast"},
+        "world": {"suite": REGIME, "image_size": 128, "gripper": "raw", "quality": "fast"},
     }  # fmt: skip
     count = s.episodes * len(policies)
     acted = [Job(f"act-{name}", closed_loop, {"task": name, **acting}, count) for name in names if acts and policies]
@@ -190,7 +190,7 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
             probes[arm] |= read_numbers(folder / file)
     rows = []
     for arm in ["before", *arms]:
-        row: dict[str, Any] = {"regime": "libero_object", "seed": seed, "arm": arm, "settings": settings.same()}
+        row: dict[str, Any] = {"regime": REGIME, "seed": seed, "arm": arm, "settings": settings.same()}
         if arm in policies:
             row["action_error"] = read_json(trained[arm] / "action_error.json")["action_error"]
             for key in ("solved", "steps") if acts else ():
@@ -217,10 +217,8 @@ def main() -> int:
     settings = dataclasses.replace(settings, cache=settings.cache.resolve())
     for play in (False, True):
         record.run(settings.recording(play=play))
-    same = json.loads(json.dumps(settings.same()))
     for seed in (*settings.seeds, *settings.probe_seeds):
-        known = read_rows(settings.rows)
-        there = {row["arm"] for row in known if row["seed"] == seed and row["settings"] == same}
+        there = measured_arms(settings.rows, REGIME, seed, settings.same())
         arms = [arm for arm in settings.arms if seed in settings.seeds or trains_lam(arm)]
         missing = [arm for arm in arms if arm not in there]
         for row in run_seed(settings, seed, missing, acts=seed in settings.seeds) if missing else ():
