@@ -30,15 +30,11 @@ def encoder(tmp_path_factory):
 
 def samples(count=8, views=None, last_valid=True):
     """Samples of a dataset; of the last pair the future frame may be missing."""
+    batch = {**make_batch(count), "lara_frames_valid": torch.arange(count) < count - (not last_valid)}
+    shape = (count, 2, 3, 32, 32) if views is None else (count, views, 2, 3, 32, 32)
     generator = torch.Generator().manual_seed(1)
-    shape = (2, 3, 32, 32) if views is None else (views, 2, 3, 32, 32)
-    found = []
-    for number in range(count):
-        frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        batch = make_batch(rows=1) if number == 0 else found[0]
-        found.append({**{name: value[0] if number == 0 else value for name, value in batch.items()},
-                      "lara_frames": frames, "lara_frames_valid": torch.tensor(last_valid or number < count - 1)})  # fmt: skip
-    return found
+    batch["lara_frames"] = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return [{name: value[row] for name, value in batch.items()} for row in range(count)]
 
 
 def fill(lam, rows):
@@ -125,8 +121,8 @@ def test_a_policy_trains_on_them_as_on_the_encoder(encoder, tmp_path, difference
         policy = DitPolicy()
         lara = attach_lara(policy, lam, train_lam=train_lam, lam_weight=1.0, align_weight=1.0)
         policy.train()
-        seen = calls(lam)
-        policy.register_forward_pre_hook(lambda module, args: seen.append(FEATURES in args[0]))
+        seen, reached, own = calls(lam), set(), policy.loss_of
+        policy.loss_of = lambda batch, own=own, reached=reached: (reached.update(batch), own(batch))[1]
         batch = (lam.prefetch_features() if prefetched else default_collate)(rows)
         assert (FEATURES in batch) == prefetched
         torch.manual_seed(1)
@@ -134,10 +130,11 @@ def test_a_policy_trains_on_them_as_on_the_encoder(encoder, tmp_path, difference
         loss.backward()
         losses.append(loss)
         gradients.append([p.grad for p in policy.parameters() if p.grad is not None])
+        assert reached == {"state", "action", "action_mask"}
         images = 3 if difference else 2
         assert cache.prefetched == (4 * 2 * images if step else 0)
         if prefetched:
-            assert [x for x in seen if not isinstance(x, bool)] == []
+            assert seen == []
             assert lara.check(batch).ok
     torch.testing.assert_close(*losses)
     for a, b in zip(*gradients):
