@@ -32,6 +32,6 @@ def test_a_trainer_with_workers_lets_them_read(tmp_path, workers):
     trainer = transformers.Trainer(model, settings, train_dataset=rows)
     LaraCallback.add_to(trainer, lara)
     trainer.train()
-    assert cache.misses == 16  # of the filling
-    assert cache.hits == 16
-    assert cache.prefetched == (16 if workers else 0)
+    assert cache.misses == 24  # of the filling: two frames and their difference of each pair
+    assert cache.hits == 24
+    assert cache.prefetched == (24 if workers else 0)
