@@ -30,6 +30,7 @@ MAKERS = (
     "benchmarks.speed.counts",
     "benchmarks.speed.growth",
     "benchmarks.speed.lam",
+    "benchmarks.speed.joint",
     "benchmarks.speed.pretrain",
     "benchmarks.speed.index",
     "benchmarks.speed.label",
