@@ -96,7 +96,8 @@ class LaraAdapter(nn.Module):
             lam.requires_grad_(False)
         if self._idle:
             projector.requires_grad_(False)
-        self._lam_takes_valid = "valid" in inspect.signature(lam.forward).parameters
+        takes = inspect.signature(lam.forward).parameters
+        self._lam_takes_valid, self._lam_takes_features = "valid" in takes, "features" in takes
         # a LAM with dropout must not shift the policy's noise; ours draws nothing
         self._lam_draws = bool(getattr(lam, "draws_random_numbers", True))
         binding.quiet = self._idle
@@ -307,7 +308,7 @@ class LaraAdapter(nn.Module):
             vectors = vectors.detach()  # w1 = 0: not even a zero gradient may reach the policy
         else:
             check_gradient(hidden, self)
-        features = read_features(taken[2] if taken else None, pair)
+        features = read_features(taken[2] if taken and self._lam_takes_features else None, pair)
         terms = self(vectors, pair.present, pair.future, valid, real, features)
         self._store(terms, hidden)
         if not torch.compiler.is_compiling():
@@ -424,7 +425,9 @@ class LaraAdapter(nn.Module):
                 share = self.config.reconstruct
                 # a function of seed and step: the host's random numbers stay its own, and a resumed run draws the same
                 part: dict[str, Any] = {} if share == 1 else {"reconstruct": share, "draw": self._seed + self._step}
-                latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid, **part, **known)
+                latent, lam_loss, report = trained_latent(
+                    self.lam, *pairs, flags, self._lam_takes_valid, **part, **known
+                )
             else:
                 latent, lam_loss, report = frozen_latent(self.lam, *pairs, **known)
         with torch.autocast(device_type=vectors.device.type, enabled=False):

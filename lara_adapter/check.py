@@ -173,8 +173,11 @@ def _report(adapter: Any, policy: nn.Module, values: dict[str, float], covers: b
 def _features_problem(adapter: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """Whether cached features that a batch brings are those of its frames, which may have changed since."""
     call, taken = adapter.read_call(args, kwargs)
-    pair = read_frames(call, adapter._frames, taken, adapter.config.frames_optional)
-    features = None if taken is None or pair is None else read_features(taken[2], pair)
+    if taken is None or taken[2] is None or not adapter._lam_takes_features:
+        return []
+    pair = read_frames(call, adapter._frames, taken)
+    assert pair is not None
+    features = read_features(taken[2], pair)
     if features is None or not bool(pair.valid.any()):
         return []
     row = int(pair.valid.to(torch.uint8).argmax())

@@ -194,7 +194,11 @@ def official_policy(
     for name, value in (changes or {}).items():
         head[name] = {**head[name], **value} if isinstance(value, dict) else value  # type: ignore[dict-item]
     config = official.gr00t.GR00T_N1_5_Config(
-        backbone_cfg={"width": vlm_width}, action_head_cfg=head, action_horizon=HORIZON, action_dim=ACTION, compute_dtype="float32"
+        backbone_cfg={"width": vlm_width},
+        action_head_cfg=head,
+        action_horizon=HORIZON,
+        action_dim=ACTION,
+        compute_dtype="float32",
     )
     before = official.gr00t.EagleBackbone
     official.gr00t.EagleBackbone = VLMStandIn

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     attach_lara(policy, lam, layer=-3)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     policy.train()
-    collate = lam.prefetch_features()  # New: the loader's workers read the features of a batch whose frames are all known
+    collate = lam.prefetch_features()  # New: the loader's workers read the features of frames that are known
     loader = DataLoader(make_rows(8), batch_size=4, collate_fn=collate, num_workers=1, persistent_workers=True)
     for _ in range(args.steps // len(loader)):  # frames of demonstrations come again and again
         for batch in loader:
