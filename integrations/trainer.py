@@ -38,8 +38,8 @@ class LaraCallback(TrainerCallback):
     def add_to(cls, trainer: Trainer, lara: LaraAdapter) -> LaraCallback:
         """Add a callback to a trainer that is not yet training, before all others; the trainer then keeps the frames.
 
-        With `remove_unused_columns` (the default) a Trainer drops what the policy's forward does not name, also frames. Where
-        the LAM keeps its image encoder's features on disk, the data loader's workers read them.
+        With `remove_unused_columns` (the default) a Trainer drops what the policy's forward does not name, also frames.
+        Where the LAM keeps its image encoder's features on disk, the data loader's workers read them.
 
         Raises:
             AttachOrderError: LARA is attached to another model than the trainer's. Resuming from a checkpoint that was

@@ -129,11 +129,11 @@ def section() -> str:
     where = "processor time on a CPU; not measured on a GPU" if cpu else report["environment"]["machine"]
     advice = markdown.paragraph(
         f"""{report["parameters"] / 1e6:.0f} M parameters in {report["tensors"]} tensors, float32,
-        {report["settings"]["rounds"]} rounds, {where}. Here {worth}. An update costs the same whatever the batch: at 16 pairs
-        it is {share["default"] / 16:.1%} of the LAM's part of a step. It reads and writes every weight, gradient and moment;
-        what else there is to gain is calls, {calls["loop"]} in a loop, {calls["foreach"]} with foreach, {calls["fused"]}
-        fused, which count on a GPU. So give the host's optimizer `fused=True` (`--optim adamw_torch_fused` in transformers'
-        Trainer); LARA's parameters are in it like all others."""
+        {report["settings"]["rounds"]} rounds, {where}. Here {worth}. An update costs the same whatever the batch: at 16
+        pairs it is {share["default"] / 16:.1%} of the LAM's part of a step. It reads and writes every weight, gradient and
+        moment; what else there is to gain is calls, {calls["loop"]} in a loop, {calls["foreach"]} with foreach,
+        {calls["fused"]} fused, which count on a GPU. So give the host's optimizer `fused=True` (`--optim
+        adamw_torch_fused` in transformers' Trainer); LARA's parameters are in it like all others."""
     )
     return f"{table(report)}\n\n{advice}"
 

@@ -121,7 +121,7 @@ class LaraDataset(Dataset):
         return {**item, FRAMES: views[0] if len(views) == 1 else views, VALID: torch.tensor(valid)}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """The items of a batch, as a data loader asks for them; in its workers with their cached features, if all are known."""
+        """The items of a batch, as a data loader asks for them; in its workers with cached features, if all are known."""
         items = [self[index] for index in indices]
         return items if self.reader is None or get_worker_info() is None else self.reader.add_to(items)
 

@@ -9,7 +9,8 @@ one pair is found again as the present frame of another. Features are stored as 
     FOLDER/<encoder>-<precision>/<writer>.index      a record for each row: 128-bit key, CRC-32 of the row
 
 Every process writes its own files and reads those that existed when it started, so that ranks and runs can share a
-folder; a data loader's workers also read what is added later. A row is written before its record, so that a killed process leaves only complete records.
+folder; a data loader's workers also read what is added later. A row is written before its record, so that a killed
+process leaves only complete records.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ class FeatureReader:
         if pair.present.shape[-2:] != (self.size, self.size):
             if not self._warned:
                 logger.warning(
-                    "%s has frames of %s pixels, but the LAM's are of %d: it resizes them, so their features are looked up in "
-                    "the step and not by the data loader's workers. Resize them in the dataset (frame_size=%d)",
+                    "%s has frames of %s pixels, but the LAM's are of %d: it resizes them, so their features are looked up "
+                    "in the step and not by the data loader's workers. Resize them in the dataset (frame_size=%d)",
                     self.frames, list(pair.present.shape[-2:]), self.size, self.size,
                 )  # fmt: skip
                 self._warned = True

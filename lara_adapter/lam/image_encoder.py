@@ -194,8 +194,8 @@ class FrozenImageEncoder(OutsideTree):
         expected = [pairs, 3 if config.difference_input else 2, config.encoder_tokens, config.encoder_width]
         if list(features.shape) != expected or not features.is_floating_point():
             raise FrameError(
-                f"the cached features are {features.dtype} {list(features.shape)}, but floats {expected} are expected (pairs, "
-                "frames of each, tokens, width): they are of other frames, or of another image encoder"
+                f"the cached features are {features.dtype} {list(features.shape)}, but floats {expected} are expected "
+                "(pairs, frames of each, tokens, width): they are of other frames, or of another image encoder"
             )
         if self.cache is not None and not torch.compiler.is_compiling():
             self.cache.count_prefetched(expected[0] * expected[1])

@@ -22,13 +22,13 @@ from . import checkpoint, foreign
 from .config import LatentActionConfig
 from .draws import draw_rows
 from .feature_cache import FeatureCache, folder_of
+from .feature_reader import FeatureReader
 from .forward_dynamics import ForwardDynamics
 from .image_encoder import FrozenImageEncoder, PatchEncoder, build_image_encoder, pinned
 from .inverse_dynamics import InverseDynamics
 from .measure import STILL, LatentHealth, measure_health
 from .objective import reconstruct_pairs
 from .perceptual import PerceptualDistance
-from .feature_reader import FeatureReader
 from .pixels import prepare_pair, with_difference
 from .quantizer import QuantizerTerms, VectorQuantizer
 from .transformer import TransformerLayer, float32_default

@@ -7,11 +7,12 @@ import pytest
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from lara_adapter.integrations.trainer import LaraCallback  # noqa: E402
+
 from examples.by_feature.feature_cache import new_encoder  # noqa: E402
 from examples.by_feature.hf_trainer import Model  # noqa: E402
 from examples.by_feature.world import SIZE, make_rows  # noqa: E402
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara  # noqa: E402
-from lara_adapter.integrations.trainer import LaraCallback  # noqa: E402
 
 
 @pytest.mark.parametrize("workers", [0, 1])
