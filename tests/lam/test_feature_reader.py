@@ -10,6 +10,7 @@ from test_encoders import REST, mae
 from test_feature_cache import build, calls
 from torch.utils.data import DataLoader, default_collate
 
+from benchmarks.speed.counts import count
 from lara_adapter import FrameError, LaraArgumentError, LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.lam import feature_reader
 from lara_adapter.lam.image_encoder import describe_image_encoder
@@ -62,6 +63,20 @@ def test_workers_bring_what_the_encoder_gives(encoder, tmp_path, way):
         assert torch.equal(brought, lam.encode(frames[:, 0], frames[:, 1]).continuous)
     assert seen == []
     assert cache.prefetched == 16
+
+
+def test_the_step_neither_hashes_nor_reads(encoder, tmp_path):
+    lam, rows = build(encoder), samples(4)
+    lam.cache_features(tmp_path)
+    fill(lam, rows)
+    batch = lam.prefetch_features()(rows)
+    pair, features = batch["lara_frames"].unbind(1), batch[FEATURES][:, 0]
+    found, brought = (
+        count(lambda given=given: lam.encode(*pair, **given))[0] for given in ({}, {"features": features})
+    )
+    assert found.synchronisations >= 1
+    assert brought.synchronisations == 0
+    assert brought.allocated < found.allocated
 
 
 def test_a_batch_with_a_frame_that_is_not_known_goes_the_ordinary_way(encoder, tmp_path, monkeypatch):
