@@ -31,6 +31,8 @@ MAKERS = (
     "benchmarks.speed.counts",
     "benchmarks.speed.growth",
     "benchmarks.speed.lam",
+    "benchmarks.speed.joint",
+    "benchmarks.speed.optimizer",
     "benchmarks.speed.pretrain",
     "benchmarks.speed.index",
     "benchmarks.speed.label",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from lara_adapter import LaraArgumentError
+from lara_adapter import LaraAdapter, LaraArgumentError, LatentActionModel
 from lara_adapter.config import DEFAULT_FRAMES
+from lara_adapter.lam.feature_reader import FeatureReader
 
-__all__ = ["FRAMES", "VALID", "check_gap", "check_positive", "to_uint8"]
+__all__ = ["FRAMES", "VALID", "check_gap", "check_positive", "feature_reader", "to_uint8"]
 
 FRAMES = DEFAULT_FRAMES  # key of a sample and of a batch
 VALID = f"{FRAMES}_valid"
@@ -29,6 +31,23 @@ def check_gap(caller: str, gap: int, longest: int, dataset: str = "the dataset")
             f"{caller}: gap={gap} steps, but the longest episode of {dataset} has {longest}: no pair would be valid "
             "(--lara.gap)"
         )
+
+
+def feature_reader(
+    lara: LaraAdapter, mixed_precision: str, collate: Callable[[Any], Any] = list
+) -> FeatureReader | None:
+    """What lets a data loader's workers read the features that an adapter's LAM keeps on disk; None where it keeps none.
+
+    Args:
+        lara: the adapter.
+        mixed_precision: that of the run: "no", "bf16" or "fp16".
+        collate: the host's collate function.
+    """
+    lam, key = lara.lam, lara.config.frames
+    if key is None or not isinstance(lam, LatentActionModel) or getattr(lam.image_encoder, "cache", None) is None:
+        return None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
+    return lam.prefetch_features(collate, frames=key, dtype=dtype)
 
 
 def to_uint8(frames: torch.Tensor) -> torch.Tensor:

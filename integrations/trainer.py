@@ -13,9 +13,11 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from lara_adapter import AttachOrderError, LaraAdapter
+from lara_adapter.frames import frame_keys
 from lara_adapter.saving.read import restore_adapter
 
 from .checkpoints import FOLDER, require_adapter, warn_of_another_tap
+from .frames import feature_reader
 
 __all__ = ["LaraCallback", "LaraTrainerMixin"]
 
@@ -37,6 +39,7 @@ class LaraCallback(TrainerCallback):
         """Add a callback to a trainer that is not yet training, before all others; the trainer then keeps the frames.
 
         With `remove_unused_columns` (the default) a Trainer drops what the policy's forward does not name, also frames.
+        Where the LAM keeps its image encoder's features on disk, the data loader's workers read them.
 
         Raises:
             AttachOrderError: LARA is attached to another model than the trainer's. Resuming from a checkpoint that was
@@ -47,7 +50,10 @@ class LaraCallback(TrainerCallback):
             raise AttachOrderError("LaraCallback: lara is not in trainer.model; attach_lara first, then Trainer(...)")
         if host.args.remove_unused_columns and lara.config.frames is not None:
             host._set_signature_columns_if_needed()
-            host._signature_columns += [lara.config.frames, f"{lara.config.frames}_valid"]
+            host._signature_columns += frame_keys(lara.config.frames)
+        if host.args.dataloader_num_workers > 0:
+            precision = "bf16" if host.args.bf16 else "fp16" if host.args.fp16 else "no"
+            host.data_collator = feature_reader(lara, precision, host.data_collator) or host.data_collator
         callback = cls(lara)
         trainer.callback_handler.callbacks.insert(0, callback)
         load = host._load_from_checkpoint

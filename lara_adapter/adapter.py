@@ -15,6 +15,7 @@ from torch import nn
 from .binding import Binding, refuse_export
 from .config import LaraConfig
 from .errors import FrameError, HostOutputError, LaraArgumentError, NonFiniteError
+from .frames import frame_keys, read_features
 from .hostcall import HostCall, fold_loss, host_loss, read_frames
 from .losses import Alignment, Contrastive, CosineDistance, masked_mean, scale_gradient
 from .metrics import CollapseMonitor, History
@@ -95,12 +96,13 @@ class LaraAdapter(nn.Module):
             lam.requires_grad_(False)
         if self._idle:
             projector.requires_grad_(False)
-        self._lam_takes_valid = "valid" in inspect.signature(lam.forward).parameters
+        takes = inspect.signature(lam.forward).parameters
+        self._lam_takes_valid, self._lam_takes_features = "valid" in takes, "features" in takes
         # a LAM with dropout must not shift the policy's noise; ours draws nothing
         self._lam_draws = bool(getattr(lam, "draws_random_numbers", True))
         binding.quiet = self._idle
         # what is looked up in a batch that is not a mapping
-        keys = (frames, f"{frames}_valid") if isinstance(frames, str) else ()
+        keys = frame_keys(frames) if isinstance(frames, str) else ()
         self._keys = (*keys, *batch_keys(binding.spec))
         self._trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         self.train(binding.policy.training)
@@ -306,7 +308,8 @@ class LaraAdapter(nn.Module):
             vectors = vectors.detach()  # w1 = 0: not even a zero gradient may reach the policy
         else:
             check_gradient(hidden, self)
-        terms = self(vectors, pair.present, pair.future, valid, real)
+        features = read_features(taken[2] if taken and self._lam_takes_features else None, pair)
+        terms = self(vectors, pair.present, pair.future, valid, real, features)
         self._store(terms, hidden)
         if not torch.compiler.is_compiling():
             if self.config.frames_optional:
@@ -365,7 +368,7 @@ class LaraAdapter(nn.Module):
             draws=spec.draws, batch=call.first, positions=positions, layout=spec.layout,
         )  # fmt: skip
 
-    def read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[HostCall, tuple[Any, Any] | None]:
+    def read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[HostCall, tuple[Any, ...] | None]:
         """A call of the entry with the frames taken out, and these where they are read by a batch key."""
         call = HostCall(self.binding.names, args, kwargs, self._keys)
         if not isinstance(self._frames, str):
@@ -395,6 +398,7 @@ class LaraAdapter(nn.Module):
         future: torch.Tensor,
         valid: torch.Tensor,
         real: torch.Tensor,
+        features: torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """Compute the LARA terms. A module's forward, so that FSDP and ZeRO-3 gather its parameters.
 
@@ -404,6 +408,7 @@ class LaraAdapter(nn.Module):
             future: [B, V, 3, H, W] frames.
             valid: [r, B] bool, where the alignment counts: the pair is real and the action is not all padding.
             real: [B] bool, where the pair is real; the LAM also learns from pairs without an action.
+            features: [B, V, K, P, E] of the frames, read by the data loader's workers; None: the LAM encodes them.
 
         Returns:
             align, lam, total: scalars; per_sample: [B] with mean `total`; and the values of metrics(), where a constant
@@ -411,6 +416,7 @@ class LaraAdapter(nn.Module):
         """
         batch, views = present.shape[:2]
         pairs = present.flatten(0, 1), future.flatten(0, 1)
+        known = {} if features is None else {"features": features.flatten(0, 1)}
         # a generator cannot be forked inside a compiled graph; there a LAM's draws do shift the policy's noise
         forked = self._lam_draws and self.training and not torch.compiler.is_compiling()
         with own_draws(self._seed + self._step) if forked else contextlib.nullcontext():
@@ -419,9 +425,11 @@ class LaraAdapter(nn.Module):
                 share = self.config.reconstruct
                 # a function of seed and step: the host's random numbers stay its own, and a resumed run draws the same
                 part: dict[str, Any] = {} if share == 1 else {"reconstruct": share, "draw": self._seed + self._step}
-                latent, lam_loss, report = trained_latent(self.lam, *pairs, flags, self._lam_takes_valid, **part)
+                latent, lam_loss, report = trained_latent(
+                    self.lam, *pairs, flags, self._lam_takes_valid, **part, **known
+                )
             else:
-                latent, lam_loss, report = frozen_latent(self.lam, *pairs)
+                latent, lam_loss, report = frozen_latent(self.lam, *pairs, **known)
         with torch.autocast(device_type=vectors.device.type, enabled=False):
             target = latent.float().unflatten(0, (batch, views)).flatten(2)  # [B, V, N * D]
             projected = project(self.projector, vectors, target.shape[-1])

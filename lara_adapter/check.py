@@ -12,11 +12,15 @@ from torch import nn
 
 from .blocks import block_paths
 from .errors import FrameError, LaraArgumentError, OptimizerCoverageError
+from .frames import frame_keys, read_features
+from .hostcall import read_frames
 from .hostlog import each_message_once
 from .metrics import without_negatives
 from .proof import Proof, prove
 
 __all__ = ["CheckReport", "check_optimizer", "prove_batch", "run_check"]
+
+_ROUNDING = 0.05  # by which a latent may differ between features of 16 bits and of 32
 
 
 @dataclass
@@ -120,6 +124,7 @@ def _run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None
         if not values and adapter.config.frames_optional:
             raise FrameError("lara.check: this batch has no frames, so LARA does nothing on it; pass one that has some")
         report = _report(adapter, policy, values, covers)
+        report.problems += _features_problem(adapter, args, kwargs)
     proof = prove_batch(adapter, batch, action)
     report.token, report.rows, report.proven = proof.token, proof.rows, proof.proven
     report.problems += proof.problems
@@ -170,6 +175,29 @@ def _report(adapter: Any, policy: nn.Module, values: dict[str, float], covers: b
     )
 
 
+@torch.no_grad()
+def _features_problem(adapter: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """Whether cached features that a batch brings are those of its frames, which may have changed since."""
+    call, taken = adapter.read_call(args, kwargs)
+    if taken is None or taken[2] is None or not adapter._lam_takes_features:
+        return []
+    pair = read_frames(call, adapter._frames, taken)
+    assert pair is not None
+    features = read_features(taken[2], pair)
+    if features is None or not bool(pair.valid.any()):
+        return []
+    row = int(pair.valid.to(torch.uint8).argmax())
+    frames = pair.present[row], pair.future[row]
+    given = adapter.lam.encode(*frames, features=features[row]).continuous
+    own = adapter.lam.encode(*frames).continuous
+    if float((given - own).norm() / own.norm().clamp_min(1e-12)) < _ROUNDING:
+        return []
+    return [
+        "the cached features of this batch are not those of its frames: wrap the collate function that runs last, so that "
+        "nothing changes the frames afterwards (prefetch_features)"
+    ]
+
+
 def _has_gradient(parameters: Iterable[nn.Parameter]) -> bool:
     return any(p.grad is not None and bool((p.grad != 0).any()) for p in parameters)
 
@@ -213,7 +241,7 @@ def _arguments(adapter: Any, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any
     if isinstance(batch, Mapping):
         frames = adapter._frames if isinstance(adapter._frames, str) else None
         # iterating over a TensorDict gives rows
-        keys = {str(key) for key in batch.keys()} - {frames, f"{frames}_valid"}  # noqa: SIM118
+        keys = {str(key) for key in batch.keys()} - set(frame_keys(frames) if frames else ())  # noqa: SIM118
         known = keys & set(binding.names)
         if keys and (known == keys or (binding.accepts_any and (known or not binding.names))):
             return (), dict(batch)

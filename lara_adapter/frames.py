@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .errors import FrameError
 
-__all__ = ["FramePair"]
+__all__ = ["FramePair", "frame_keys"]
 
 _SLACK = 1e-3  # resampling overshoots [0, 1] a little
+
+
+def frame_keys(frames: str) -> tuple[str, str, str]:
+    """Batch keys of the frames, of the flags which pairs count, and of the image encoder's cached features."""
+    return frames, f"{frames}_valid", f"{frames}_features"
 
 
 class FramePair(NamedTuple):
@@ -96,3 +101,13 @@ def _check_range(frames: torch.Tensor, name: str) -> None:
         raise FrameError(
             f"{name} is {frames.dtype} in [{low:.4g}, {high:.4g}], but float frames must lie in [0, 1]: {fix}"
         )
+
+
+def read_features(features: Any, pair: FramePair) -> torch.Tensor | None:
+    """The cached features [B, V, K, P, E] that came with a pair of frames; None where there are none for every sample.
+
+    A batch of several datasets, or a list of samples, may have them for some samples only.
+    """
+    if not isinstance(features, torch.Tensor) or features.ndim != 5 or len(features) != len(pair.valid):
+        return None
+    return features.to(pair.present.device)

@@ -11,7 +11,7 @@ import torch
 
 from .batches import lookup, replaced, with_fields, without
 from .errors import FrameError, HostOutputError
-from .frames import FramePair
+from .frames import FramePair, frame_keys
 
 __all__ = ["HostCall", "fold_loss", "host_loss"]
 
@@ -53,24 +53,25 @@ class HostCall:
         self.batch: dict[str, Any] = {**named, **entries} if isinstance(self.first, Mapping) else {**entries, **named}
         self._names = names
 
-    def take_frames(self, key: str, accepts: bool) -> tuple[Any, Any]:
-        """Take the frames and their flags out of the call, so that the policy cannot see the future.
+    def take_frames(self, key: str, accepts: bool) -> tuple[Any, Any, Any]:
+        """Take the frames, their flags and their features out of the call, so that the policy cannot see the future.
 
-        The caller's batch is not changed: the policy gets a shallow copy without the two keys.
+        The caller's batch is not changed: the policy gets a shallow copy without these keys.
 
         Args:
-            key: batch key of the frames; the flags are under `<key>_valid`.
+            key: batch key of the frames; the flags are under `<key>_valid`, cached features under `<key>_features`.
             accepts: whether the entry takes any keyword.
 
         Returns:
-            The two values, None for what is absent.
+            The three values, None for what is absent.
         """
-        keys = (key, f"{key}_valid")
+        keys = frame_keys(key)
         self._set_first(without(self.first, keys))
         for name in keys:
             if name in self.kwargs and (accepts or name not in self._names):
                 del self.kwargs[name]
-        return self.batch.get(keys[0]), self.batch.get(keys[1])
+        frames, valid, features = (self.batch.get(name) for name in keys)
+        return frames, valid, features
 
     def with_entry(self, key: str, value: torch.Tensor) -> HostCall:
         """The same call with another tensor under a key that its batch has."""
@@ -94,7 +95,7 @@ class HostCall:
 
 
 def read_frames(
-    call: HostCall, frames: str | Callable[[Any], Any], taken: tuple[Any, Any] | None, optional: bool = False
+    call: HostCall, frames: str | Callable[[Any], Any], taken: tuple[Any, ...] | None, optional: bool = False
 ) -> FramePair | None:
     """The checked pair of frames of a call; None where there is none and that is allowed.
 
@@ -102,7 +103,7 @@ def read_frames(
         FrameError: no frames in the batch, or see :meth:`FramePair.from_tensor`.
     """
     if isinstance(frames, str):
-        value, valid = taken or (None, None)
+        value, valid = taken[:2] if taken else (None, None)
         if value is None:
             if optional:
                 return None

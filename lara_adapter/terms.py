@@ -55,10 +55,17 @@ def own_draws(seed: torch.Tensor) -> Iterator[None]:
         yield
 
 
-def frozen_latent(lam: Any, present: torch.Tensor, future: torch.Tensor) -> Latent:
-    """The latent action of a frozen LAM (LARA, Eq. 5): no graph, no loss, no report."""
+def frozen_latent(lam: Any, present: torch.Tensor, future: torch.Tensor, **known: torch.Tensor) -> Latent:
+    """The latent action of a frozen LAM (LARA, Eq. 5): no graph, no loss, no report.
+
+    Args:
+        lam: `encode(present, future)` gives `.continuous`.
+        present: [B, 3, H, W] frames.
+        future: [B, 3, H, W] frames.
+        **known: `features`, where the batch brought the cached ones.
+    """
     with torch.no_grad():
-        latent = lam.encode(present, future).continuous.detach()
+        latent = lam.encode(present, future, **known).continuous.detach()
     return latent, torch.zeros((), dtype=torch.float32, device=latent.device), {}
 
 
@@ -73,7 +80,8 @@ def trained_latent(
         future: [B, 3, H, W] frames.
         real: [B] bool; other pairs do not count.
         takes_valid: whether `lam.forward` takes the flags as `valid`.
-        **part: `reconstruct` and `draw`, where only a part of the pairs is reconstructed.
+        **part: `reconstruct` and `draw`, where only a part of the pairs is reconstructed; `features`, where the batch
+            brought the cached ones.
 
     Returns:
         The latent [B, N, D] with its graph; L_LAM (LARA, Eq. 3), float32, 0 if no pair is real, with every parameter

@@ -124,9 +124,9 @@ SETTINGS = {
 class VLMStandIn(nn.Module):
     """In the place of the Eagle VLM: one linear layer over given features."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, width: int = VLM_WIDTH) -> None:
         super().__init__()
-        self.projection = nn.Linear(VLM_WIDTH, VLM_WIDTH)
+        self.projection = nn.Linear(width, width)
 
     def prepare_input(self, batch: dict[str, Any]) -> Any:
         """The batch as the official backbone returns it."""
@@ -165,8 +165,17 @@ def import_official(source: Path) -> types.SimpleNamespace:
     return types.SimpleNamespace(source=source, trainer=trainer, gr00t=gr00t, lpips=lpips, transformers=transformers)
 
 
-def official_policy(official: types.SimpleNamespace, with_lara: bool) -> nn.Module:
-    """A tiny GR00T_N1_5 of the official code, in N1.5's proportions: dropout 0.2, alternating attention, ada_norm."""
+def official_policy(
+    official: types.SimpleNamespace, with_lara: bool, changes: dict[str, Any] | None = None, vlm_width: int = VLM_WIDTH
+) -> nn.Module:
+    """A tiny GR00T_N1_5 of the official code, in N1.5's proportions: dropout 0.2, alternating attention, ada_norm.
+
+    Args:
+        official: the modules.
+        with_lara: with the official LARA.
+        changes: settings of the action head that differ, those of its two transformers by name; None: none.
+        vlm_width: of the stand-in for the VLM.
+    """
     heads, size, depth = 4, 16, 6
     attention = {"num_attention_heads": heads, "attention_head_dim": size, "dropout": 0.2, "final_dropout": True,
                  "positional_embeddings": None}  # fmt: skip
@@ -182,8 +191,14 @@ def official_policy(official: types.SimpleNamespace, with_lara: bool) -> nn.Modu
         "tune_projector": True, "tune_diffusion_model": True, "expand_batch": None,
         "use_latent_motion_queries": with_lara,
     }  # fmt: skip
+    for name, value in (changes or {}).items():
+        head[name] = {**head[name], **value} if isinstance(value, dict) else value  # type: ignore[dict-item]
     config = official.gr00t.GR00T_N1_5_Config(
-        backbone_cfg={}, action_head_cfg=head, action_horizon=HORIZON, action_dim=ACTION, compute_dtype="float32"
+        backbone_cfg={"width": vlm_width},
+        action_head_cfg=head,
+        action_horizon=HORIZON,
+        action_dim=ACTION,
+        compute_dtype="float32",
     )
     before = official.gr00t.EagleBackbone
     official.gr00t.EagleBackbone = VLMStandIn

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import ViTMAEConfig, ViTMAEModel
 
-from examples.by_feature.world import SIZE, arguments, make_batch, new_policy
+from examples.by_feature.world import SIZE, arguments, make_rows, new_policy
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 
 
@@ -25,7 +26,7 @@ def new_encoder(folder: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train over the same demonstrations twice."""
+    """Train over the same demonstrations again and again."""
     args = arguments(__doc__, argv)
     encoder = new_encoder(args.output / "encoder")
     sizes = {"encoder_width": 32, "encoder_patch_size": 8, "encoder_prefix_tokens": 1}  # of this encoder
@@ -35,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     attach_lara(policy, lam, layer=-3)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     policy.train()
-    for step in range(args.steps):
-        loss = policy(make_batch(rows=4, seed=step % 2))["loss"]  # frames of demonstrations come again and again
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    collate = lam.prefetch_features()  # New: the loader's workers read the features of frames that are known
+    loader = DataLoader(make_rows(8), batch_size=4, collate_fn=collate, num_workers=1, persistent_workers=True)
+    for _ in range(args.steps // len(loader)):  # frames of demonstrations come again and again
+        for batch in loader:
+            loss = policy(batch)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     print(f"{cache.hits} frames from the cache, {cache.misses} encoded")  # New
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import decode_video_frames
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from lara_adapter.errors import FrameError, LaraArgumentError
+from lara_adapter.lam.feature_reader import FeatureReader
 from lara_adapter.lam.pixels import resize
 
 from ..frames import check_gap, check_positive, to_uint8
@@ -40,6 +41,7 @@ class LaraDataset(Dataset):
         views: the cameras' keys.
         gap: C, in frames.
         frame_size: (height, width) in pixels of the frames, or None: as recorded.
+        reader: adds the cached features of the LAM's image encoder in the data loader's workers; None: nothing does.
     """
 
     @accept_old_names("camera", "horizon", "size")
@@ -76,6 +78,7 @@ class LaraDataset(Dataset):
             )
         check_positive("LaraDataset", gap=gap)
         self.dataset = dataset
+        self.reader: FeatureReader | None = None
         self.gap = gap
         self.frame_size = _check_size(frame_size)
         self.views = resolve_views(dataset.meta, views)
@@ -116,6 +119,11 @@ class LaraDataset(Dataset):
         if self.frame_size is not None:
             views = resize(views, self.frame_size)
         return {**item, FRAMES: views[0] if len(views) == 1 else views, VALID: torch.tensor(valid)}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """The items of a batch, as a data loader asks for them; in its workers with cached features, if all are known."""
+        items = [self[index] for index in indices]
+        return items if self.reader is None or get_worker_info() is None else self.reader.add_to(items)
 
     def _pair(self, item: dict[str, Any], camera: str, episode: int, now: int, valid: bool) -> torch.Tensor:
         """Frames [2, 3, H, W] uint8 of one camera."""

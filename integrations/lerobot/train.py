@@ -33,6 +33,7 @@ from lara_adapter.check import check_optimizer
 from lara_adapter.errors import LaraArgumentError, OptimizerCoverageError
 
 from ..checkpoints import require_adapter
+from ..frames import feature_reader
 from ..hosts import replaced
 from ..settings import prepare_lam
 from .checkpoints import DataSettings, save_beside, stock_saves
@@ -90,6 +91,7 @@ class _Run:
         self.host: dict[str, Callable[..., Any]] = {name: getattr(host, name) for name in self.replacements()}
         self.source: Path | str | None = None  # a saved adapter to go on from
         self.data: DataSettings  # set by make_train_eval_datasets
+        self.train: LaraDataset  # likewise
         self.lara: LaraAdapter  # set by make_optimizer_and_scheduler
 
     def replacements(self) -> dict[str, Callable[..., Any]]:
@@ -109,17 +111,20 @@ class _Run:
             views=self.options.get("views", list(saved.views) if saved else None),
             frame_size=self.options.get("frame_size", saved.frame_size if saved else None),
         )
-        self.data = DataSettings(train.views, train.gap, train.frame_size)
+        self.data, self.train = DataSettings(train.views, train.gap, train.frame_size), train
         return train, evaluation
 
     def make_optimizer_and_scheduler(self, cfg: Any, policy: nn.Module) -> Any:
         """Attach: the policy has its weights and its LoRA by now, and no optimizer, DDP or accelerate yet."""
+        from accelerate.state import AcceleratorState, is_initialized
+
         arguments = {"frames": FRAMES, **self.options.attach_arguments}
         if self.source is not None:
             self.lara = load_lara(policy, self.source, revision=self.options.get("revision"), **arguments)
         else:
             self.lara = attach_lara(policy, self.options.get("lam"), **arguments)
         prepare_lam(self.lara, self.options.get("feature_cache"), self.options.get("lam_checkpointing", False))
+        self.train.reader = feature_reader(self.lara, AcceleratorState().mixed_precision if is_initialized() else "no")
         stock_saves(self.lara)
         optimizer, scheduler = self.host["make_optimizer_and_scheduler"](cfg, policy)
         try:

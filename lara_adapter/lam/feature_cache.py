@@ -9,7 +9,8 @@ one pair is found again as the present frame of another. Features are stored as 
     FOLDER/<encoder>-<precision>/<writer>.index      a record for each row: 128-bit key, CRC-32 of the row
 
 Every process writes its own files and reads those that existed when it started, so that ranks and runs can share a
-folder. A row is written before its record, so that a killed process leaves only complete records.
+folder; a data loader's workers also read what is added later. A row is written before its record, so that a killed
+process leaves only complete records.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ import os
 import struct
 import uuid
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ..errors import AdapterFormatError
 from ..storage.files import read_json, write_json
 
-__all__ = ["FeatureCache"]
+__all__ = ["FeatureCache", "Store", "folder_of", "pixel_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class FeatureCache:
             autocast, else the encoder's.
         max_bytes: bound on the bytes that this process writes; None: none.
         hits: frames found.
+        prefetched: of them, those whose features came with the batch, see :meth:`LatentActionModel.prefetch_features`.
         misses: frames encoded.
     """
 
@@ -68,9 +72,9 @@ class FeatureCache:
         self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None, max_bytes: int | None = None
     ) -> None:
         self.folder, self.dtype, self.max_bytes = Path(folder), dtype, max_bytes
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.prefetched = 0
         self._said = _FIRST_LINE  # frames at which the next line of the log is due
-        self._stores: dict[str, _Store] = {}
+        self._stores: dict[str, Store] = {}
         self._fingerprint: str | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureCache:
@@ -92,7 +96,7 @@ class FeatureCache:
         Raises:
             AdapterFormatError: a stored row is damaged (its checksum is wrong), or the folder is of another schema.
         """
-        keys = _keys(images)
+        keys = pixel_keys(images)
         store = self._store(encoder, images)
         new = {key: place for place, key in reversed(list(enumerate(keys))) if key not in store}
         found = [place for place, key in enumerate(keys) if key not in new]
@@ -119,32 +123,50 @@ class FeatureCache:
         """Share of the frames that were found, [0, 1]; 0 before the first."""
         return self.hits / max(1, self.hits + self.misses)
 
-    def _count(self, hits: int, misses: int, store: _Store) -> None:
+    def count_prefetched(self, frames: int) -> None:
+        """Count frames whose features came with the batch."""
+        self.prefetched += frames
+        self._count(frames, 0, None)
+
+    def _count(self, hits: int, misses: int, store: Store | None) -> None:
         self.hits += hits
         self.misses += misses
-        if self.hits + self.misses >= self._said:
-            self._said = 2 * (self.hits + self.misses)
-            logger.info(
-                "feature cache %s: %d frames, %.1f GB; %.1f %% of the last %d were in it", store.folder, len(store.where),
-                store.size / 1e9, 100 * self.hit_rate, self.hits + self.misses,
-            )  # fmt: skip
+        if self.hits + self.misses < self._said:
+            return
+        self._said = 2 * (self.hits + self.misses)
+        seen = self.hits + self.misses
+        known = "" if store is None else f" {len(store.where)} frames, {store.size / 1e9:.1f} GB;"
+        came = f", {100 * self.prefetched / seen:.1f} % came with the batch" if self.prefetched else ""
+        logger.info(
+            "feature cache %s:%s %.1f %% of the last %d were in it%s",
+            self.folder if store is None else store.folder, known, 100 * self.hit_rate, seen, came,
+        )  # fmt: skip
 
-    def _store(self, encoder: CachedEncoder, images: Tensor) -> _Store:
+    def fingerprint(self, encoder: CachedEncoder) -> str:
+        """Of the backbone's weights and its preprocessing; computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = _fingerprint(encoder)
+        return self._fingerprint
+
+    def _store(self, encoder: CachedEncoder, images: Tensor) -> Store:
         kind = images.device.type
         autocast = torch.is_autocast_enabled(kind)
         precision = str(torch.get_autocast_dtype(kind) if autocast else torch.float32).removeprefix("torch.")
         if precision not in self._stores:
-            if self._fingerprint is None:
-                self._fingerprint = _fingerprint(encoder)
-            stored = "" if self.dtype is None else "-" + str(self.dtype).removeprefix("torch.")
-            name = f"{self._fingerprint[:16]}-{precision}{stored}"
             # what reads the features under autocast is a linear layer, which would round them so in any case
             dtype = torch.get_autocast_dtype(kind) if autocast and self.dtype is None else self.dtype
-            self._stores[precision] = _Store(self.folder / name, self._fingerprint, dtype)
+            fingerprint = self.fingerprint(encoder)
+            self._stores[precision] = Store(folder_of(self, fingerprint, precision), fingerprint, dtype)
         return self._stores[precision]
 
 
-class _Store:
+def folder_of(cache: FeatureCache, fingerprint: str, precision: str) -> Path:
+    """Where a cache keeps the features of one encoder, run in one precision ("float32", "bfloat16")."""
+    stored = "" if cache.dtype is None else "-" + str(cache.dtype).removeprefix("torch.")
+    return cache.folder / f"{fingerprint[:16]}-{precision}{stored}"
+
+
+class Store:
     """The features of one encoder in one precision."""
 
     def __init__(self, folder: Path, fingerprint: str, dtype: torch.dtype | None) -> None:
@@ -157,13 +179,19 @@ class _Store:
         self.gives = torch.float32
         self.full = False
         self._writer: _Writer | None = None
+        self._opened: dict[Path, tuple[int, int]] = {}  # index file -> number in `maps`, rows known
         if (folder / "cache.json").is_file():
-            self._open()
+            self.read_files()
 
     def __contains__(self, key: Key) -> bool:
         return key in self.where
 
-    def _open(self) -> None:
+    def read_files(self) -> None:
+        """Take in what other processes have written; only of a store that does not write itself.
+
+        Raises:
+            AdapterFormatError: the folder is of another schema or image encoder.
+        """
         about = read_json(self.folder / "cache.json")
         if about.get("schema_version") != _SCHEMA or about.get("encoder") != self.fingerprint:
             raise AdapterFormatError(
@@ -173,13 +201,19 @@ class _Store:
         self.gives = getattr(torch, about["dtype"])
         for index in sorted(self.folder.glob("*.index")):
             features = index.with_suffix(".features")
-            records = index.read_bytes()
-            rows = min(len(records) // _RECORD.size, features.stat().st_size // self._row_bytes())
-            if not rows:
+            number, known = self._opened.get(index, (len(self.maps), 0))
+            rows = min(index.stat().st_size // _RECORD.size, features.stat().st_size // self._row_bytes())
+            if rows <= known:
                 continue
-            self.maps.append(np.memmap(features, np.uint8, "r", shape=(rows, self._row_bytes())))
-            for row, (high, low, check) in enumerate(_RECORD.iter_unpack(records[: rows * _RECORD.size])):
-                self.where[high, low] = len(self.maps) - 1, row
+            if number == len(self.maps):
+                self.maps.append(None)
+            self.maps[number] = np.memmap(features, np.uint8, "r", shape=(rows, self._row_bytes()))
+            self._opened[index] = number, rows
+            with index.open("rb") as file:
+                file.seek(known * _RECORD.size)
+                records = file.read((rows - known) * _RECORD.size)
+            for row, (high, low, check) in enumerate(_RECORD.iter_unpack(records), known):
+                self.where[high, low] = number, row
                 self.checks[high, low] = check
         logger.info("feature cache %s: %d frames known", self.folder, len(self.where))
 
@@ -242,8 +276,26 @@ class _Store:
         buffer = torch.empty(
             len(keys), self._row_bytes(), dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda"
         )
+        self._fill(buffer, range(len(keys)), keys)
+        return buffer.view(self.dtype).unflatten(1, self.shape).to(device, non_blocking=True)
+
+    def read_some(self, keys: Sequence[Key | None]) -> Tensor:
+        """Rows [n, P, E] of known keys, zeros for None; of a data loader's worker in shared memory, as a batch is."""
+        assert self.dtype is not None
+        size = len(keys) * self._row_bytes()
+        shared = get_worker_info() is not None  # where it would be copied to in any case
+        storage = torch.UntypedStorage._new_shared(size) if shared else torch.UntypedStorage(size)
+        buffer = torch.empty(0, dtype=torch.uint8).set_(storage).view(len(keys), -1)  # type: ignore[call-overload]
+        places = [place for place, key in enumerate(keys) if key is not None]
+        if len(places) < len(keys):
+            buffer.zero_()
+        self._fill(buffer, places, [key for key in keys if key is not None])
+        return buffer.view(self.dtype).unflatten(1, self.shape)
+
+    def _fill(self, buffer: Tensor, places: Iterable[int], keys: Iterable[Key]) -> None:
+        """Copy the rows of known keys to places of a buffer [n, bytes]."""
         rows = buffer.numpy()
-        for i, key in enumerate(keys):
+        for i, key in zip(places, keys):
             file, row = self.where[key]
             if self.maps[file] is None:
                 assert self._writer is not None
@@ -254,7 +306,6 @@ class _Store:
                 raise AdapterFormatError(
                     f"{self.folder}: a stored row is damaged (its checksum is wrong); remove the folder, it is made again"
                 )
-        return buffer.view(self.dtype).unflatten(1, self.shape).to(device, non_blocking=True)
 
 
 class _Writer:
@@ -288,17 +339,19 @@ class _Writer:
 _MIXERS: dict[tuple[int, str], Tensor] = {}
 
 
-def _keys(images: Tensor) -> list[Key]:
+def pixel_keys(images: Tensor) -> list[Key]:
     """A 128-bit key of each image [B, ...] float32, of its exact bits and order; synchronises with the device once."""
-    bits = images.detach().float().contiguous().flatten(1).view(torch.int32).to(torch.int64)
+    bits = images.detach().float().contiguous().flatten(1).view(torch.int32)
     where = bits.shape[1], str(images.device)
     if where not in _MIXERS:
         # two random linear hashes modulo 2^64; its own generator leaves the policy's random state alone
         generator = torch.Generator().manual_seed(0x1A2A)
         mixer = torch.randint(-(2**63), 2**63 - 1, (2, bits.shape[1]), generator=generator)
         _MIXERS[where] = (mixer | 1).to(images.device)
-    mixed = torch.stack([(bits * mixer).sum(1) for mixer in _MIXERS[where]], dim=1)
-    return [(high % 2**64, low % 2**64) for high, low in mixed.tolist()]
+    # on a CPU one image after the other: products of eight bytes a number stay in its own memory
+    parts = [bits.to(torch.int64)] if images.device.type != "cpu" else (row.to(torch.int64) for row in bits.split(1))
+    mixed = (torch.stack([(part * mixer).sum(1) for mixer in _MIXERS[where]], dim=1) for part in parts)
+    return [(high % 2**64, low % 2**64) for part in mixed for high, low in part.tolist()]
 
 
 def _fingerprint(encoder: CachedEncoder) -> str:

@@ -21,7 +21,7 @@ from ..errors import DatasetError, LaraArgumentError
 from .feature_cache import FeatureCache
 from .identity import open_model
 from .model import LatentActionModel
-from .pixels import resize
+from .pixels import resize, unit
 from .processes import Processes, open_processes
 
 __all__ = ["FillReport", "fill_cache"]
@@ -162,7 +162,7 @@ def _fill(
                 continue
             try:
                 for batch in _batches(source, camera, episode, size, batch_size):
-                    images = resize(batch.to(processes.device).float().div_(255), model.config.image_size)
+                    images = resize(unit(batch.to(processes.device)), model.config.image_size)
                     model.image_encoder(images)
                     frames += len(batch)
                     progress.update(len(batch))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AdapterFormatError, HubError, LaraArgumentError
+from ..errors import AdapterFormatError, FrameError, HubError, LaraArgumentError
 from ..storage.files import read_json
 from ..storage.hub import find_conversion, locate_folder
 from .config import LatentActionConfig
@@ -179,6 +179,28 @@ class FrozenImageEncoder(OutsideTree):
         if self.cache is None or torch.compiler.is_compiling():
             return self.compute(images)
         return self.cache.encode(self, images)
+
+    def take(self, features: Tensor, pairs: int) -> tuple[Tensor, ...]:
+        """Tokens [B, P, E] of the present frames, of the future ones, and of the difference images where there are any.
+
+        Args:
+            features: [B, K, P, E], read from the cache beforehand.
+            pairs: B.
+
+        Raises:
+            FrameError: another shape, or no floats.
+        """
+        config = self.config
+        expected = [pairs, 3 if config.difference_input else 2, config.encoder_tokens, config.encoder_width]
+        if list(features.shape) != expected or not features.is_floating_point():
+            raise FrameError(
+                f"the cached features are {features.dtype} {list(features.shape)}, but floats {expected} are expected "
+                "(pairs, frames of each, tokens, width): they are of other frames, or of another image encoder"
+            )
+        if self.cache is not None and not torch.compiler.is_compiling():
+            self.cache.count_prefetched(expected[0] * expected[1])
+        # stored in 16 bits under autocast, where a linear layer reads them and would round them so in any case
+        return tuple(tokens.float() for tokens in features.unbind(1))
 
     def compute(self, images: Tensor) -> Tensor:
         """What :meth:`forward` gives, without looking into the cache."""

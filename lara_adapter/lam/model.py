@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from ..errors import AdapterFormatError, LaraArgumentError
 from ..schedules import check_share
@@ -20,14 +21,15 @@ from ..storage.sharding import gathered
 from . import checkpoint, foreign
 from .config import LatentActionConfig
 from .draws import draw_rows
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, folder_of
+from .feature_reader import FeatureReader
 from .forward_dynamics import ForwardDynamics
 from .image_encoder import FrozenImageEncoder, PatchEncoder, build_image_encoder, pinned
 from .inverse_dynamics import InverseDynamics
 from .measure import STILL, LatentHealth, measure_health
 from .objective import reconstruct_pairs
 from .perceptual import PerceptualDistance
-from .pixels import prepare_pair
+from .pixels import prepare_pair, with_difference
 from .quantizer import QuantizerTerms, VectorQuantizer
 from .transformer import TransformerLayer, float32_default
 
@@ -126,18 +128,21 @@ class LatentActionModel(nn.Module):
         """N * D: numbers per latent action, and so the output width of a projector that is aligned with it."""
         return self.config.queries * self.config.latent_dim
 
-    def encode(self, frame_t: Tensor, frame_future: Tensor) -> LatentAction:
+    def encode(self, frame_t: Tensor, frame_future: Tensor, *, features: Tensor | None = None) -> LatentAction:
         """Infer the latent action (LARA, Eq. 1); codebook and usage do not change, in training either.
 
         Args:
             frame_t: [B, 3, H, W], uint8 in [0, 255] or float in [0, 1]; resized to `image_size` if different.
             frame_future: the same, C frames later.
+            features: [B, 2, P, E] what the frozen image encoder gives for the two, which then does not run; 3 with
+                `difference_input`. See :meth:`prefetch_features`.
 
         Raises:
             FrameError: wrong dtype or shape.
+            LaraArgumentError: features, and an image encoder that trains.
         """
         frames = prepare_pair(frame_t, frame_future, None, self.config.image_size)
-        return self.assign_codes(self._infer(frames)[0])
+        return self.assign_codes(self._infer(frames, features=features)[0])
 
     def forward(
         self,
@@ -147,6 +152,7 @@ class LatentActionModel(nn.Module):
         *,
         reconstruct: float = 1.0,
         draw: int | Tensor = 0,
+        features: Tensor | None = None,
     ) -> LatentActionOutput:
         """Infer the latent action, predict the future frame from it, and compute L_LAM (LARA, Eq. 3).
 
@@ -161,14 +167,15 @@ class LatentActionModel(nn.Module):
                 takes part, with gradient 0: DDP must not find one unused.
             reconstruct: part of the pairs that is reconstructed, in (0, 1]; 1: all, the paper's. At least one pair.
             draw: which pairs these are: a number that differs from step to step, an int or a 0-dim int64 tensor.
+            features: as for :meth:`encode`; of samples that do not count, any finite number.
 
         Raises:
             FrameError: wrong dtype or shape.
-            LaraArgumentError: `reconstruct` is not a number in (0, 1].
+            LaraArgumentError: `reconstruct` is not a number in (0, 1]; or features, and an image encoder that trains.
         """
         config, share = self.config, check_share("LatentActionModel: reconstruct", reconstruct)
         frames = prepare_pair(frame_t, frame_future, valid, config.image_size)
-        latent, quantizer_loss, terms = self._quantize(self._infer(frames)[0], valid)
+        latent, quantizer_loss, terms = self._quantize(self._infer(frames, features=features)[0], valid)
         rows = None if share == 1 else draw_rows(len(latent.indices), share, draw, valid, frames.device)
         result = reconstruct_pairs(self.forward_dynamics, self.perceptual, frames, latent.quantized, valid, rows)
         loss = result.error
@@ -246,14 +253,39 @@ class LatentActionModel(nn.Module):
         Raises:
             LaraArgumentError: the image encoder is the small one that trains.
         """
-        if not isinstance(self.image_encoder, FrozenImageEncoder):
-            raise LaraArgumentError(
-                "cache_features: this LAM has no frozen image encoder (image_encoder=None), and the features of one that "
-                "trains change with every step"
-            )
+        encoder = self._frozen_encoder("cache_features")
         bound = None if max_gb is None else int(max_gb * 1e9)
-        self.image_encoder.cache = None if folder is None else FeatureCache(folder, dtype, bound)
-        return self.image_encoder.cache
+        encoder.cache = None if folder is None else FeatureCache(folder, dtype, bound)
+        return encoder.cache
+
+    def prefetch_features(
+        self,
+        collate: Callable[[Any], Any] = default_collate,
+        *,
+        frames: str = "lara_frames",
+        dtype: torch.dtype = torch.float32,
+    ) -> FeatureReader:
+        """A collate function by which a data loader's workers read the cached features, so that no step waits for them.
+
+        Wrap what collates last: frames that change afterwards would come with the features of what they were. Frames have
+        to travel at the model's image size. A batch of which a frame is not in the cache yet goes the ordinary way: its
+        step encodes what is missing, and the workers find it from then on. Without workers nothing is gained.
+
+        Args:
+            collate: what it wraps: makes a mapping of samples, or a mapping that holds that one.
+            frames: batch key of the frames, as in `attach_lara`; the features are under `<frames>_features`.
+            dtype: precision that the encoder runs in: torch.bfloat16 under bfloat16 autocast, as `lara cache --dtype`.
+
+        Raises:
+            LaraArgumentError: no cache: call :meth:`cache_features` first; or an image encoder that trains.
+        """
+        encoder = self._frozen_encoder("prefetch_features")
+        if encoder.cache is None:
+            raise LaraArgumentError("prefetch_features: there is no cache yet; call cache_features(folder) first")
+        fingerprint = encoder.cache.fingerprint(encoder)
+        folder = folder_of(encoder.cache, fingerprint, str(dtype).removeprefix("torch."))
+        config = self.config
+        return FeatureReader(collate, frames, folder, fingerprint, config.image_size, config.difference_input)
 
     def narrow_encoder(self, dtype: torch.dtype = torch.bfloat16) -> None:
         """Hold the frozen image encoder's matrices in 16 bits, for good: about half of its memory.
@@ -267,11 +299,18 @@ class LatentActionModel(nn.Module):
         Raises:
             LaraArgumentError: another dtype, or the image encoder is the small one that trains.
         """
-        if not isinstance(self.image_encoder, FrozenImageEncoder):
-            raise LaraArgumentError("narrow_encoder: this LAM has no frozen image encoder (image_encoder=None)")
+        encoder = self._frozen_encoder("narrow_encoder")
         if dtype not in (torch.bfloat16, torch.float16):
             raise LaraArgumentError(f"narrow_encoder: dtype={dtype}, but torch.bfloat16 or torch.float16 is expected")
-        self.image_encoder.hold_in(dtype)
+        encoder.hold_in(dtype)
+
+    def _frozen_encoder(self, asked: str) -> FrozenImageEncoder:
+        if not isinstance(self.image_encoder, FrozenImageEncoder):
+            raise LaraArgumentError(
+                f"{asked}: this LAM has no frozen image encoder (image_encoder=None), and the features of one that trains "
+                "change with every step"
+            )
+        return self.image_encoder
 
     def checkpoint_layers(self, enabled: bool = True) -> None:
         """Compute the activations of every transformer layer and of LPIPS again in the backward, instead of keeping them.
@@ -371,12 +410,15 @@ class LatentActionModel(nn.Module):
         model.origin = checkpoint.read_origin(folder)
         return model.eval()
 
-    def _infer(self, frames: Tensor, want_attention: bool = False) -> tuple[Tensor, Tensor]:
+    def _infer(
+        self, frames: Tensor, want_attention: bool = False, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Continuous latent [B, N, D] float32 of pairs [2, B, 3, S, S], and the attention maps if wanted."""
-        if self.config.difference_input:
-            difference = (frames[1:] - frames[:1]).add_(1).div_(2)
-            frames = torch.cat([frames, difference])
-        tokens = self.image_encoder(frames.flatten(0, 1)).chunk(len(frames))
+        if features is not None:
+            tokens = self._frozen_encoder("features").take(features, frames.shape[1])
+        else:
+            frames = with_difference(frames) if self.config.difference_input else frames
+            tokens = self.image_encoder(frames.flatten(0, 1)).chunk(len(frames))
         latent, attention = self.inverse_dynamics(*tokens, want_attention=want_attention)
         return latent, attention
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import FrameError
 
-__all__ = ["prepare_pair", "resize"]
+__all__ = ["prepare_pair", "resize", "unit", "with_difference"]
 
 
 def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -35,6 +35,19 @@ def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     if resized.dtype != images.dtype:
         resized = resized.round().clamp(0, 255).to(images.dtype)
     return resized.reshape(*images.shape[:-2], height, width)
+
+
+def unit(frames: Tensor) -> Tensor:
+    """uint8 frames as float32 in [0, 1], with the same bits on every device: cached features are found by them."""
+    if frames.device.type == "cpu":
+        return frames.float().div_(255)
+    # CUDA divides by a number as a product with its inverse, which is one bit off for some values
+    return frames.float().div_(torch.full((), 255.0, device=frames.device))
+
+
+def with_difference(frames: Tensor) -> Tensor:
+    """Pairs [2, B, 3, S, S] float32 in [0, 1] with the difference image: [3, B, 3, S, S]."""
+    return torch.cat([frames, (frames[1:] - frames[:1]).add_(1).div_(2)])
 
 
 def _check(name: str, frames: Tensor) -> None:
@@ -75,5 +88,5 @@ def prepare_pair(frame_t: Tensor, frame_future: Tensor, valid: Tensor | None, si
     if valid is not None:  # while a number is still one byte
         frames = torch.where(valid[:, None, None, None], frames, 0)
     if frames.dtype == torch.uint8:
-        return resize(frames.float().div_(255), size)
+        return resize(unit(frames), size)
     return resize(frames.float(), size)

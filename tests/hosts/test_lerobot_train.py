@@ -41,6 +41,7 @@ from lara_adapter import (
     LatentActionModel,
     OptimizerCoverageError,
 )
+from lara_adapter.lam.feature_cache import FeatureCache
 from lara_adapter.lam.image_encoder import describe_image_encoder
 from lara_adapter.losses import Contrastive
 from lara_adapter.schedules import Warmup
@@ -244,8 +245,8 @@ def test_a_subset_of_the_episodes(place):
     assert float(valid) == pytest.approx((9 - 4 + 20 - 4) / 29, abs=1e-3)  # one batch is all of the 9 + 20 frames
 
 
-def test_the_feature_cache_changes_no_weight(place, tmp_path):
-    """A LAM with a frozen ViT-MAE; the second run reads what the first one left."""
+def test_the_feature_cache_changes_no_weight(place, tmp_path, monkeypatch):
+    """A LAM with a frozen ViT-MAE; the second run reads what the first one left, the third in the loader's worker."""
     import transformers
 
     sides = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -254,11 +255,16 @@ def test_the_feature_cache_changes_no_weight(place, tmp_path):
     described = describe_image_encoder(str(tmp_path / "mae"))
     LatentActionModel(LatentActionConfig.tiny(image_size=32, **described)).save_pretrained(tmp_path / "lam")
     cache = f"--lara.feature_cache={tmp_path}/cache"
-    for name, more in (("without", []), ("first", [cache]), ("second", [cache])):
+    came, own = [], FeatureCache.count_prefetched
+    monkeypatch.setattr(FeatureCache, "count_prefetched", lambda self, count: (came.append(count), own(self, count))[1])
+    worker = [cache, "--num_workers=1"]
+    for name, more in (("without", []), ("first", [cache]), ("second", [cache]), ("third", worker)):
+        assert came == []
         train([*flags(place, f"--output_dir={tmp_path}/{name}"), f"--lara.lam={tmp_path}/lam", *LARA, *more])
     written = list((tmp_path / "cache").rglob("*.features"))
-    assert len(written) == 1  # the second run added none
-    for other in ("first", "second"):
+    assert len(written) == 1  # the other runs added none
+    assert len(came) == 2
+    for other in ("first", "second", "third"):
         for file in (MODEL, ADAPTER, LAM):
             a, b = load_file(last(tmp_path / "without") / file), load_file(last(tmp_path / other) / file)
             assert a.keys() == b.keys()

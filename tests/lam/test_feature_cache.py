@@ -160,7 +160,7 @@ def test_a_row_that_is_found_is_copied_once_and_goes_to_the_device_once(encoder,
     lam.encode(*frames())
     images = torch.cat(frames()).float().div(255)
     found, operations = count(lambda: lam.image_encoder(images))
-    hashing = count(lambda: feature_cache._keys(images))[0].allocated
+    hashing = count(lambda: feature_cache.pixel_keys(images))[0].allocated
     assert cache.hits == 8
     assert found.allocated - hashing == 8 * 17 * 32 * 4
     assert "cat" not in operations
