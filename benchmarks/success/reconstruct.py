@@ -184,8 +184,10 @@ def reading(rows: Rows) -> str:
     if not found:
         return ""
     if fewest < planned:
-        advice = """The study is not finished, and one seed says little: until it is, keep 1.0, the default, unless the cost of a step
-        decides; then take 0.25 and look at the LAM with `lara health`."""
+        advice = (
+            "The study is not finished, and one seed says little: until it is, keep 1.0, the default, unless the cost of a "
+            "step decides; then take 0.25, and look at the LAM with `lara health`."
+        )
     elif harmless:
         advice = f"Recommended: 0.25 where the LAM is trained {'; '.join(harmless)}; 1.0 otherwise."
     else:
