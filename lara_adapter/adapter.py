@@ -416,7 +416,7 @@ class LaraAdapter(nn.Module):
         """
         batch, views = present.shape[:2]
         pairs = present.flatten(0, 1), future.flatten(0, 1)
-        known = {} if features is None else {"features": features.flatten(0, 1)}
+        known: dict[str, Any] = {} if features is None else {"features": features.flatten(0, 1)}
         # a generator cannot be forked inside a compiled graph; there a LAM's draws do shift the policy's noise
         forked = self._lam_draws and self.training and not torch.compiler.is_compiling()
         with own_draws(self._seed + self._step) if forked else contextlib.nullcontext():

@@ -285,7 +285,7 @@ class Store:
         size = len(keys) * self._row_bytes()
         shared = get_worker_info() is not None  # where it would be copied to in any case
         storage = torch.UntypedStorage._new_shared(size) if shared else torch.UntypedStorage(size)
-        buffer = torch.empty(0, dtype=torch.uint8).set_(storage).view(len(keys), -1)  # type: ignore[call-overload]
+        buffer = torch.empty(0, dtype=torch.uint8).set_(storage).view(len(keys), -1)
         places = [place for place, key in enumerate(keys) if key is not None]
         if len(places) < len(keys):
             buffer.zero_()
