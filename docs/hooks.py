@@ -1,7 +1,7 @@
 """What the site adds to MkDocs: files of the repository in pages, links out of docs/, and the messages of every error.
 
 - `<!-- include: benchmarks/README.md -->` in a page stands for that file; `<!-- include: README.md arguments -->` for what
-  it has between `<!-- arguments: begin -->` and `<!-- arguments: end -->`.
+  it has between `<!-- arguments: begin -->` and `<!-- arguments: end -->`. The rest of the line is for the repository.
 - A link that leads out of docs/ works on GitHub. On the site a picture is copied, and the name of another file is shown as
   it is, since it has no page.
 - `<!-- messages: FrameError -->` stands for every message with which that error is raised, read from the source.
@@ -34,7 +34,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     here = posixpath.join("docs", page.file.src_uri)
     text = _settle_links(markdown, here, page, config, files)
     text = re.sub(
-        r"<!-- include: (\S+)(?: (.+?))? -->",
+        r"<!-- include: (\S+)(?: (.+?))? -->[^\n]*",
         lambda found: _settle_links(included(found[1], found[2]), found[1], page, config, files),
         text,
     )

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lara_adapter import AdapterFormatError, HostNotInstalled, PolicySourceError
+from lara_adapter import AdapterFormatError, HostNotInstalled, HubError, PolicySourceError
 from lara_adapter.storage.files import read_json
+from lara_adapter.storage.hub import ADAPTER_FILE
+from lara_adapter.storage.hub_errors import explained
 
 from .hosts import INSTALL, first_line, import_host
 from .skeleton import skeleton
@@ -65,7 +67,7 @@ def open_policy(source: str | os.PathLike[str], *, weights: bool = False) -> nn.
     if identified.host == "callable":
         policy = call_named(text)
         if not isinstance(policy, nn.Module):
-            raise PolicySourceError(f"{text} returned a {type(policy).__name__}, but an nn.Module is expected")
+            raise PolicySourceError(f"{text} returned {type(policy).__name__}, but an nn.Module is expected")
         return policy
     if identified.host == "gr00t":
         return _open_gr00t(text, identified.folder, identified.kind, weights)
@@ -110,21 +112,21 @@ def _find_config(source: str) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             entries = sorted(entry.name for entry in folder.iterdir())[:10]
-            raise PolicySourceError(f"the folder {source} has no config.json; it has {entries}")
+            ours = "; it is a LARA adapter: load_lara(policy, folder) opens it" if ADAPTER_FILE in entries else ""
+            raise PolicySourceError(f"the folder {source} has no config.json; it has {entries}{ours}")
         return folder / "config.json"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise PolicySourceError(
-            f"{source!r} is not a folder here; expected: a folder with config.json, a Hub id user/name, or "
-            "package.module:callable"
+            f"{source!r} is not a folder here; expected: a folder with config.json, a Hub id user/name, or a function, as "
+            "package.module:function or path/to/file.py:function"
         )
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(source, "config.json"))
-    # the Hub's errors all derive from one of these, in 0.x and in 1.x
-    except (OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise PolicySourceError(f"{source!r} is not a folder here, and the Hub gave {reason}") from error
+        with explained(source, None, "load"):
+            return Path(hf_hub_download(source, "config.json"))
+    except HubError as error:
+        raise PolicySourceError(f"{source!r} is not a folder here, and of the Hub: {error}") from error
 
 
 def _open_gr00t(source: str, folder: Path, kind: str, weights: bool) -> nn.Module:
@@ -211,12 +213,15 @@ def call_named(source: str) -> Any:
     value: Any = attempt(source, lambda: _import_file(Path(module)) if module.endswith(".py") else _import(module))
     for part in name.split("."):
         if not hasattr(value, part):
-            raise PolicySourceError(f"{source}: {module} has no {name!r}")
+            own = getattr(value, "__name__", None)
+            there = [each for each, found in vars(value).items() if getattr(found, "__module__", None) == own]
+            known = f"; it has {', '.join(there[:10])}" if there else ""
+            raise PolicySourceError(f"{source}: {module} has no {name!r}{known}")
         value = getattr(value, part)
     if isinstance(value, nn.Module):
         return value
     if not callable(value):
-        raise PolicySourceError(f"{source}: {name} is a {type(value).__name__}, but a callable is expected")
+        raise PolicySourceError(f"{source}: {name} is of type {type(value).__name__}, but a callable is expected")
     return attempt(source, value)
 
 
@@ -236,7 +241,7 @@ def _import_file(path: Path) -> ModuleType:
         raise ImportError(f"a module named {path.stem!r} is imported already, from elsewhere; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ImportError(f"{path} is not a Python file")
+        raise ImportError(f"{path} " + ("is not a Python file" if path.exists() else "does not exist"))
     if str(path.parent) not in sys.path:
         # as with `python file.py`, but last: no neighbour shadows an installed module
         sys.path.append(str(path.parent))

@@ -41,7 +41,7 @@ class ModulePolicy:
     def __init__(self, module: nn.Module) -> None:
         act: Any = getattr(module, "get_action", None)
         if not callable(act):
-            raise LaraArgumentError(f"policy: a {type(module).__name__} has no get_action(observation)")
+            raise LaraArgumentError(f"policy: {type(module).__name__} has no get_action(observation)")
         self.module: Any = module.eval()
         first = next(module.parameters(), None)
         self.device = torch.device("cpu") if first is None else first.device

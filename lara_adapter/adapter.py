@@ -58,6 +58,7 @@ class LaraAdapter(nn.Module):
         binding: its connection to the policy: the entry into `forward`, the hook, the policy and its PeftModel.
         history: what :meth:`metrics` returned so far, in bounded memory; for the picture of the model card.
         restored: whether its weights came from a saved adapter or a checkpoint.
+        warned_of_frozen: whether it was said that nothing of the policy trains.
     """
 
     lam: nn.Module
@@ -77,6 +78,7 @@ class LaraAdapter(nn.Module):
         self._frames, self._token, self._alignment = frames, token, alignment
         self._align_weight, self._lam_weight = align_weight, lam_weight
         self._enabled, self._verified, self._warned_of_eval = True, False, False
+        self.warned_of_frozen = False
         self.restored = False
         self._seen_frames: tuple[int, ...] | None = None  # [3, H, W] of the last batch, for one that has none
         self._blank_forwards = 0

@@ -107,8 +107,10 @@ def read_frames(
         if value is None:
             if optional:
                 return None
+            holder = {call._first_name} if isinstance(call.first, Mapping) else set()
+            there = sorted(map(str, call.batch.keys() - holder))[:20]
             raise FrameError(
-                f"the batch has no {frames!r}; it has {sorted(map(str, call.batch))[:20]}. Add frames "
+                f"the batch has no {frames!r}; it has {there}. Add frames "
                 "[B, 2, 3, H, W] (present, future), or pass attach_lara(frames=key or callable). If the dataset has them, "
                 "transformers' Trainer dropped them: LaraCallback.add_to(trainer, lara), or remove_unused_columns=False. "
                 "If some batches of a co-training have none: attach_lara(frames_optional=True)"

@@ -333,9 +333,12 @@ def _describe_tap(report: PolicyReport, policy: nn.Module, spec: PolicySpec, tap
     report.frames, report.frames_valid = spec.frames, f"{spec.frames}_valid"
     report.adapter = f"{spec.owner}.lara".lstrip(".")
     if report.trainable_blocks_below == 0 and (tap.layer or not report.trainable_elsewhere):
-        effect = "training will raise TapDetached; unfreeze the blocks, or wrap them in LoRA first"
         if report.trainable_elsewhere:
             effect = "the alignment reaches at most what feeds the blocks"
+        elif any(p.requires_grad for block in blocks for p in block.parameters()):  # above the tap
+            effect = "training will raise TapDetached; unfreeze the blocks, or wrap them in LoRA first"
+        else:
+            effect = "LARA trains its projector and the LAM, and not the policy; unfreeze the blocks, or add LoRA first"
         report.warnings.append(f"no block at or below the tap is trainable: {effect}")
 
 

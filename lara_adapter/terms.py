@@ -236,7 +236,7 @@ def trained_in_float32(module: nn.Module, name: str) -> None:
 
 
 def check_gradient(hidden: torch.Tensor, adapter: Any) -> None:
-    """Check that the alignment reaches the policy, unless nothing of the policy trains.
+    """Check that the alignment reaches the policy; a policy of which nothing trains is warned of once.
 
     Raises:
         TapDetached: the hidden state carries no graph.
@@ -249,6 +249,12 @@ def check_gradient(hidden: torch.Tensor, adapter: Any) -> None:
             f"the hidden state at {adapter.config.tap!r} does not require grad, so LARA cannot reach the policy. Either "
             "no trainable parameter lies below that layer (unfreeze some, or tap a later layer), or reentrant "
             "gradient checkpointing cut the graph: use_reentrant=False"
+        )
+    if not adapter.warned_of_frozen:
+        adapter.warned_of_frozen = True
+        logger.warning(
+            "nothing of %s is trainable: LARA trains its projector and the LAM, and not the policy",
+            type(adapter.policy).__name__,
         )
 
 

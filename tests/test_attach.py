@@ -682,6 +682,15 @@ def test_nothing_trainable_below_the_tap(policy, lam, batch):
         policy(batch)
 
 
+def test_a_policy_of_which_nothing_trains_is_said_once(policy, lam, batch, caplog):
+    policy.requires_grad_(False)
+    lara = attach_lara(policy, lam)
+    for _ in range(2):
+        policy(batch)["loss"].backward()
+    assert caplog.text.count("nothing of DitPolicy is trainable") == 1
+    assert any(p.grad is not None for p in lara.projector.parameters())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

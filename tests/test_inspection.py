@@ -226,9 +226,10 @@ def test_frozen_blocks_below_the_tap_are_a_warning():
     assert report.trainable_elsewhere == report.policy_trainable > 0
     assert "WARNING     no block at or below the tap is trainable: the alignment reaches at most" in str(report)
     policy.requires_grad_(False)
-    assert "TapDetached" in str(describe_policy(policy))
+    assert "LARA trains its projector and the LAM, and not the policy" in str(describe_policy(policy))
     policy.transformer_blocks[4].requires_grad_(True)  # above the tap: does not help
     assert describe_policy(policy).trainable_blocks_below == 0
+    assert "TapDetached" in str(describe_policy(policy))
     policy.transformer_blocks[0].requires_grad_(True)
     assert not describe_policy(policy).warnings
 

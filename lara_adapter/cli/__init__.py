@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # tyro itself ends the process for its help (0) and for arguments that do not parse (2)
         return int(tyro.cli(load_command(name), prog=f"lara {name}", args=given))
     except LaraError as error:
-        return _refuse(f"{name}: {error}")
+        return _refuse(f"{name}: {str(error).removeprefix(f'{name}: ')}")
 
 
 def load_command(name: str) -> Callable[..., int]:

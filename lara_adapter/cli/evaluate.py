@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import HostNotInstalled, LaraArgumentError, ServingTimeout
 from ..evaluation.page import write_report_page
 from ..evaluation.report import format_report
-from ..evaluation.rollout import Rollouts
+from ..evaluation.rollout import Rollouts, check_tasks
 from ..integrations.simulators import open_simulator
 from ..serving import PolicyClient
 from ..serving.address import parse_address
@@ -69,6 +69,7 @@ def evaluate(
     parse_address(host, port)  # refused before the simulator is opened
     pairs = split_pairs("setting", setting).items()
     world = open_simulator(simulator, **{key: _parse(value) for key, value in pairs})
+    names = check_tasks(world, world.tasks() if tasks == ("all",) else tasks)  # before a long wait for the server
     with PolicyClient(host, port, timeout_ms=int(1000 * timeout_s), api_token=read_token(token_file)) as client:
         try:
             client.wait_until_ready(min(1.0, wait_s))
@@ -76,7 +77,6 @@ def evaluate(
             logger.info("no server answers at %s yet; waiting for up to %g s", client.address, wait_s)
             client.wait_until_ready(wait_s)
         rollouts = Rollouts(client, world, output, rename=split_pairs("rename", rename), **arguments)
-        names = world.tasks() if tasks == ("all",) else tasks
         with _Progress(len(names) * episodes) as progress:
             report = rollouts.run(
                 names, range(seed, seed + episodes), videos=videos, workers=workers, progress=progress

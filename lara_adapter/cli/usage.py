@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["WIDTH", "short_help"]
 
-WIDTH = 100
+WIDTH = 100  # at most
 
 
 def short_help(name: str, command: Callable[..., int], examples: Sequence[str], common: Sequence[str]) -> str:
@@ -22,6 +23,7 @@ def short_help(name: str, command: Callable[..., int], examples: Sequence[str], 
         examples: command lines, without `lara`.
         common: parameters to show beside those that must be given.
     """
+    columns = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     parameters = inspect.signature(command).parameters
     alone = [key for key, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
     needed = [key for key, p in parameters.items() if p.default is p.empty and key not in alone]
@@ -32,10 +34,10 @@ def short_help(name: str, command: Callable[..., int], examples: Sequence[str], 
     width = max(len(flag) for flag, _ in rows)
     lines = [f"lara {example}" for example in examples]
     purpose = inspect.cleandoc(command.__doc__ or "").split("\n\n")[0]
-    lines += ["", *textwrap.wrap(" ".join(purpose.split()), WIDTH), ""]
+    lines += ["", *textwrap.wrap(" ".join(purpose.split()), columns), ""]
     for flag, text in rows:
         lines += textwrap.wrap(
-            text, WIDTH, initial_indent=f"  {flag:<{width}}  ", subsequent_indent=" " * (width + 4),
+            text, columns, initial_indent=f"  {flag:<{width}}  ", subsequent_indent=" " * (width + 4),
             break_on_hyphens=False,
         )  # fmt: skip
     flags = sum(p.kind is p.KEYWORD_ONLY for p in parameters.values())
@@ -50,5 +52,5 @@ def _described(parameter: inspect.Parameter) -> str:
     help_text = next(each.help for each in parameter.annotation.__metadata__ if getattr(each, "help", None))
     text = re.split(r"(?<=\.) ", help_text, maxsplit=1)[0].rstrip(".")
     default: Any = parameter.default
-    plain = default is not parameter.empty and default is not None and default != () and not isinstance(default, bool)
+    plain = default is not parameter.empty and default not in (None, (), "") and not isinstance(default, bool)
     return f"{text} (default: {default})" if plain else text

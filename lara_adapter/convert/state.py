@@ -119,7 +119,8 @@ def check_expressible(config: LatentActionConfig) -> None:
         extras.append(f"encoder_image_size={config.encoder_size} beside image_size={config.image_size}")
     if extras:
         raise AdapterFormatError(
-            f"the official layout does not have {', '.join(extras)}; only a model without can be converted"
+            f"the official layout does not have {', '.join(extras)}; only a model without can be converted, as one of "
+            "`lara train-lam --preset paper`"
         )
 
 

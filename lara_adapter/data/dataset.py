@@ -168,12 +168,15 @@ class Dataset(abc.ABC):
         """The cameras of those names, as for :meth:`camera`; without names all of them.
 
         Raises:
-            LaraArgumentError: there is none of these names.
+            LaraArgumentError: there is none of one of these names.
         """
-        keys = self._named(names) if names else self.cameras
-        if names and not keys:
+        if not all(map(self.has_camera, names)):
             raise LaraArgumentError(f"cameras={list(names)}, but {self._choice()}")
-        return keys
+        return self._named(names) if names else self.cameras
+
+    def has_camera(self, name: str) -> bool:
+        """Whether there is a camera of that name, with or without "observation.images."."""
+        return bool(self._named([name]))
 
     def _named(self, names: Collection[str]) -> tuple[str, ...]:
         return tuple(key for key in self.cameras if key in names or key.removeprefix(_IMAGES) in names)

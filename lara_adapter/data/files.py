@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, LaraArgumentError
 from .dataset import Dataset, EpisodeLike, logger
 from .sources import Source, list_pictures, shown
 from .video import VideoFile, decode_picture
@@ -55,8 +55,17 @@ class FileDataset(Dataset):
             )  # fmt: skip
 
     def camera(self, name: str | None) -> str:
-        """The one camera, whatever its name."""
+        """The one camera, which has no name.
+
+        Raises:
+            LaraArgumentError: a name is given.
+        """
+        if name:
+            raise LaraArgumentError(f"camera={name!r}, but {self._choice()}")
         return ""
+
+    def _choice(self) -> str:
+        return f"{self.name} holds plain videos or pictures, of one camera without a name: leave it out"
 
     def frames(self, camera: str, episodes: Sequence[Any]) -> Iterator[tuple[Any, Iterator[np.ndarray]]]:
         """See :meth:`Dataset.frames`."""

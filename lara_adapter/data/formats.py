@@ -64,7 +64,9 @@ def _open(path: Path, fps: float | None) -> Dataset:
         raise DatasetError(f"{shown(path)} holds {len(found)} collections, among them {names}; name one of them")
     sources = [each for each in found if isinstance(each, Source)]
     if not sources:
-        raise DatasetError(f"{shown(path)} holds nothing that can be read. Expected: {_EXPECTED}")
+        model = (path / "config.json").is_file() and "latent_dim" in (path / "config.json").read_text(errors="replace")
+        is_lam = " It is a latent action model: were the arguments swapped?" if model else ""
+        raise DatasetError(f"{shown(path)} holds nothing that can be read.{is_lam} Expected: {_EXPECTED}")
     return FileDataset(path, sources)
 
 
@@ -112,12 +114,24 @@ def find_sources(
                 f"episodes and skip number the episodes of one dataset, but {len(found)} datasets and videos were found"
             )
         found[0].select(episodes, skip)
+    datasets = [each for each in found if isinstance(each, Dataset)]
+    unknown = [name for name in cameras if not any(each.has_camera(name) for each in datasets)]
+    if unknown:
+        there = sorted({camera for each in datasets for camera in each.cameras if camera})
+        raise LaraArgumentError(
+            f"cameras={list(cameras)}: nothing here has {', '.join(unknown)}; "
+            + (
+                f"there are {', '.join(there)}"
+                if there
+                else "plain videos have one camera without a name, leave it out"
+            )
+        )
     sources: list[Source] = []
     for each in found:
         if isinstance(each, Source):
             sources.append(each)
         else:
-            for camera in each.select_cameras(cameras):
+            for camera in each.select_cameras([name for name in cameras if each.has_camera(name)] or cameras):
                 sources.extend(each.sources(camera))
     return sources
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,26 @@ from .episodes import Episode, run_episodes, run_in_processes
 from .film import Film
 from .report import EpisodeStore, make_report
 
-__all__ = ["Rollouts"]
+__all__ = ["Rollouts", "check_tasks"]
 
 logger = logging.getLogger(__name__)
+
+
+def check_tasks(simulator: Simulator, tasks: Sequence[str]) -> list[str]:
+    """The tasks, each once.
+
+    Raises:
+        LaraArgumentError: there are none, or the simulator does not have one of them.
+    """
+    known = simulator.tasks()
+    unknown = [task for task in dict.fromkeys(tasks) if task not in known]
+    if unknown or not tasks:
+        close = [each for task in unknown for each in difflib.get_close_matches(task, known, 3)]
+        some = ", ".join(close or known[:10]) + (", ..." if len(known) > len(close or known[:10]) else "")
+        raise LaraArgumentError(
+            f"tasks: {', '.join(unknown) or 'none'}, but {simulator.name} has {len(known)}: {some}; all: every one"
+        )
+    return list(dict.fromkeys(tasks))
 
 
 class Rollouts:
@@ -96,12 +114,9 @@ class Rollouts:
             ServingError: the server failed or went away; finished episodes are kept.
             WorkerDied: a worker was killed, perhaps for lack of memory; finished episodes are kept.
         """
-        tasks, known = list(dict.fromkeys(tasks)), self.simulator.tasks()
-        unknown = sorted(set(tasks) - set(known))
-        if unknown or not tasks or not seeds:
-            raise LaraArgumentError(
-                f"tasks: {unknown or 'none'}, with {len(seeds)} seeds; {self.simulator.name} has {known}"
-            )
+        tasks = check_tasks(self.simulator, tasks)
+        if not seeds:
+            raise LaraArgumentError("no seeds are given, but at least one is expected")
         if workers < 1:
             raise LaraArgumentError(f"workers={workers} must be at least 1")
         if workers > 1 and self.stateful:

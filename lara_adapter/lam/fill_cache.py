@@ -85,7 +85,7 @@ def fill_cache(
         episodes: numbers of the episodes to read, as "7" or "0:50"; none: all.
         skip: numbers of those to leave out.
         batch_size: frames encoded at once.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        device: "auto", "cpu", "cuda" or "cuda:1".
         dtype: precision of training: float32, or bfloat16 for bfloat16 autocast, which has features of its own, of half
             the size.
         max_gb: each process adds at most so many 10^9 bytes; None: no bound.
@@ -137,6 +137,11 @@ def fill_cache(
 
 def _open(lam: str | os.PathLike[str], revision: str | None) -> LatentActionModel:
     model = open_model(lam, revision)[0]
+    if model.config.image_encoder is None:
+        raise LaraArgumentError(
+            f"{Path(lam).name} has no frozen image encoder (image_encoder=None, as of --preset tiny), and the features of "
+            "one that trains change with every step; only a LAM with one, as of --preset paper, can be cached"
+        )
     if model.config.difference_input:
         raise LaraArgumentError(
             f"{Path(lam).name} encodes difference images too (difference_input), which depend on the frame gap: they are "

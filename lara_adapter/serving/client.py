@@ -123,7 +123,10 @@ class PolicyClient:
                     raise
                 if time.monotonic() + _RETRY_S >= end:
                     why = "" if isinstance(error, ServingTimeout) else f"; last error: {error}"
-                    raise ServingTimeout(f"no server answers at {self.address} within {seconds:g} s{why}") from error
+                    raise ServingTimeout(
+                        f"no server answers at {self.address} within {seconds:g} s: start one (lara serve), or name its "
+                        f"address{why}"
+                    ) from error
                 time.sleep(_RETRY_S)
 
     def kill_server(self) -> None:

@@ -84,7 +84,7 @@ class PolicyServer:
             HostNotInstalled: pyzmq or msgpack is missing.
         """
         if not callable(getattr(policy, "get_action", None)):
-            raise LaraArgumentError(f"policy: a {type(policy).__name__} has no get_action(observation)")
+            raise LaraArgumentError(f"policy: {type(policy).__name__} has no get_action(observation)")
         address = parse_address(host, port, listen=True)
         if max_message_bytes < 1024:
             raise LaraArgumentError(f"max_message_bytes={max_message_bytes} must be at least 1024")

@@ -61,7 +61,9 @@ def download(repo_id: str, revision: str | None, patterns: Sequence[str], what: 
     from huggingface_hub import snapshot_download
 
     if not is_repo_id(repo_id):
-        raise AdapterFormatError(f"{repo_id!r} is neither an existing folder nor a Hub id 'user/name'")
+        raise AdapterFormatError(
+            f"{repo_id!r} is neither an existing folder nor a Hub id 'user/name' (a {what} is expected): check the path"
+        )
     with explained(repo_id, revision, "load"):
         for left in reversed(range(_TRIES)):
             try:

@@ -12,7 +12,7 @@ pytest.importorskip("av")
 from helpers.videos import number_of, numbered, png, write_v21, write_v30, write_v30_pictures, write_video
 
 from lara_adapter import DatasetError, LaraArgumentError
-from lara_adapter.data import IndexSettings, build_index, find_sources
+from lara_adapter.data import IndexSettings, build_index, find_sources, open_dataset
 from lara_adapter.data.decode import read_frames
 from lara_adapter.data.gap import Gap
 
@@ -79,6 +79,25 @@ def test_cameras_are_chosen(tmp_path, write):
     assert pairs_of(tmp_path, tmp_path, cameras=["observation.images.top"]) == wanted([9, 12])
     with pytest.raises(LaraArgumentError, match=r"cameras=\['front'\].*observation\.images\.wrist"):
         find_sources([tmp_path], cameras=["front"])
+    with pytest.raises(LaraArgumentError, match=r"nothing here has wrst; there are .*wrist"):
+        find_sources([tmp_path], cameras=["top", "wrst"])
+
+
+def test_each_dataset_has_to_have_a_camera_but_not_all_of_them(tmp_path):
+    pytest.importorskip("pyarrow")
+    write_v30(tmp_path / "a", [9], cameras=("top",))
+    write_v30(tmp_path / "b", [12], cameras=("wrist", "side"))
+    found = find_sources([tmp_path], cameras=["top", "wrist"])
+    assert sorted(str(source.path.relative_to(tmp_path)).split("/")[0] for source in found) == ["a", "b"]
+
+
+def test_plain_videos_have_no_camera_to_name(tmp_path):
+    write_video(tmp_path / "one.mp4", numbered(9))
+    with pytest.raises(LaraArgumentError, match="plain videos have one camera without a name, leave it out"):
+        find_sources([tmp_path], cameras=["wrist"])
+    with pytest.raises(LaraArgumentError, match=r"camera='wrist', but .* of one camera without a name: leave it out"):
+        open_dataset(tmp_path).camera("wrist")
+    assert open_dataset(tmp_path).camera(None) == ""
 
 
 def test_all_cameras_of_an_episode_are_held_out_together(tmp_path):

@@ -114,7 +114,7 @@ def measure_attention(
         pairs: how many pairs without `frames`.
         layer: of the M-Former, from 0, or from the last as -1.
         camera: key of the dataset's camera; None: the only one.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        device: "auto", "cpu", "cuda" or "cuda:1".
         revision: commit, tag or branch of `lam` on the Hub.
         episodes: numbers of the episodes to take pairs from, as "7" or "0:50"; none: all.
         skip: numbers of those to leave out.

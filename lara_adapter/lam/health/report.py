@@ -55,7 +55,7 @@ def examine(
         camera: key of the dataset's camera; None: the only one.
         pairs: about how many pairs of frames per gap.
         batch_size: pairs at once.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        device: "auto", "cpu", "cuda" or "cuda:1".
         thresholds: where health ends; None: the defaults.
         revision: commit, tag or branch of the model on the Hub.
         episodes: numbers of the episodes to look at, as "7" or "0:50"; none: all.

@@ -84,7 +84,7 @@ def label_dataset(
         shard: label only this share of the episodes, "0/4" for the first of four, into the folder OUTPUT.shard-0-of-4.
         merge: write the output from the folders of all shards beside it, and remove these.
         batch_size: frames encoded at once; other sizes give the same labels up to rounding.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        device: "auto", "cpu", "cuda" or "cuda:1".
         dtype: the model runs in float32 or under bfloat16 autocast.
         latent_dtype: precision of the stored latent.
         prefix: the features are PREFIX.indices, PREFIX.latent and PREFIX.valid.
