@@ -24,6 +24,7 @@ MAKERS = (
     "benchmarks.success.report",
     "benchmarks.success.reading",
     "benchmarks.success.libero_expert",
+    "benchmarks.success.libero_report",
     "benchmarks.success.reconstruct",
     "benchmarks.parity.reading",
     "benchmarks.speed.step_overhead",

@@ -14,6 +14,7 @@ from .blocks import block_paths
 from .errors import FrameError, LaraArgumentError, OptimizerCoverageError
 from .frames import frame_keys, read_features
 from .hostcall import read_frames
+from .hostlog import each_message_once
 from .metrics import without_negatives
 from .proof import Proof, prove
 
@@ -102,6 +103,11 @@ def run_check(
         LaraArgumentError: LARA is detached, idle (both weights 0) or disabled.
         LaraError: whatever a training step raises: TapNeverFired, FrameError, NonFiniteError, ...
     """
+    with each_message_once():
+        return _run_check(adapter, batch, optimizer, action)
+
+
+def _run_check(adapter: Any, batch: Any, optimizer: torch.optim.Optimizer | None, action: str | None) -> CheckReport:
     policy = adapter.policy
     if not adapter.attached or adapter._idle or not adapter._enabled:
         state = "detached" if not adapter.attached else "idle (both weights are 0)" if adapter._idle else "disabled"

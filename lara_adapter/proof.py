@@ -23,6 +23,7 @@ from .binding import Binding, shared_turn
 from .capture import hidden_states, join_runs, unwrapped_state
 from .errors import HostOutputError, LaraError
 from .hostcall import HostCall, host_loss
+from .hostlog import each_message_once
 from .tap import resolve_tap
 from .tokens import TokenRule, action_steps, batch_keys, find_action
 
@@ -76,7 +77,8 @@ def prove(binding: Binding, rule: TokenRule, select: Select, call: HostCall, act
         action: batch key of the ground-truth action chunk; None: the row's, else "action" or "actions".
     """
     try:
-        return _prove(binding, rule, select, call, action)
+        with each_message_once():
+            return _prove(binding, rule, select, call, action)
     except _Unproven as reason:
         return Proof(f"not proven: {reason}", f"not proven: {reason}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers.toys import DitPolicy, make_batch
@@ -64,6 +66,25 @@ def without(*names):
     return {name: value for name, value in make_batch().items() if name not in names}
 
 
+def request_that_the_policy_refuses():
+    pytest.importorskip("zmq")
+    pytest.importorskip("msgpack")
+    from helpers.serving_policies import Bare, serving
+
+    from lara_adapter.serving import PolicyClient
+
+    with serving(Bare()) as server, PolicyClient(port=server.port) as client:
+        client.get_action({"state": np.zeros((1, 5), np.float32)})
+
+
+def page_without_jinja2():
+    from lara_adapter.page import write_page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "jinja2", None)
+        write_page("page.html", "title", "summary", [])
+
+
 PROVOKE = {
     "LaraArgumentError": lambda: attached(align_weight=-1.0),
     "TapNotFound": lambda: attached(layer=40),
@@ -75,6 +96,8 @@ PROVOKE = {
     "HostOutputError": lambda: train(make_batch(), NoLoss()),
     "OptimizerCoverageError": optimizer_made_too_early,
     "NonFiniteError": weights_that_are_nan,
+    "ServingError": request_that_the_policy_refuses,
+    "HostNotInstalled": page_without_jinja2,
 }
 
 
@@ -83,6 +106,11 @@ def test_in_a_loop(name):
     with pytest.raises(getattr(errors, name)) as caught:
         PROVOKE[name]()
     fits(name, str(caught.value))
+
+
+def test_no_error_is_left_out():
+    classes = {name for name, value in vars(errors).items() if isinstance(value, type) and name != "LaraError"}
+    assert {name for name in classes if getattr(errors, name).__module__ == errors.__name__} == {*PROVOKE, *COMMANDS}
 
 
 def fits(name: str, message: str) -> None:

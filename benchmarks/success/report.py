@@ -84,14 +84,20 @@ def bootstrap(first: list[np.ndarray], second: list[np.ndarray], draws: int = 40
     return float(low), float(high)
 
 
-def compare(rows: Rows, arm: str, base: str, value: Callable[[Row], float | None]) -> dict[str, Any] | None:
-    """The paired difference of a number between two arms, over the seeds that have both."""
+def differences(rows: Rows, arm: str, base: str, value: Callable[[Row], float | None]) -> list[float]:
+    """A number of one arm minus that of another, of each seed that has both."""
     pairs = []
     for seed in sorted({seed for seed, _ in rows}):
         if (seed, arm) in rows and (seed, base) in rows:
             a, b = value(rows[seed, arm]), value(rows[seed, base])
             if a is not None and b is not None:
                 pairs.append(a - b)
+    return pairs
+
+
+def compare(rows: Rows, arm: str, base: str, value: Callable[[Row], float | None]) -> dict[str, Any] | None:
+    """The paired difference of a number between two arms, over the seeds that have both."""
+    pairs = differences(rows, arm, base, value)
     if not pairs:
         return None
     return {"mean": mean(pairs), "t": t_interval(pairs), "seeds": len(pairs)}
@@ -121,6 +127,8 @@ def summarise(rows: Rows) -> dict[str, Any]:
         entry: dict[str, Any] = {"seeds": len(own)}
         if "action_error" in own[0]:
             acted = [row for row in own if "solved" in row]  # seeds may be there for their LAM alone
+            if len(acted) < len(own):
+                entry["acted"] = len(acted)
             entry["success"] = mean(success_rate(row) for row in acted)  # type: ignore[type-var, misc]
             entry["episodes"] = int(sum(solved(row).size for row in acted))
             entry["action_error"] = mean(row["action_error"] for row in own)
@@ -224,7 +232,7 @@ def table(summary: dict[str, Any]) -> str:
         difference = entry.get("success_gain")
         cells = [
             arm,
-            str(entry["seeds"]),
+            f"{entry['acted']} of {entry['seeds']}" if "acted" in entry else str(entry["seeds"]),
             f"{100 * entry['success']:.1f} %" if "success" in entry else "",
             gain(difference, 100, 1),
             _range(difference["bootstrap"], 100, 1) if difference else "",
@@ -242,11 +250,7 @@ def table(summary: dict[str, Any]) -> str:
 def power(rows: Rows) -> str:
     """What difference this many seeds could have shown."""
     arm, base = PRIMARY
-    pairs = [
-        success_rate(rows[seed, arm]) - success_rate(rows[seed, base])  # type: ignore[operator]
-        for seed in {seed for seed, _ in rows}
-        if (seed, arm) in rows and (seed, base) in rows
-    ]
+    pairs = differences(rows, arm, base, success_rate)
     if len(pairs) < 2:
         return "One seed: no interval."
     quantile = _T[min(len(pairs) - 2, len(_T) - 1)]
@@ -280,18 +284,23 @@ def ablations_section() -> str:
 SECTIONS = {"benchmarks/README.md": {"success": success_section, "ablations": ablations_section}}
 
 
+def doubtful_rows(path: Path) -> Iterator[str]:
+    """What is wrong with the rows of a file."""
+    rows = read_rows(path)
+    keys = {json.dumps([row["regime"], row["seed"], row["arm"], row["settings"]], sort_keys=True) for row in rows}
+    if len(keys) < len(rows):
+        yield f"{path.name} has a row twice"
+    for row in rows:
+        episodes = {len(outcome) for outcome in row.get("solved", {}).values()}
+        if episodes - {row["settings"]["episodes"]} or set("".join(row.get("solved", {}).values())) - {"0", "1"}:
+            yield f"{path.name}: seed {row['seed']}, {row['arm']}: not the episodes of its settings"
+
+
 def problems() -> Iterator[str]:
     """Rows that are not comparable, and a summary that does not follow from them."""
     from PIL import Image
 
-    rows = read_rows(ROWS)
-    keys = {json.dumps([row["regime"], row["seed"], row["arm"], row["settings"]], sort_keys=True) for row in rows}
-    if len(keys) < len(rows):
-        yield f"{ROWS.name} has a row twice"
-    for row in rows:
-        episodes = {len(outcome) for outcome in row.get("solved", {}).values()}
-        if episodes - {row["settings"]["episodes"]} or set("".join(row.get("solved", {}).values())) - {"0", "1"}:
-            yield f"{ROWS.name}: seed {row['seed']}, {row['arm']}: not the episodes of its settings"
+    yield from doubtful_rows(ROWS)
     summaries = json.loads(json.dumps({name: summary for name, (_, summary) in recorded().items()}))
     if read_json(ROWS.with_name("summary.json")) != summaries:
         yield "summary.json does not follow from the rows: python -m benchmarks.success.report"

@@ -31,6 +31,15 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def measured_arms(path: Path, regime: str, seed: int, settings: dict[str, Any]) -> set[str]:
+    """The arms of one regime, seed and set of settings that a file has rows of."""
+    same = json.loads(json.dumps(settings))
+    return {
+        row["arm"] for row in read_rows(path)
+        if (row["regime"], row["seed"], row["settings"]) == (regime, seed, same)
+    }  # fmt: skip
+
+
 def environment(*packages: str) -> dict[str, str]:
     """What a row was measured with: the library, Python, the machine's architecture, and packages."""
     found = {"lara_adapter": __version__, "python": platform.python_version(), "machine": platform.machine()}

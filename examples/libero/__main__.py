@@ -7,8 +7,8 @@
 5. A table, and a picture of the films, are written to the output folder.
 
 With `--policy lerobot` (make libero-lerobot) the policy is LeRobot's Multi-Task DiT, trained and served in LeRobot's own
-environment. A run that was killed resumes where it stopped. `--preset smoke` takes a few minutes; `full` some hours on two
-cores. LIBERO tasks with scripted demonstrations: rates are not comparable with published ones.
+environment. A run that was killed resumes where it stopped. `--preset smoke` takes a few minutes; `full` about two hours on
+two idle cores. LIBERO tasks with scripted demonstrations: rates are not comparable with published ones.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ __all__ = ["Gr00tPolicy"]
 class Gr00tPolicy:
     """GR00T's policy, with its checks of observations and actions, and with `options={"seed": int}`, which it ignores."""
 
+    stateful = False  # N1.6's reset does nothing
+
     def __init__(self, policy: Any) -> None:
         self.policy = policy
         self.get_modality_config, self.reset = policy.get_modality_config, policy.reset

@@ -70,6 +70,8 @@ class LeRobotPolicy:
     `n_obs_steps` steps that the client sends.
     """
 
+    stateful = False
+
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any) -> None:
         self.policy, self.preprocessor, self.postprocessor = policy, preprocessor, postprocessor
         config = policy.config

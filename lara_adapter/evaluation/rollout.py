@@ -57,8 +57,9 @@ class Rollouts:
         self.rename, self.max_steps = dict(rename or {}), max_steps
         self.config = client.get_modality_config()
         described = client.describe()
-        # GR00T's own server, which does not describe itself, accepts and ignores options
+        # GR00T's own server does not describe itself; it accepts and ignores options, and its policy keeps no state
         self.sends_seed = bool(described.get("options", True))
+        self.stateful = bool(described.get("stateful", False))
         self.settings: dict[str, Any] = {
             "policy": described.get("policy", "not told by the server"),
             "server": described.get("server", "not told by the server"),
@@ -90,7 +91,8 @@ class Rollouts:
             The report, which is also written to report.json. How long an episode took is only in its own file.
 
         Raises:
-            LaraArgumentError: an unknown task, or the simulator does not offer an input of the policy.
+            LaraArgumentError: an unknown task, several workers for a policy that keeps the state of an episode, or the
+                simulator does not offer an input of the policy.
             ServingError: the server failed or went away; finished episodes are kept.
             WorkerDied: a worker was killed, perhaps for lack of memory; finished episodes are kept.
         """
@@ -102,6 +104,11 @@ class Rollouts:
             )
         if workers < 1:
             raise LaraArgumentError(f"workers={workers} must be at least 1")
+        if workers > 1 and self.stateful:
+            raise LaraArgumentError(
+                f"workers={workers}: {self.settings['policy']} has reset(), so it may keep an episode's state, which the "
+                "episodes of several workers would mix: expected workers=1, or `stateful = False` in the policy's class"
+            )
         results: dict[tuple[str, int], dict[str, Any]] = {}
         todo, unfilmed = [], 0
         for task in tasks:

@@ -53,7 +53,8 @@ class PolicyServer:
     The policy needs `get_action(observation)` or `get_action(observation, options)`, which returns the action or
     (action, info). The action is a mapping of arrays, an array or a tensor; NaN or infinity in it is an error and never
     reaches a robot. `reset()`, `reset(options)` and `get_modality_config()` are called if the policy has them. All
-    clients share the policy: one that keeps the state of an episode can serve only one client.
+    clients share the policy: one that keeps the state of an episode can serve only one client. A policy with `reset` is
+    taken for one, unless it has `stateful = False`; `describe` says so, and `lara eval --workers` refuses it.
 
     Anyone who reaches the port can use the policy, so by default only this machine can. Messages, and the token in them,
     are not encrypted: use ssh or a VPN on a network that others use.
@@ -265,7 +266,11 @@ class PolicyServer:
     def _describe(self) -> dict[str, Any]:
         from .. import __version__
 
-        return {"server": f"lara-adapter {__version__}", "policy": self.description, "options": self._takes_options}
+        stateful = bool(getattr(self.policy, "stateful", hasattr(self.policy, "reset")))
+        return {
+            "server": f"lara-adapter {__version__}", "policy": self.description, "options": self._takes_options,
+            "stateful": stateful,
+        }  # fmt: skip
 
 
 def _accepts(function: Callable[..., Any], name: str) -> bool:

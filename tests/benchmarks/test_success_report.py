@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.success import report
+from benchmarks.success import libero_report, report
 from benchmarks.success.arms import ARMS, CONTROL, DEFAULTS, STAGES
 from benchmarks.success.rows import append_row, read_rows
 
@@ -153,3 +153,30 @@ def test_rows_of_the_usual_size_say_nothing_of_it():
     recorded = read_rows(report.ROWS)[0]["settings"]
     assert json.loads(json.dumps(success.Settings().same())) == recorded  # so the committed rows are never run again
     assert success.Settings(width=256, depth=8).same() == {**success.Settings().same(), "width": 256, "depth": 8}
+
+
+def test_seeds_that_only_have_a_lam_are_counted_apart(monkeypatch):
+    rows = []
+    for seed in range(5):
+        for arm in ("before", CONTROL, "dit_only", "frozen", "cosine", "contrastive"):
+            new = row(seed, arm, 0.8 if arm == "contrastive" else 0.3, regime="libero_object", demos=20)
+            new["lam"] |= {"play_r2": 0.4 + 0.1 * (arm == "cosine"), "still_r2": 0.05}
+            if seed > 2 or arm in ("before", CONTROL):
+                del new["solved"]
+            if arm in ("before", CONTROL):
+                del new["action_error"]
+            if arm == "dit_only":
+                del new["lam"]
+            rows.append(new)
+    monkeypatch.setattr(libero_report, "read_rows", lambda path: rows)
+    libero_report.recorded.cache_clear()
+    try:
+        text, said = libero_report.section(), libero_report.reading()
+    finally:
+        libero_report.recorded.cache_clear()
+    assert "| cosine | 3 of 5 |" in text
+    assert "| cosine | 5 | 0.50 | 0.05 | +0.10 (+0.10 to +0.10) |" in text
+    assert "SD of 3 seeds" in text
+    assert "20 demonstrations, 3 seeds" in said
+    gained = float(said.partition("contrastive ")[2].split()[0])
+    assert 40 < gained < 60

@@ -30,6 +30,7 @@ def test_full_width_is_lerobots_default(name):
     assert (full.observations or 1) == config.n_obs_steps
 
 
+@pytest.mark.long
 def test_a_row_has_every_way_and_its_memory(tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.json"
     asked = ["--host", "lerobot:multi_task_dit", "--batch", "2", "--rounds", "2", "--steps", "1", "--warmup", "1"]

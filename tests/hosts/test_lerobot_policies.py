@@ -260,6 +260,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
     assert all(torch.equal(stored[n], recomputed[n]) for n in stored)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["pi05", "smolvla"])
 def test_compile_model_gives_the_same_gradients(name, monkeypatch):
     """LeRobot's own switch compiles the model's forward and its sampling, before LARA is attached."""
@@ -320,7 +321,7 @@ def _share(rank: int, name: str) -> dict:
     return batch
 
 
-@pytest.mark.parametrize("name", ["pi05", "vla_jepa"])
+@pytest.mark.parametrize("name", [pytest.param("pi05", marks=pytest.mark.long), "vla_jepa"])
 def test_ddp_gradients_are_the_mean_over_ranks(name):
     from helpers.ranks import run_ranks
 

@@ -74,6 +74,7 @@ def test_layers_computed_again_give_the_same_bits_and_the_quantiser_counts_once(
     assert train(again, **part)[0] == kept
 
 
+@pytest.mark.long
 def test_with_a_policy_compiled_or_not():
     torch._dynamo.reset()
     gradients = []

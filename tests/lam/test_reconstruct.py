@@ -225,7 +225,7 @@ def test_a_lam_that_cannot_is_refused_unless_it_is_frozen():
     attach_lara(DitPolicy(), OwnLam(), reconstruct=0.5, train_lam=False)
 
 
-@pytest.mark.parametrize("views", [None, 2])
+@pytest.mark.parametrize("views", [pytest.param(None, marks=pytest.mark.long), 2])
 def test_compiled_in_one_graph_it_is_the_same(views):
     torch._dynamo.reset()
     policy, _ = attached()

@@ -296,6 +296,28 @@ def test_what_several_processes_have_finished_is_not_run_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
+class Remembering(Mover):
+    """A policy that counts the requests of its episode."""
+
+    def reset(self, options=None):
+        self.requests = 0
+
+
+def test_a_policy_that_may_keep_an_episodes_state_gets_one_worker(tmp_path):
+    with pytest.raises(LaraArgumentError, match=r"workers=2: mover has reset\(\), so it may keep.*stateful = False"):
+        roll(Remembering(), tmp_path / "two", workers=2)
+    assert roll(Remembering(), tmp_path / "one")[0]["all"]["episodes"] == 6
+
+
+@pytest.mark.slow
+def test_one_that_says_that_it_keeps_none_gets_several(tmp_path):
+    class Stateless(Remembering):
+        stateful = False
+
+    report, _ = roll(Stateless(), tmp_path / "two", workers=2)
+    assert report == roll(Mover(), tmp_path / "one")[0]
+
+
 def test_tasks_are_cut_only_when_there_are_fewer_than_workers():
     todo = [Episode(task, seed, False) for task in ("a", "b") for seed in range(3)]
     shape = lambda workers: [(part[0].task, [e.seed for e in part]) for part in split(todo, workers)]  # noqa: E731

@@ -79,6 +79,7 @@ def test_reentrant_checkpointing_without_an_input_that_requires_grad_is_refused(
         policy(make_batch())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", [None, "non-reentrant", "reentrant"])
 @pytest.mark.parametrize("kind", ["output", "norm"])
 def test_compiled_with_checkpointing(kind, checkpointing):
