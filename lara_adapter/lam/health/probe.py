@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...errors import LaraArgumentError
+from .ridge import choose_ridge, fold_rows, ridge
 
 __all__ = ["ProbeResult", "cross_validated_r2"]
-
-_PENALTIES = [10.0**power for power in range(-3, 6)]
 
 
 class ProbeResult(NamedTuple):
@@ -50,33 +48,11 @@ def cross_validated_r2(latent: Tensor, target: Tensor, episode: Tensor, *, folds
     if not varies.any():
         raise LaraArgumentError("the actions never change")
     y = y[:, varies] / y[:, varies].std(0)
-    count = min(folds, len(names))
     error = deviation = 0.0
-    for fold in range(count):
-        test = torch.isin(episode, names[fold::count])
-        fit_x, fit_y, fit_episode = x[~test], y[~test], episode[~test]
-        penalty = _choose(fit_x, fit_y, fit_episode, folds)
-        (prediction,) = _ridge(fit_x, fit_y, x[test], [penalty])
+    for test in fold_rows(episode, folds):
+        fit_x, fit_y = x[~test], y[~test]
+        penalty, _ = choose_ridge(fit_x, fit_y, episode[~test], folds)
+        (prediction,) = ridge(fit_x, fit_y, x[test], [penalty])
         error += float((prediction - y[test]).square().sum())
         deviation += float((fit_y.mean(0) - y[test]).square().sum())
-    return ProbeResult(1 - error / deviation, len(x), len(names), count)
-
-
-def _choose(x: Tensor, y: Tensor, episode: Tensor, folds: int) -> float:
-    names = episode.unique()
-    count = min(folds, len(names))
-    losses = torch.zeros(len(_PENALTIES), dtype=torch.double)
-    for fold in range(count):
-        test = torch.isin(episode, names[fold::count])
-        predictions = _ridge(x[~test], y[~test], x[test], _PENALTIES)
-        losses += torch.stack([(prediction - y[test]).square().sum() for prediction in predictions])
-    return _PENALTIES[int(losses.argmin())]
-
-
-def _ridge(x: Tensor, y: Tensor, new: Tensor, penalties: list[float]) -> list[Tensor]:
-    """Predictions at `new` of a ridge regression on standardised x, one for each penalty."""
-    mean, scale, middle = x.mean(0), x.std(0).clamp_min(1e-6), y.mean(0)
-    x, new = (x - mean) / scale, (new - mean) / scale
-    left, values, right = torch.linalg.svd(x, full_matrices=False)
-    moved = left.T @ (y - middle)
-    return [new @ (right.T @ (moved * (values / (values.square() + p))[:, None])) + middle for p in penalties]
+    return ProbeResult(1 - error / deviation, len(x), len(names), min(folds, len(names)))
