@@ -52,7 +52,7 @@ def cross_validated_r2(latent: Tensor, target: Tensor, episode: Tensor, *, folds
     for test in fold_rows(episode, folds):
         fit_x, fit_y = x[~test], y[~test]
         penalty, _ = choose_ridge(fit_x, fit_y, episode[~test], folds)
-        (prediction,) = ridge(fit_x, fit_y, x[test], [penalty])
+        ((prediction,),) = ridge(fit_x, fit_y, x[test], [penalty])
         error += float((prediction - y[test]).square().sum())
         deviation += float((fit_y.mean(0) - y[test]).square().sum())
     return ProbeResult(1 - error / deviation, len(x), len(names), min(folds, len(names)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 __all__ = ["choose_ridge", "fold_rows", "predict_held_out", "ridge"]
 
 _PENALTIES = [10.0**power for power in range(-3, 6)]
+_INNER = 3  # folds in which a penalty is chosen
 _WEIGHTS = (0.1, 1.0, 10.0)  # of a block's columns; a tenth is a hundred times the penalty
 
 
@@ -20,31 +22,39 @@ def fold_rows(episode: Tensor, folds: int) -> Iterator[Tensor]:
         yield torch.isin(episode, names[fold :: min(folds, len(names))])
 
 
-def ridge(x: Tensor, y: Tensor, new: Tensor, penalties: Sequence[float], weight: Tensor | None = None) -> list[Tensor]:
-    """Predictions at `new` of a ridge regression on standardised columns, one for each penalty.
+def ridge(
+    x: Tensor, y: Tensor, new: Tensor, penalties: Sequence[float], weights: Sequence[Tensor | None] = (None,)
+) -> Iterator[list[Tensor]]:
+    """Predictions at `new` of ridge regressions on standardised columns.
 
     Args:
         x: [R, W] double.
         y: [R, A] double.
         new: [S, W] double.
         penalties: each > 0.
-        weight: [W], of the standardised columns; 0 leaves one out. None: 1.
+        weights: [W] each, of the standardised columns; 0 leaves one out. None: 1.
 
-    Returns:
-        [S, A] each.
+    Yields:
+        For each weight the predictions [S, A] of all penalties.
     """
     mean, scale, middle = x.mean(0), x.std(0), y.mean(0)
     # a column that is constant where it is fitted says nothing where it is not
-    factor = torch.where(scale > 1e-6, 1 / scale.clamp_min(1e-6), 0.0) * (1.0 if weight is None else weight)
+    factor = torch.where(scale > 1e-6, 1 / scale.clamp_min(1e-6), 0.0)
     x, new = (x - mean) * factor, (new - mean) * factor
-    if len(x) < x.shape[1]:
-        left, values, right = torch.linalg.svd(x, full_matrices=False)
-        moved, squares, back = values[:, None] * (left.T @ (y - middle)), values.square(), right.T
-    else:
-        squares, back = torch.linalg.eigh(x.T @ x)
-        moved, squares = back.T @ (x.T @ (y - middle)), squares.clamp_min(0)
-    turned = new @ back
-    return [turned @ (moved / (squares + penalty)[:, None]) + middle for penalty in penalties]
+    few = len(x) < x.shape[1]
+    gram, moved = (x, y - middle) if few else (x.T @ x, x.T @ (y - middle))
+    for weight in weights:
+        one = x.new_ones(x.shape[1]) if weight is None else weight
+        used = one > 0
+        one = one[used]
+        if few:
+            left, values, right = torch.linalg.svd(gram[:, used] * one, full_matrices=False)
+            squares, back, target = values.square(), right.T, values[:, None] * (left.T @ moved)
+        else:
+            squares, back = torch.linalg.eigh(gram[used][:, used] * one * one[:, None])
+            squares, target = squares.clamp_min(0), back.T @ (moved[used] * one[:, None])
+        turned = (new[:, used] * one) @ back
+        yield [turned @ (target / (squares + penalty)[:, None]) + middle for penalty in penalties]
 
 
 def choose_ridge(
@@ -53,8 +63,7 @@ def choose_ridge(
     """The penalty and the weight of columns (see :func:`ridge`) with the smallest error on episodes left out."""
     losses = torch.zeros(len(weights), len(_PENALTIES), dtype=torch.double)
     for test in fold_rows(episode, folds):
-        for place, weight in enumerate(weights):
-            predictions = ridge(x[~test], y[~test], x[test], _PENALTIES, weight)
+        for place, predictions in enumerate(ridge(x[~test], y[~test], x[test], _PENALTIES, weights)):
             losses[place] += torch.stack([(prediction - y[test]).square().sum() for prediction in predictions])
     best = int(losses.argmin())
     return _PENALTIES[best % len(_PENALTIES)], weights[best // len(_PENALTIES)]
@@ -80,12 +89,12 @@ def predict_held_out(blocks: Sequence[Tensor], y: Tensor, episode: Tensor, folds
     for test in fold_rows(episode, folds):
         rows = ~test
         weight = torch.ones(ends[0], dtype=torch.double)
-        penalty, _ = choose_ridge(x[rows, : ends[0]], y[rows], episode[rows], folds)
-        for start, end in zip(ends, ends[1:]):
+        penalty, _ = choose_ridge(x[rows, : ends[0]], y[rows], episode[rows], _INNER)
+        for start, end in pairwise(ends):
             added = [weight.new_full((end - start,), each) for each in (0.0, *_WEIGHTS)]
             options = [torch.cat([weight, each]) for each in added]
-            penalty, best = choose_ridge(x[rows, :end], y[rows], episode[rows], folds, options)
+            penalty, best = choose_ridge(x[rows, :end], y[rows], episode[rows], _INNER, options)
             assert best is not None
             weight = best
-        (result[test],) = ridge(x[rows], y[rows], x[test], [penalty], weight)
+        ((result[test],),) = ridge(x[rows], y[rows], x[test], [penalty], [weight])
     return result
