@@ -89,6 +89,22 @@ class Dataset(abc.ABC):
         """
         return None
 
+    def states(self, episode: Any) -> np.ndarray | None:
+        """The robot's state at each frame, [length, K] of a float type; None: the format or the dataset has none.
+
+        Raises:
+            DatasetError: they are damaged.
+        """
+        return None
+
+    def tasks(self, episode: Any) -> np.ndarray | None:
+        """The number of the task at each frame, [length] int; None: the format or the dataset has none.
+
+        Raises:
+            DatasetError: they are damaged.
+        """
+        return None
+
     def check(self, cameras: Sequence[str], *, rows: bool = False) -> dict[int, str]:
         """What is wrong with the episodes, found without decoding: number -> reason.
 

@@ -179,9 +179,21 @@ class EpisodeDataset(Dataset):
         Raises:
             DatasetError: it is damaged.
         """
-        if "action" not in self.features:
+        return self._numbers(episode, "action")
+
+    def states(self, episode: Episode) -> np.ndarray | None:
+        """See :meth:`Dataset.states`: the column `observation.state`, float64."""
+        return self._numbers(episode, "observation.state")
+
+    def tasks(self, episode: Episode) -> np.ndarray | None:
+        """See :meth:`Dataset.tasks`: the column `task_index`."""
+        numbers = self._numbers(episode, "task_index")
+        return None if numbers is None else numbers[:, 0].astype(np.int64)
+
+    def _numbers(self, episode: Episode, column: str) -> np.ndarray | None:
+        if column not in self.features:
             return None
-        values = self.rows(episode, ["action"])["action"]
+        values = self.rows(episode, [column])[column]
         try:
             return values.reshape(len(values), -1).astype(np.float64)
         except (TypeError, ValueError):

@@ -89,7 +89,9 @@ def test_a_healthy_model_is_healthy(models, data):
     assert (first.still, first.lost) == (0, pytest.approx(1 / 24))
     # z shows where the square went, which is the action of a gap of one frame
     assert report.probes["mean"].r2 > 0.5
+    assert report.probes["mean"].rows == first.measured.pairs
     assert report.probes["mean"].episodes == 10
+    assert report.motion["action"].rows == first.measured.pairs
     assert "healthy" in str(report)
     assert "NOT" not in str(report)
 

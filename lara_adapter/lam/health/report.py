@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from ...data import open_dataset
@@ -16,7 +15,7 @@ from ..identity import open_model
 from ..measure import STILL
 from ..model import LatentActionModel
 from ..processes import open_processes
-from .probe import ProbeResult, cross_validated_r2
+from .actions import examine_actions, judge_actions
 from .sample import Sample, describe_not_finite, iter_pairs, sample_episodes
 from .verdicts import Finding, GapHealth, HealthReport, Thresholds, judge
 
@@ -38,6 +37,7 @@ def examine(
     episodes: Sequence[str] = (),
     skip: Sequence[str] = (),
     picture_fps: float | None = None,
+    ceiling: bool = False,
 ) -> HealthReport:
     """Measure a latent action model on pairs spread evenly over a dataset or videos, and judge it.
 
@@ -61,6 +61,8 @@ def examine(
         episodes: numbers of the episodes to look at, as "7" or "0:50"; none: all.
         skip: numbers of those to leave out.
         picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
+        ceiling: also train networks with the actions on the pixels of the pairs, to say how much motion can be seen at all;
+            it needs thousands of pairs, and minutes.
 
     Raises:
         DatasetError: there is nothing that can be read, or no clip is long enough for any gap.
@@ -88,14 +90,17 @@ def examine(
                     f"{max(lengths)} frames"
                 )
             judged = named or min(measured, key=lambda each: _ratio(each)).gap
-            probes, reason = _probe(model, samples, judged, batch_size)
-            findings = judge(found, judged, probes, reason, identity["codebook_size"], thresholds or Thresholds())
+            limits = thresholds or Thresholds()
+            findings = judge(found, judged, identity["codebook_size"], limits)
+            known = examine_actions(model, samples, judged, batch_size, ceiling)
+            findings += judge_actions(known, limits)
             if missing := describe_not_finite(samples):
-                text = f"NaN or infinite values, which are left out of the probe: {missing}"
+                text = f"NaN or infinite values, which are left out of probe and motion: {missing}"
                 findings.append(Finding("actions", "note", text))
             return HealthReport(
                 lam=identity, data=source.name, camera=view or None, clips=len(samples), skipped=len(source.left_out),
-                fps=source.fps, gaps=found, judged=judged, chosen=named is not None, probes=probes, findings=findings,
+                fps=source.fps, gaps=found, judged=judged, chosen=named is not None, probes=known.probes,
+                motion=known.motion, findings=findings,
             )  # fmt: skip
 
         return processes.first(report)
@@ -128,35 +133,3 @@ def _measure(
         return GapHealth(gap, None, math.nan, lost)
     still = float((torch.cat(errors) < STILL).float().mean())
     return GapHealth(gap, model.health(iter_pairs(samples, gap, batch_size)), still, lost)
-
-
-@torch.no_grad()
-def _probe(
-    model: LatentActionModel, samples: list[Sample], gap: int, batch_size: int
-) -> tuple[dict[str, ProbeResult], str]:
-    """R^2 from z to the mean and to the change of the actions of the chunk; or none, and why."""
-    if samples[0].actions is None:
-        return {}, "there is no column 'action' of numbers"
-    device = next(model.parameters()).device
-    latent = [
-        model.encode(now.to(device), later.to(device)).continuous.flatten(1).cpu()
-        for now, later in iter_pairs(samples, gap, batch_size)
-    ]
-    chunks, number = [], []
-    for sample in samples:
-        for place in sample.places:
-            if sample.actions is not None and place in sample.frames and place + gap in sample.frames:
-                chunks.append(sample.actions[place : place + gap + 1])
-                number.append(sample.number)
-    known = np.array([bool(np.isfinite(chunk).all()) for chunk in chunks])
-    if not known.any():
-        return {}, "no pair has finite actions"
-    rows, results, reason = torch.from_numpy(known), {}, ""
-    targets = {"mean": [chunk[:-1].mean(0) for chunk in chunks], "change": [chunk[-1] - chunk[0] for chunk in chunks]}
-    for name, values in targets.items():
-        try:
-            target = torch.from_numpy(np.stack(values).astype(np.float64))
-            results[name] = cross_validated_r2(torch.cat(latent)[rows], target[rows], torch.tensor(number)[rows])
-        except LaraArgumentError as error:
-            reason = str(error)
-    return results, reason

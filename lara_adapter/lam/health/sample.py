@@ -18,12 +18,14 @@ __all__ = ["Sample", "describe_not_finite", "iter_pairs", "sample_episodes"]
 
 
 class Sample(NamedTuple):
-    """Pairs of one episode: frames [3, S, S] uint8 by place, the places t, and the actions [T, A] if there are any."""
+    """Pairs of one episode: frames [3, S, S] uint8 by place, the places t, and what the dataset has of the rest."""
 
     number: int
     frames: dict[int, Tensor]
     places: list[int]
-    actions: np.ndarray | None
+    actions: np.ndarray | None  # [T, A]
+    states: np.ndarray | None = None  # [T, K]
+    tasks: np.ndarray | None = None  # [T] int
 
 
 def sample_episodes(
@@ -59,11 +61,11 @@ def _sample(
     needed = {place + gap for place in places for gap in (0, *gaps) if place + gap < max(episode.length, 1)}
     try:
         frames = dataset.pick(camera, episode, needed)
-        actions = dataset.actions(episode)
+        columns = dataset.actions(episode), dataset.states(episode), dataset.tasks(episode)
     except DatasetError as error:
         return episode.number, str(error)
     small = {place: _to_size(frame, size) for place, frame in frames.items()}
-    return episode.number, Sample(episode.number, small, places, actions)
+    return episode.number, Sample(episode.number, small, places, *columns)
 
 
 def describe_not_finite(samples: list[Sample]) -> str:
