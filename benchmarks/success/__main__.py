@@ -36,7 +36,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -109,8 +109,16 @@ def _key(world: dict[str, Any]) -> str:
     return " ".join(f"{key}{value}" for key, value in world.items())
 
 
-def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> list[dict[str, Any]]:
-    """Run one seed in one regime; returns a row for each arm."""
+class Trained(NamedTuple):
+    """Folders of one seed in one regime: recordings, what each arm trained, and the LAM of each and of "before"."""
+
+    data: list[Path]
+    arms: dict[str, Path]
+    lams: dict[str, Path]
+
+
+def train_arms(settings: Settings, regime: str, seed: int, arms: list[str]) -> Trained:
+    """Record, pre-train and train what is missing of one seed in one regime."""
     cache, s = settings.cache, settings
     world = {"distractors": regime == "distractors", "seed": seed}
     training = {**world, "batch": s.batch, "lr": s.lr}
@@ -146,6 +154,19 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
         given |= {"execute": s.execute, **gaps[arm], **({"size": s.size()} if s.size() else {})}
         jobs.append(Job(f"policy-{arm}", train_policy, given, s.policy_steps))
     trained = dict(zip(arms, stage("train", jobs)))
+    lams = {"before": before[""], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
+    return Trained(data, trained, lams)
+
+
+def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> list[dict[str, Any]]:
+    """Run one seed in one regime; returns a row for each arm."""
+    cache, s = settings.cache, settings
+    world = {"distractors": regime == "distractors", "seed": seed}
+    data, trained, lams = train_arms(settings, regime, seed, arms)
+    gaps = {arm: {"gap": ARMS[arm].gap} for arm in arms if arm != CONTROL and "gap" in data_changes(ARMS[arm])}
+
+    def stage(name: str, jobs: list[Job]) -> list[Path]:
+        return run_jobs(f"{regime} {seed}: {name}", jobs, cache, s.workers)
 
     policies = {arm: trained[arm] / "policy.pt" for arm in arms if arm != CONTROL}
     acting = {
@@ -158,7 +179,6 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
             for index, task in enumerate(s.tasks)
         ],
     )
-    lams = {"before": before[""], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
     examining = {"data": data, "shown": 1, **world}
     probes = dict(
         zip(

@@ -14,6 +14,7 @@ from lara_adapter import __version__
 from lara_adapter.storage.files import read_json
 
 ROWS = RESULTS / "success" / "rows.jsonl"
+MOTION = RESULTS / "success" / "motion.jsonl"
 
 CONFIRM = "rows-confirm.jsonl"  # beside the others: rows of a confirmation on new seeds, never mixed with them
 

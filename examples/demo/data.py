@@ -20,6 +20,7 @@ from examples.demo.stages import Progress
 
 HORIZON = 16  # actions per chunk, and C of the latent action model: both span the same 16 steps
 SPLITS = {"demos": 0, "heldout": 1, "play": 2, "evaluation": 3}
+HELDOUT_PLAY = "heldout_play"  # with its actions, to measure by; not in SPLITS, whose count numbers the recorded runs
 
 Table = dict[str, Tensor]
 _NOT_INPUTS = ("image", "clean", "state", "task", "action", "action_mask", "future", "valid", "episode")
@@ -32,7 +33,7 @@ def distractor_seeds(split: str, seed: int, rows: int) -> NDArray[np.int64]:
 
 def split_seed(split: str, seed: int) -> int:
     """Number the start positions of a split; no two splits and no two seeds share one."""
-    return len(SPLITS) * seed + SPLITS[split]
+    return 20_000 + seed if split == HELDOUT_PLAY else len(SPLITS) * seed + SPLITS[split]
 
 
 def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, int], play_steps: int, seed: int) -> None:
@@ -62,6 +63,26 @@ def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, in
                 progress(1)
             index += 1
         torch.save(tabulate(episodes), folder / f"{split}.pt")
+
+
+def collect_heldout_play(
+    folder: Path, progress: Progress, *, task: str, episodes: int, play_steps: int, seed: int
+) -> None:
+    """Record play of one task that no model learns from, with its actions. A job.
+
+    Args:
+        folder: gets `heldout_play.pt`.
+        progress: called after each episode.
+        task: name of the task.
+        episodes: how many.
+        play_steps: length of each.
+        seed: of the run.
+    """
+    scene, recorded = metaworld_sim.Scene(task), []
+    for index in range(episodes):
+        recorded.append(scene.record(split_seed(HELDOUT_PLAY, seed), index, max_steps=play_steps, noise=0.6))
+        progress(1)
+    torch.save(tabulate(recorded), folder / f"{HELDOUT_PLAY}.pt")
 
 
 class Episode(Protocol):
@@ -104,7 +125,7 @@ def load_table(
 
     Args:
         folders: one per task, as :func:`collect` wrote them.
-        split: a key of `SPLITS`.
+        split: a key of `SPLITS`, or `HELDOUT_PLAY`.
         distractors: whether to add distractors to the frames.
         seed: of the run.
         gap: steps from a frame to its future one; a multiple of the steps between kept frames.

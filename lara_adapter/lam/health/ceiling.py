@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,6 @@ from .ridge import fold_rows
 __all__ = ["Ceiling", "Training", "train_ceiling"]
 
 _SIDE = 128  # pixels a side at most
-_WIDTHS = (16, 32, 64)  # channels of the first convolution, until a wider one is no better
-_RATES = (1e-3, 3e-4)
 _SHIFT = 16  # a 16th of the side: how far both frames of a pair are shifted alike
 _BETTER = 0.01  # in R^2; less is no improvement
 
@@ -49,8 +48,10 @@ def train_ceiling(
     episode: Tensor,
     *,
     folds: int = 5,
-    epochs: int = 40,
-    patience: int = 6,
+    widths: Sequence[int] = (16, 32, 64),
+    rates: Sequence[float] = (1e-3, 3e-4),
+    epochs: int = 60,
+    patience: int = 8,
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -67,6 +68,8 @@ def train_ceiling(
         labels: [R, L] float, without NaN: displacement, actions, and what else helps, such as the state at t.
         episode: [R] int; rows of one episode are never on both sides of a split.
         folds: at most.
+        widths: channels of the first convolution, until a wider network is no better.
+        rates: learning rates, all of which are tried.
         epochs: at most, of each training.
         patience: epochs without improvement after which it stops.
         batch_size: pairs.
@@ -96,8 +99,8 @@ def train_ceiling(
             fit = ~test & ~held_out
             if not tried:
                 best = None
-                for width in _WIDTHS:
-                    found = [_train(frames, y, fit, held_out, width, rate, device, **options) for rate in _RATES]
+                for width in widths:
+                    found = [_train(frames, y, fit, held_out, width, rate, device, **options) for rate in rates]
                     tried += [training for training, _ in found]
                     new = max(found, key=lambda each: each[0].r2)
                     if best is not None and new[0].r2 < best[0].r2 + _BETTER:

@@ -1,0 +1,108 @@
+"""Do the LAMs of the success benchmark hold motion? On play that no model learnt from, beside what can be seen at all.
+
+    python -m benchmarks.success.motion        # eight seeds, both regimes; resumable, with the jobs of benchmarks.success
+    python -m benchmarks.success.motion --seeds 0 1 --regimes distractors --folds 2 --widths 16 --rates 1e-3
+
+Each line of results/success/motion.jsonl is one LAM: `regime`, `seed`, `arm`, `settings` (of data and training, and of the
+ceiling), `environment`, `ceiling` (the networks that were tried, with their R2 in validation), and `motion`: target
+("displacement" of the hand in 16 steps, "action", its mean command) -> the fields of
+`lara_adapter.lam.health.motion.Motion`, estimates with the 95 % interval of a bootstrap over episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.success import __main__ as success
+from benchmarks.success.arms import ARMS, CONTROL
+from benchmarks.success.rows import MOTION, append_row, environment, read_rows
+from examples.demo.data import collect_heldout_play
+from examples.demo.motion import examine_motion, find_ceiling
+from examples.demo.stages import Job, run_jobs
+from examples.metaworld_sim import find_gl
+from lara_adapter.storage.files import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(success.Settings):
+    """Settings; those of the success benchmark are its own."""
+
+    arms: tuple[str, ...] = (CONTROL, "cosine", "contrastive")
+    """Whose LAMs are measured, beside the one before joint training."""
+    rows: Path = MOTION
+    """File that the rows are added to."""
+    heldout_play: int = 40
+    """Episodes of play per task to measure on."""
+    folds: int = 5
+    """Of episodes, each predicted by a network trained on the others."""
+    widths: tuple[int, ...] = (16, 32, 64)
+    """Networks of the ceiling, until a wider one is no better."""
+    rates: tuple[float, ...] = (1e-3, 3e-4)
+    """Their learning rates."""
+
+    def same(self) -> dict[str, Any]:
+        """The settings that a row depends on: nothing of the closed loop."""
+        return {key: value for key, value in super().same().items() if key not in ("episodes", "max_steps", "execute")}
+
+
+def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> list[dict[str, Any]]:
+    """Measure one seed in one regime; returns a row for each arm and for "before"."""
+    s, world = settings, {"distractors": regime == "distractors", "seed": seed}
+    lams = success.train_arms(settings, regime, seed, arms).lams
+
+    def stage(name: str, jobs: list[Job]) -> list[Path]:
+        return run_jobs(f"{regime} {seed}: {name}", jobs, s.cache, s.workers)
+
+    recording = {"episodes": s.heldout_play, "play_steps": s.play_steps, "seed": seed}
+    play = stage(
+        "held-out play",
+        [
+            Job(f"record-play-{task}", collect_heldout_play, {"task": task, **recording}, s.heldout_play)
+            for task in s.tasks
+        ],
+    )
+    networks = {"folds": s.folds, "widths": list(s.widths), "rates": list(s.rates)}
+    (ceiling,) = stage("ceiling", [Job("ceiling", find_ceiling, {"play": play, **networks, **world}, 1)])
+    measuring = {"play": play, "ceiling": ceiling, **world}
+    jobs = [Job(f"motion-{name}", examine_motion, {**measuring, "lam": lam}, 1) for name, lam in lams.items()]
+    rows = []
+    for arm, folder in zip(lams, stage("motion", jobs)):
+        measured = {"ceiling": read_json(ceiling / "ceiling.json"), "motion": read_json(folder / "motion.json")}
+        key = {"regime": regime, "seed": seed, "arm": arm, "settings": settings.same()}
+        rows.append({**key, **measured, "environment": environment("metaworld", "mujoco")})
+    return rows
+
+
+def main() -> int:
+    """Run what is missing."""
+    settings = tyro.cli(Settings, description=__doc__)
+    unknown = set(settings.arms) - {*ARMS, CONTROL}
+    if unknown:
+        sys.stderr.write(f"--arms: unknown {', '.join(sorted(unknown))}\n")
+        return 2
+    find_gl()
+    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
+    same = json.loads(json.dumps(settings.same()))
+    for seed in settings.seeds:
+        for regime in settings.regimes:
+            done = {
+                row["arm"]
+                for row in read_rows(settings.rows)
+                if (row["seed"], row["regime"], row["settings"]) == (seed, regime, same)
+            }
+            missing = [arm for arm in settings.arms if arm not in done]
+            for row in run_seed(settings, regime, seed, missing) if missing else ():
+                if row["arm"] not in done:
+                    append_row(settings.rows, row)
+    print(f"rows: {settings.rows}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""How much of the hand's motion is in a latent action, on play that no model learnt from, beside a ceiling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from examples.demo.data import HELDOUT_PLAY, load_table
+from examples.demo.stages import Progress
+from lara_adapter import LatentActionModel
+from lara_adapter.lam.health.ceiling import train_ceiling
+from lara_adapter.lam.health.motion import measure_motion
+from lara_adapter.storage.files import write_json
+
+
+class Pairs(NamedTuple):
+    """All pairs of held-out play, 16 steps apart.
+
+    now: [R, 3, H, W] uint8; later: likewise.
+    targets: "displacement" of the hand [R, 3] metres, and "action" [R, 3], its mean command over the 16 steps.
+    known: [R, 4 + tasks] state and task.
+    episode: [R] int.
+    """
+
+    now: Tensor
+    later: Tensor
+    targets: dict[str, Tensor]
+    known: Tensor
+    episode: Tensor
+
+
+def load_pairs(play: list[Path], *, distractors: bool, seed: int) -> Pairs:
+    """Load the recordings of :func:`examples.demo.data.collect_heldout_play`."""
+    table = load_table(play, HELDOUT_PLAY, distractors=distractors, seed=seed)
+    rows = table["valid"].nonzero().squeeze(1)
+    future = table["future"][rows]
+    task = torch.nn.functional.one_hot(table["task"][rows], len(play)).float()
+    targets = {
+        "displacement": (table["state"][future] - table["state"][rows])[:, :3],
+        "action": table["action"][rows, :, :3].mean(1),
+    }
+    known = torch.cat([table["state"][rows], task], 1)
+    return Pairs(table["image"][rows], table["image"][future], targets, known, table["episode"][rows])
+
+
+def find_ceiling(
+    folder: Path,
+    progress: Progress,
+    *,
+    play: list[Path],
+    distractors: bool,
+    seed: int,
+    folds: int,
+    widths: list[int],
+    rates: list[float],
+) -> None:
+    """Train networks with the labels on the pixels. A job.
+
+    Args:
+        folder: gets `ceiling.pt`, the prediction [R, L] of each pair, and `ceiling.json`, the networks that were tried.
+        progress: called once.
+        play: recordings.
+        distractors: whether frames have distractors.
+        seed: of the run.
+        folds: of episodes, each predicted by a network trained on the others.
+        widths: see :func:`~lara_adapter.lam.health.ceiling.train_ceiling`.
+        rates: likewise.
+    """
+    pairs = load_pairs(play, distractors=distractors, seed=seed)
+    labels = torch.cat([*pairs.targets.values(), pairs.known[:, :3]], 1)
+    ceiling = train_ceiling(pairs.now, pairs.later, labels, pairs.episode, folds=folds, widths=widths, rates=rates)
+    torch.save(ceiling.prediction, folder / "ceiling.pt")
+    tried = {"chosen": ceiling.chosen._asdict(), "tried": [each._asdict() for each in ceiling.tried]}
+    write_json(folder / "ceiling.json", tried)
+    progress(1)
+
+
+@torch.no_grad()
+def examine_motion(
+    folder: Path,
+    progress: Progress,
+    *,
+    play: list[Path],
+    lam: Path,
+    ceiling: Path | None,
+    distractors: bool,
+    seed: int,
+) -> None:
+    """Measure one latent action model on held-out play. A job.
+
+    Args:
+        folder: gets `motion.json`, {target: the fields of :class:`~lara_adapter.lam.health.motion.Motion`}.
+        progress: called once.
+        play: recordings.
+        lam: the model.
+        ceiling: folder of :func:`find_ceiling`; None: no ceiling.
+        distractors: whether frames have distractors.
+        seed: of the run.
+    """
+    pairs, model = load_pairs(play, distractors=distractors, seed=seed), LatentActionModel.from_pretrained(lam).eval()
+    parts = list(zip(pairs.now.split(128), pairs.later.split(128)))
+    moved, still = (
+        torch.cat([model.encode(now, later if moving else now).continuous.flatten(1) for now, later in parts])
+        for moving in (True, False)
+    )
+    supervised = None if ceiling is None else torch.load(ceiling / "ceiling.pt", weights_only=True)
+    measured = {}
+    for name, target in pairs.targets.items():
+        found = measure_motion(moved, still, target, pairs.episode, known=pairs.known, supervised=supervised)
+        measured[name] = {
+            key: value._asdict() if hasattr(value, "_asdict") else value for key, value in found._asdict().items()
+        }
+    write_json(folder / "motion.json", measured)
+    progress(1)
