@@ -16,7 +16,7 @@ __all__ = ["health"]
 
 @takes(examine, positional=("lam", "data"), omit=("thresholds",))
 def health(*, html: Path | None = None, json: bool = False, **arguments: Any) -> int:
-    """Is this latent action model any good on this data? Reconstruction, codes, collapse, frame gap, probe; and advice.
+    """Is this latent action model any good on this data? Reconstruction, codes, collapse, frame gap, motion; and advice.
 
     Several processes: accelerate launch -m lara_adapter.cli health ... Exit status: 0 healthy; 1 a threshold failed; 2 the
     question cannot be answered.

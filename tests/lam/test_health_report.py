@@ -230,6 +230,43 @@ def test_the_probe_needs_episodes_and_something_to_predict():
         cross_validated_r2(torch.randn(30, 3), torch.ones(30, 2), torch.arange(30) // 10)
 
 
+# ---------------------------------------------------------------------- motion
+
+
+def test_motion_with_states_and_a_ceiling(models, data, tmp_path):
+    """The dataset gets the square's place as its state; the ceiling is far better than a copy of the frame."""
+    import json
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    folder = shutil.copytree(data, tmp_path / "walk")
+    for path in (folder / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        actions, episode = np.array(table["action"].to_pylist()), table["episode_index"].to_numpy()
+        states = np.concatenate([actions[episode == n].cumsum(0) - actions[episode == n] for n in np.unique(episode)])
+        column = disk.pa.FixedSizeListArray.from_arrays(disk.pa.array(states.reshape(-1).astype(np.float32)), 2)
+        pq.write_table(table.append_column("observation.state", column), path)
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"]["observation.state"] = {"dtype": "float32", "shape": [2], "names": None}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+
+    report = examine(models / "healthy", folder, gap=1, gaps=[1], pairs=230, ceiling=True)
+    moved, action = report.motion["displacement"], report.motion["action"]
+    # at a gap of one frame the displacement is the action
+    assert moved.pair.value == pytest.approx(action.pair.value, abs=1e-6)
+    assert moved.known is not None
+    assert moved.ceiling is not None
+    assert moved.rows == 230
+    assert moved.beyond.value > 0.3  # z of this model shows where the square went
+    assert "ceiling beyond the present" in finding_text(report, "motion")
+    content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert content["motion"]["displacement"]["beyond"]["value"] == pytest.approx(moved.beyond.value)
+    constant = examine(models / "constant", folder, gap=1, gaps=[1], pairs=230)
+    assert constant.motion["displacement"].beyond.value == pytest.approx(0, abs=0.05)
+    assert "next to nothing about the motion; --ceiling says" in finding_text(constant, "motion")
+
+
 # ---------------------------------------------------------------------- refusals and the command
 
 

@@ -1,6 +1,17 @@
 """Is a latent action model any good on this data?"""
 
+from .ceiling import Ceiling, train_ceiling
+from .motion import Estimate, Motion, measure_motion
 from .report import examine
 from .verdicts import HealthReport, Thresholds
 
-__all__ = ["HealthReport", "Thresholds", "examine"]
+__all__ = [
+    "Ceiling",
+    "Estimate",
+    "HealthReport",
+    "Motion",
+    "Thresholds",
+    "examine",
+    "measure_motion",
+    "train_ceiling",
+]
