@@ -4,7 +4,8 @@
 2. A latent action model (LAM) learns from the video alone what changes between two frames.
 3. A small flow-matching diffusion policy learns from few demonstrations: without LARA, with a frozen LAM, with LARA as
    in the paper, and with the contrastive form of LARA. All else is equal.
-4. All policies act from the same starts, and a linear probe measures how much of the true action each LAM's latent holds.
+4. All policies act from the same starts. On play that no model has seen, each LAM's latent is asked how the hand moves,
+   beside a network trained with the labels; a linear probe asks for the expert's action.
 5. Table, report, pictures, rollouts and the adapter are written to the output folder.
 
 A run that was killed resumes where it stopped. `--help` lists every setting; `--preset smoke` takes under a minute.
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples.demo.cli import check_settings, exit_status, read_presets
-from examples.demo.data import collect
+from examples.demo.data import collect, collect_heldout_play
 from examples.demo.eval import closed_loop
+from examples.demo.motion import examine_motion, find_ceiling
 from examples.demo.probe import examine_lam
 from examples.demo.settings import Experiment
 from examples.demo.stages import Job, run_jobs
@@ -37,6 +39,10 @@ class Settings(Experiment):
     """Where results are written. Finished stages are kept in cache/, under names that depend on their settings."""
     seed: int = 0
     """Seed of starts, weights, data order, noise and distractors."""
+    heldout_play: int = 20
+    """Episodes of play per task that no model learns from, to measure motion on."""
+    ceiling_widths: tuple[int, ...] = (16,)
+    """Channels of the networks that are trained with labels, to say how much motion can be seen; until one is no better."""
     distractors: bool = True
     """Put random squares and light into every frame, for the LAM, the policies and the evaluation."""
     align_weight: float = 0.1
@@ -71,13 +77,24 @@ PRESETS = {
         demos=2,
         heldout=2,
         play=3,
+        heldout_play=2,
         lam_steps=24,
         policy_steps=20,
         batch=16,
         episodes=2,
         max_steps=32,
     ),
-    "full": Settings(preset="full", demos=20, heldout=25, play=100, lam_steps=2000, policy_steps=2500, episodes=100),
+    "full": Settings(
+        preset="full",
+        demos=20,
+        heldout=25,
+        play=100,
+        lam_steps=2000,
+        policy_steps=2500,
+        episodes=100,
+        heldout_play=40,
+        ceiling_widths=(16, 32, 64),
+    ),
 }
 
 
@@ -116,6 +133,15 @@ def run(settings: Settings) -> str:
         },
     )
     data = list(recorded.values())
+    unseen = {"episodes": settings.heldout_play, "play_steps": settings.play_steps, "seed": settings.seed}
+    play = stage(
+        "1/5 record",
+        {
+            task: Job(f"record-play-{task}", collect_heldout_play, {"task": task, **unseen}, settings.heldout_play)
+            for task in settings.tasks
+        },
+    )
+    moving = {"play": list(play.values()), **world}
 
     def policy(arm: str, lam: Path | None) -> Job:
         options = {"data": data, "lam": lam, "lara_options": arms[arm], "steps": settings.policy_steps, **training}
@@ -140,8 +166,15 @@ def run(settings: Settings) -> str:
             "lara_contrastive": policy("lara_contrastive", lam),
             "frozen_lam": policy("frozen_lam", lam),
             "control": Job("lam-control", continue_lam, further, settings.policy_steps),
+            "ceiling": Job(
+                "ceiling",
+                find_ceiling,
+                {**moving, "folds": 3, "widths": list(settings.ceiling_widths), "rates": [1e-3]},
+                1,
+            ),
         },
     )
+    ceiling = second.pop("ceiling")
     trained = {**first, **second}
 
     acting = {
@@ -165,18 +198,25 @@ def run(settings: Settings) -> str:
         },
     )
 
+    lams = {name: trained[name] / "lam" for name in ("before", "control", "lara_cosine", "lara_contrastive")}
     measuring = {
-        name: Job(f"probe-{name}", examine_lam, {"data": data, "lam": trained[name] / "lam", "shown": 4, **world}, 1)
-        for name in ("before", "control", "lara_cosine", "lara_contrastive")
+        name: Job(f"probe-{name}", examine_lam, {"data": data, "lam": lam, "shown": 4, **world}, 1)
+        for name, lam in lams.items()
+    }
+    moved = {
+        f"motion-{name}": Job(f"motion-{name}", examine_motion, {**moving, "lam": lam, "ceiling": ceiling}, 1)
+        for name, lam in lams.items()
     }
     loading = {"data": data, "trained": trained["lara_contrastive"], "batch": settings.batch, **world}
-    examined = stage("5/5 probes", {**measuring, "reload": Job("reload", reload_adapter, loading, 1)})
-    reloaded = examined.pop("reload")
+    examined = stage("5/5 measure", {**measuring, **moved, "reload": Job("reload", reload_adapter, loading, 1)})
+    reloaded, motion = examined.pop("reload"), {name: examined.pop(f"motion-{name}") for name in lams}
 
     from examples.demo import report  # not at the top: the processes of the jobs do not need matplotlib
 
     return report.write(
-        report.Run(settings.output, dataclasses.asdict(settings), timings, trained, evaluated, examined, reloaded)
+        report.Run(
+            settings.output, dataclasses.asdict(settings), timings, trained, evaluated, examined, motion, reloaded
+        )
     )
 
 

@@ -11,6 +11,7 @@ from lara_adapter.page import Film, Picture, Table, Text, write_page
 
 PICTURES = {
     "curves.png": "Training",
+    "motion.png": "Motion in the latent",
     "probe.png": "Linear probe",
     "attention.png": "What the LAMs look at",
     "predictions.png": "Frames and their predictions",

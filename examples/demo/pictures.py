@@ -86,8 +86,40 @@ def draw_curves(
         plt.close(figure)
 
 
+def draw_motion(file: Path, measured: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    """Draw the main result: how much of the hand's motion each model's latent holds, beside what can be seen at all.
+
+    Args:
+        file: where to save the picture.
+        measured: of each latent action model, target -> fields of `lara_adapter.lam.health.motion.Motion`.
+        names: label of each model.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.8, 2.6), constrained_layout=True)
+        found = [(name, targets["displacement"]) for name, targets in measured.items()]
+        for place, (name, values) in enumerate(found):
+            beyond = values["beyond"]
+            axis.barh(place, beyond["value"], color=COLOURS[name], height=0.62)
+            axis.plot([beyond["low"], beyond["high"]], [place, place], color="black", lw=1.2)
+            axis.text(max(beyond["high"], 0) + 0.01, place, f"{beyond['value']:.2f}", va="center")
+        ends = [values["beyond"]["high"] for _, values in found]
+        ceiling = found[0][1]["ceiling_beyond"]
+        if ceiling is not None:
+            ends.append(ceiling["value"])
+            axis.axvline(ceiling["value"], color="black", ls=":", lw=1)
+            axis.text(ceiling["value"], -0.62, "trained with labels ", fontsize=7, va="center", ha="right")
+        axis.set(
+            xlim=(min(0, *(max(-0.5, values["beyond"]["low"]) for _, values in found)), max(0.3, *ends) + 0.1),
+            ylim=(len(found) - 0.5, -0.85), xlabel="$R^2$ beyond the present frame, on held-out play",
+        )  # fmt: skip
+        axis.set(yticks=range(len(found)), yticklabels=[names[name] for name, _ in found])
+        axis.set_title("How much of the hand's motion the latent holds", loc="left")
+        figure.savefig(file)
+        plt.close(figure)
+
+
 def draw_probe(file: Path, measured: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
-    """Draw the main result: how much of the true action a linear probe reads from each model's latent.
+    """Draw how much of the expert's action a linear probe reads from each model's latent.
 
     Args:
         file: where to save the picture.
@@ -109,7 +141,7 @@ def draw_probe(file: Path, measured: Mapping[str, Mapping[str, Any]], names: Map
             xlim=(max(lowest, -1), 1.08), ylim=(len(measured) - 0.5, -0.85), xlabel="$R^2$ on held-out demonstrations"
         )
         axis.set(yticks=range(len(measured)), yticklabels=[names[name] for name in measured])
-        axis.set_title("How much of the true action the latent holds (linear probe)", loc="left")
+        axis.set_title("How much of the expert's action the latent holds (linear probe; position counts)", loc="left")
         figure.savefig(file)
         plt.close(figure)
 

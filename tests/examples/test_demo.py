@@ -56,7 +56,15 @@ def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_
     output = tmp_path / "demo"
     first = run_demo(*SMALLEST, "--output", str(output))
     assert first.returncode == 0, first.stdout + first.stderr
-    for name in ("curves.png", "probe.png", "predictions.png", "attention.png", "report.md", "report.html"):
+    for name in (
+        "curves.png",
+        "motion.png",
+        "probe.png",
+        "predictions.png",
+        "attention.png",
+        "report.md",
+        "report.html",
+    ):
         assert (output / name).stat().st_size > 1000, name
     arms = ("dit_only", "frozen_lam", "lara_cosine", "lara_contrastive")
     for arm in arms:
@@ -64,6 +72,9 @@ def test_smoke_run_makes_everything_and_a_second_run_recomputes_nothing(gl, tmp_
     results = json.loads((output / "results.json").read_text())
     assert tuple(sorted(results["policies"])) == tuple(sorted(arms))
     assert set(results["latent_action_models"]) == {"before", "control", "lara_cosine", "lara_contrastive"}
+    assert set(results["motion"]) == set(results["latent_action_models"])
+    assert results["motion"]["before"]["displacement"]["episodes"] == 4
+    assert "| motion of the hand |" in (output / "report.md").read_text()
     assert results["adapter"]["actions_identical"]
     assert results["adapter"]["alignment_identical"]
     assert (output / "adapter" / "lara_config.json").is_file()

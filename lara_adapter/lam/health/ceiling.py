@@ -59,8 +59,8 @@ def train_ceiling(
     """Train small convolutional networks from pairs of frames to labels, and predict each fold by one that has not seen it.
 
     In each fold a fifth of the other episodes is for validation: training stops where it no longer improves there. In the
-    first fold larger networks and other learning rates are tried until none is better. It needs many pairs: with a few
-    hundred the ceiling is too low.
+    first fold learning rates are compared with the smallest network, and larger networks tried until one is no better. It
+    needs many pairs: with a few hundred the ceiling is too low.
 
     Args:
         now: [R, 3, H, W] uint8; sides above 128 pixels are made smaller.
@@ -69,7 +69,7 @@ def train_ceiling(
         episode: [R] int; rows of one episode are never on both sides of a split.
         folds: at most.
         widths: channels of the first convolution, until a wider network is no better.
-        rates: learning rates, all of which are tried.
+        rates: learning rates; the best with the first width is kept for the others.
         epochs: at most, of each training.
         patience: epochs without improvement after which it stops.
         batch_size: pairs.
@@ -98,11 +98,12 @@ def train_ceiling(
             held_out = torch.isin(episode, rest[:: min(5, len(rest))])
             fit = ~test & ~held_out
             if not tried:
-                best = None
+                best, compared = None, list(rates)
                 for width in widths:
-                    found = [_train(frames, y, fit, held_out, width, rate, device, **options) for rate in rates]
+                    found = [_train(frames, y, fit, held_out, width, rate, device, **options) for rate in compared]
                     tried += [training for training, _ in found]
                     new = max(found, key=lambda each: each[0].r2)
+                    compared = [new[0].rate]
                     if best is not None and new[0].r2 < best[0].r2 + _BETTER:
                         break
                     best = new
@@ -120,12 +121,12 @@ def train_ceiling(
 
 
 class _Network(nn.Module):
-    """Both frames and their difference to labels; where things are stays known up to the last layer."""
+    """The present frame and its difference to the later one to labels; places stay known up to the last layer."""
 
     def __init__(self, side: int, width: int, labels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels, size = 9, side
+        channels, size = 6, side
         for number, out in enumerate((width, 2 * width, 2 * width)):
             layers += [nn.Conv2d(channels, out, 5 if number == 0 else 3, 2, 2 if number == 0 else 1)]
             layers += [nn.BatchNorm2d(out), nn.ReLU()]
@@ -136,7 +137,7 @@ class _Network(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """[B, 2, 3, S, S] uint8 -> [B, L]."""
         first, second = (frames.float() / 255 - 0.5).unbind(1)
-        return self.head(self.layers(torch.cat([first, second, 2 * (second - first)], 1)))
+        return self.head(self.layers(torch.cat([first, 2 * (second - first)], 1)))
 
 
 def _train(
