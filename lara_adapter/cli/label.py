@@ -25,11 +25,19 @@ def label(*, json: bool = False, **arguments: Any) -> int:
     if not is_first():
         return 0
     columns = "indices, latent, valid" if arguments["sidecar"] else ", ".join(report.features)
+    if arguments["sidecar"] and report.actions:
+        columns += ", action"
     resumed = f", {report.resumed} of them labelled before" if report.resumed else ""
     text = f"{shown(report.output)}: {columns} of {report.frames} frames in {report.episodes} episodes{resumed}\n"
     text += (
         f"{report.invalid} frames without a future within the episode (valid is False); {report.codes_used} codes used"
     )
+    if report.actions:
+        low, high = report.actions["r2_interval"]
+        text += (
+            f"\nactions: R2 {report.actions['r2']:.2f} ({low:.2f} to {high:.2f}) on demonstrations left out of the fit, "
+            f"{report.actions['episodes']} episodes"
+        )
     if report.left_out:
         text += f"\ndamaged and left out: episodes {', '.join(report.left_out)}"
     if report.not_selected:

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ...data.dataset import Dataset
 from ...data.episodes import EpisodeDataset
 from ...data.formats import open_dataset
@@ -20,6 +23,7 @@ from ..processes import Processes
 from ..sequence import check_settings
 from .check import DataFiles, check_data_files, check_prefix
 from .copy import copied_bytes, write_copy
+from .decoder import Decoder, encode_demonstrations, fit_decoder
 from .labels import LabelColumns, LabelFiles, LabelSet
 from .metadata import Statistics, read_statistics
 from .plan import make_plan, read_result
@@ -48,7 +52,7 @@ class Job:
         self, dataset: str | os.PathLike[str], lam: str | os.PathLike[str], output: str | os.PathLike[str], *,
         gap: str | int, camera: str | None, sidecar: bool, shard: Shard | None, batch_size: int, dtype: str,
         latent_dtype: str, prefix: str, link: bool, picture_fps: float | None,
-        revision: str | None, dataset_revision: str | None,
+        revision: str | None, dataset_revision: str | None, actions: str | os.PathLike[str] | None, least_r2: float,
     ) -> None:  # fmt: skip
         self.source = open_dataset(dataset, revision=dataset_revision, picture_fps=picture_fps)
         self.copied = None if sidecar else _copyable(self.source)
@@ -63,21 +67,47 @@ class Job:
         }
         self.target, self.shard, self.link = _check_output(Path(output), self.source, sidecar), shard, link
         self.model, self.identity = open_model(lam, revision)
-        self.columns = LabelColumns(prefix, *self.model.latent_shape, latent_dtype)
+        self.demonstrations, self.least_r2 = None if actions is None else open_dataset(actions), least_r2
+        self.columns = LabelColumns(prefix, *self.model.latent_shape, latent_dtype, **self._action_feature(prefix))
         if self.copied is not None:
             check_prefix(self.copied, self.columns)
         hidden = self.target.with_name(f".{self.target.name}.labelling")
         self.work = hidden if shard is None else shard.folder(self.target)
         self.files = LabelFiles(self.work / EPISODES, self.columns, exact=isinstance(self.source, EpisodeDataset))
 
-    def begin(self, episodes: Sequence[str], skip: Sequence[str], merge: bool) -> LabelReport | list[int]:
-        """Find everything that is wrong and can be seen without decoding, and open the work folder.
+    def _action_feature(self, prefix: str) -> dict[str, Any]:
+        """The feature of decoded actions, as arguments of LabelColumns: "action", or PREFIX.action where that is taken."""
+        if self.demonstrations is None:
+            return {}
+        known = self.demonstrations
+        feature = known.features.get("action") if isinstance(known, EpisodeDataset) else None
+        if feature is None:
+            raise LaraArgumentError(
+                f"actions: {known.name} is not a dataset of the LeRobot format with a column 'action'"
+            )
+        if known.fps != self.source.fps:
+            raise LaraArgumentError(
+                f"actions: {known.name} has {known.fps:g} frames per second, but {self.source.name} has "
+                f"{self.source.fps:g}: an action of one is not an action of the other"
+            )
+        self.known_camera = known.camera(self.camera if self.camera in known.cameras else None)
+        taken = self.copied is not None and "action" in self.copied.features
+        width = int(np.prod(feature["shape"]))
+        name = f"{prefix}.action" if taken else "action"
+        return {"action": name, "action_names": feature.get("names"), "action_width": width}
+
+    def begin(
+        self, episodes: Sequence[str], skip: Sequence[str], merge: bool, device: torch.device
+    ) -> LabelReport | list[int]:
+        """Find everything that is wrong and can be seen without decoding, fit the decoder, and open the work folder.
 
         Returns:
             The numbers of the episodes that are to be labelled; or the report, if the output is there already.
         """
         source, dtype = self.source, self.settings["dtype"]
-        self.plan = make_plan(source, self.identity, self.camera, self.settings["gap"], dtype, self.columns)
+        self.plan = make_plan(
+            source, self.identity, self.camera, self.settings["gap"], dtype, self.columns, self.demonstrations
+        )
         known = {episode.number for episode in source.episodes}
         self.listed = known | source.left_out.keys()
         self.left_out = {number: self._short(reason) for number, reason in source.left_out.items()}
@@ -95,6 +125,7 @@ class Job:
         if merge:
             folders, damaged = find_shards(self.target, self.plan)
             self.files.shards = [folder / EPISODES for folder in folders]
+        self.decoder, self.quality = self._fit(device)
         open_work(self.work, self.plan)
         self._check_disk()
         missing = {episode.number for episode in self.chosen if self.files.load(episode) is None}
@@ -109,6 +140,17 @@ class Job:
             missing.clear()
         return sorted(missing)
 
+    def _fit(self, device: torch.device) -> tuple[Decoder | None, dict[str, Any] | None]:
+        """The decoder of actions and how good it is; a shard, which writes none, has none."""
+        if self.demonstrations is None or self.shard is not None:
+            return None, None
+        made = encode_demonstrations(
+            self.demonstrations, self.known_camera, self.model.to(device),
+            **{key: self.settings[key] for key in ("gap", "batch_size", "dtype")},
+        )  # fmt: skip
+        fitted = fit_decoder(made, self.settings["gap"], self.least_r2)
+        return fitted.decoder, fitted.quality
+
     def label(self, numbers: Sequence[int], processes: Processes) -> dict[int, str]:
         """Label this process's share of those episodes; what turns out to be damaged: number -> why."""
         wanted = set(numbers)
@@ -120,8 +162,8 @@ class Job:
     def finish(self, damaged: Mapping[int, str]) -> LabelReport:
         """Write the output, or that the shard is done; without the episodes that turned out to be damaged."""
         self._leave_out(damaged)
-        labels = LabelSet(self.files, self.chosen)
-        result = summarize(labels, self.left_out, self.not_selected)
+        labels = LabelSet(self.files, self.chosen, self.decoder)
+        result = summarize(labels, self.left_out, self.not_selected, self.quality)
         if self.shard is not None:
             write_complete(self.work, self.shard, self.left_out)
             return LabelReport.make(self.work, result, self.columns.names, self.resumed)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ...errors import AdapterFormatError, DatasetError
 from ...storage.files import read_tensors
+from .decoder import Decoder
 
 __all__ = ["LabelColumns", "LabelFiles", "LabelSet", "Labels"]
 
@@ -24,20 +26,31 @@ class Labels(NamedTuple):
     indices: np.ndarray  # [T, N] int64
     latent: np.ndarray  # [T, N * D], float32 or float16
     valid: np.ndarray  # [T] bool
+    action: np.ndarray | None = None  # [T, A] float32, where they are decoded
+
+
+_STORED = Labels._fields[:3]  # what the files of episodes hold
 
 
 class LabelColumns:
-    """The three new features: their names, types and entries in `meta/info.json`.
+    """The new features: their names, types and entries in `meta/info.json`.
 
     Args:
         prefix: PREFIX.indices, PREFIX.latent and PREFIX.valid are their names.
         queries: N.
         width: D.
         dtype: of the latent, "float32" or "float16".
+        action: name of the feature of decoded actions; None: there is none.
+        action_names: what `meta/info.json` calls its numbers.
+        action_width: how many they are.
     """
 
-    def __init__(self, prefix: str, queries: int, width: int, dtype: str) -> None:
-        self.prefix, self.names = prefix, tuple(f"{prefix}.{field}" for field in Labels._fields)
+    def __init__(
+        self, prefix: str, queries: int, width: int, dtype: str, *, action: str | None = None, action_names: Any = None,
+        action_width: int = 0,
+    ) -> None:  # fmt: skip
+        self.prefix, self.names = prefix, tuple(f"{prefix}.{field}" for field in _STORED)
+        self.fields = Labels._fields if action else _STORED
         self.queries, self.numbers = queries, queries * width
         tokens = [f"token_{token}" for token in range(queries)]
         numbers = [f"{token}.{number}" for token in tokens for number in range(width)]
@@ -46,15 +59,19 @@ class LabelColumns:
             self.names[1]: {"dtype": dtype, "shape": [self.numbers], "names": numbers},
             self.names[2]: {"dtype": "bool", "shape": [1], "names": None},
         }
+        if action is not None:
+            self.names = (*self.names, action)
+            self.features[action] = {"dtype": "float32", "shape": [action_width], "names": action_names}
 
     def shapes(self, frames: int) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the labels of so many frames."""
+        """The shapes of what the file of an episode of so many frames holds."""
         return (frames, self.queries), (frames, self.numbers), (frames,)
 
     def zeros(self, frames: int) -> Labels:
         """What frames without labels get: zeros, and valid False."""
-        dtypes = [feature["dtype"] for feature in self.features.values()]
-        return Labels(*(np.zeros(shape, dtype) for shape, dtype in zip(self.shapes(frames), dtypes)))
+        features = list(self.features.values())
+        shapes = [*self.shapes(frames), *((frames, *feature["shape"]) for feature in features[3:])]
+        return Labels(*(np.zeros(shape, feature["dtype"]) for shape, feature in zip(shapes, features)))
 
     def arrays(self, labels: Labels) -> dict[str, Any]:
         """Name -> arrow array; lists of fixed length, as LeRobot writes them, or plain numbers where that is 1."""
@@ -106,12 +123,12 @@ class LabelFiles:
                 continue
             try:
                 tensors = read_tensors(path)
-                labels = Labels(*(tensors[name].numpy() for name in Labels._fields))
+                labels = Labels(*(tensors[name].numpy() for name in _STORED))
             except (AdapterFormatError, KeyError) as error:
                 logger.warning("%s does not count: %s", path, error)
                 continue
             length = episode.length if self.exact else len(labels.valid)
-            if tuple(array.shape for array in labels) == self.columns.shapes(length):
+            if tuple(array.shape for array in labels[:3]) == self.columns.shapes(length):
                 return labels
         return None
 
@@ -122,10 +139,11 @@ class LabelSet:
     Args:
         files: where they are.
         episodes: those that were labelled.
+        decoder: of their actions; None: these are not wanted.
     """
 
-    def __init__(self, files: LabelFiles, episodes: Iterable[Any]) -> None:
-        self.files, self.columns = files, files.columns
+    def __init__(self, files: LabelFiles, episodes: Iterable[Any], decoder: Decoder | None = None) -> None:
+        self.files, self.columns, self.decoder = files, files.columns, decoder
         self.episodes = {episode.number: episode for episode in episodes}
         self.get = functools.lru_cache(maxsize=2)(self._get)
 
@@ -140,6 +158,9 @@ class LabelSet:
         labels = self.files.load(self.episodes[number])
         if labels is None:
             raise DatasetError(f"the labels of episode {number} have disappeared from {self.files.folder}; run again")
+        if self.decoder is not None:
+            latent, valid = torch.from_numpy(labels.latent), torch.from_numpy(labels.valid)
+            labels = labels._replace(action=self.decoder.decode(latent, valid).numpy())
         return labels
 
     def of(self, number: int) -> Labels:

@@ -22,15 +22,19 @@ __all__ = ["PROVENANCE", "SCHEMA_KEY", "dataset_files", "differences", "make_pla
 FORMAT, SCHEMA_VERSION = "lara_adapter.labels", 1
 PROVENANCE = "meta/lara.json"
 SCHEMA_KEY = b"lara_adapter"  # of the parquet files' schema metadata: the provenance as JSON
-_NAMES = {"dataset.name", "lam.source"}  # their sha256 is compared
+_NAMES = {"dataset.name", "lam.source", "actions_from.name"}  # their sha256 is compared
 _SKIPPED = {".cache", ".git"}  # what a download or a clone leaves in a dataset's folder
 
 
 def make_plan(
-    source: Dataset, identity: dict[str, Any], camera: str, gap: int, dtype: str, columns: LabelColumns
-) -> dict[str, Any]:
+    source: Dataset, identity: dict[str, Any], camera: str, gap: int, dtype: str, columns: LabelColumns,
+    demonstrations: Dataset | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The provenance of labels, without the result: JSON-able, the same in every process and shard."""
     version = {"version": source.version} if isinstance(source, EpisodeDataset) else {}
+    decoded = {}
+    if demonstrations is not None:
+        decoded["actions_from"] = {"name": demonstrations.name, "sha256": _fingerprint(demonstrations)}
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -44,6 +48,7 @@ def make_plan(
         "preprocessing": f"resized to {identity['image_size']} x {identity['image_size']}, bilinear with antialiasing",
         "past_the_end": "the last frame of the episode stands in, and valid is False",
         "features": {name: f"{entry['dtype']} {entry['shape']}" for name, entry in columns.features.items()},
+        **decoded,
     }
 
 

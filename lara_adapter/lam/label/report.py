@@ -25,6 +25,7 @@ class LabelReport(NamedTuple):
     features: tuple[str, ...]  # names of the columns
     left_out: dict[str, str]  # damaged episodes: number -> why
     not_selected: list[str]  # of the other episodes: numbers ("7"), and ranges without their end ("0:5")
+    actions: dict[str, Any] | None = None  # how good the decoded actions are: r2, r2_interval, episodes, ...
 
     @classmethod
     def make(
@@ -44,7 +45,9 @@ class LabelReport(NamedTuple):
         return cls(str(output), features=features, **{name: done[name] for name in cls._fields if name in done})
 
 
-def summarize(labels: LabelSet, left_out: Mapping[int, str], not_selected: list[str]) -> dict[str, Any]:
+def summarize(
+    labels: LabelSet, left_out: Mapping[int, str], not_selected: list[str], actions: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The result of a labelling as JSON: which episodes have labels and which not, and how good they are."""
     frames, invalid, used = 0, 0, set()
     for number in labels.episodes:
@@ -59,4 +62,5 @@ def summarize(labels: LabelSet, left_out: Mapping[int, str], not_selected: list[
         "codes_used": len(used),
         "left_out": {str(number): left_out[number] for number in sorted(left_out)},
         "not_selected": not_selected,
+        **({} if actions is None else {"actions": actions}),
     }

@@ -43,6 +43,8 @@ def label_dataset(
     dtype: Literal["float32", "bfloat16"] = "float32",
     latent_dtype: Literal["float32", "float16"] = "float32",
     prefix: str = "lara",
+    actions: str | os.PathLike[str] | None = None,
+    least_r2: float = 0.5,
     link: bool = True,
     picture_fps: float | None = None,
     revision: str | None = None,
@@ -54,6 +56,11 @@ def label_dataset(
     PREFIX.valid bool [1], their statistics, and their provenance in `meta/lara.json`. Where t + C is past the end of the
     episode, the last frame is used instead and valid is False. Frames are resized to the model's size without keeping
     the aspect ratio, as :meth:`LatentActionModel.encode` does.
+
+    With `actions` also the feature action float32 [A], decoded from the latent actions by a ridge regression that is
+    fitted on those demonstrations; PREFIX.action where the dataset has an action already. Its R2 on demonstrations left
+    out of the fit is in the provenance. An R2 close to that of a still pair (`lara health` has both) is the present
+    frame's, and such labels add nothing to training on the demonstrations alone.
 
     A damaged episode is left out and named with its reason, in a warning, the report and `meta/lara.json`. In the copy,
     episodes without labels (damaged, or not selected) have zeros and valid False.
@@ -81,6 +88,9 @@ def label_dataset(
         dtype: the model runs in float32 or under bfloat16 autocast.
         latent_dtype: precision of the stored latent.
         prefix: the features are PREFIX.indices, PREFIX.latent and PREFIX.valid.
+        actions: folder or Hub id of demonstrations in the LeRobot format, with the column action, of the same robot and
+            with as many frames per second; at least three episodes.
+        least_r2: R2 of the decoded actions, on demonstrations left out of the fit, below which nothing is labelled.
         link: hard-link videos where the file system can, instead of copying them.
         picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
         revision: commit, tag or branch of the model on the Hub.
@@ -106,12 +116,12 @@ def label_dataset(
         return Job(
             dataset, lam, output, gap=gap, camera=camera, sidecar=sidecar, shard=part, batch_size=batch_size, dtype=dtype,
             latent_dtype=latent_dtype, prefix=prefix, link=link, picture_fps=picture_fps, revision=revision,
-            dataset_revision=dataset_revision,
+            dataset_revision=dataset_revision, actions=actions, least_r2=least_r2,
         )  # fmt: skip
 
     with open_processes(device) as processes:
         job = processes.each(open_job)
-        found = processes.first(lambda: job.begin(episodes, skip, merge))
+        found = processes.first(lambda: job.begin(episodes, skip, merge, processes.device))
         if isinstance(found, LabelReport):
             return found
         damaged = processes.each(lambda: job.label(found, processes))

@@ -15,7 +15,7 @@ from ...data.episodes import Episode, EpisodeDataset
 from ...data.parquet import require_parquet
 from ...data.sources import shown
 from ...errors import DatasetError
-from .labels import Labels, LabelSet
+from .labels import LabelSet
 from .plan import SCHEMA_KEY
 from .write import integers, write_tables
 
@@ -26,7 +26,8 @@ def write_sidecar(labels: LabelSet, source: Dataset, target: Path, provenance: M
     """Write one parquet file with a row per frame, atomically; one row group per episode.
 
     Columns: episode_index, frame_index, index (LeRobot's; of another format the number of the row), episode (its name; not
-    with LeRobot), indices, latent, valid. The provenance is in the schema's metadata under "lara_adapter".
+    with LeRobot), indices, latent, valid, and action where actions are decoded. The provenance is in the schema's metadata
+    under "lara_adapter".
     """
     require_parquet()
     import pyarrow as pa
@@ -48,7 +49,7 @@ def write_sidecar(labels: LabelSet, source: Dataset, target: Path, provenance: M
             else:
                 arrays["index"] = pa.array(np.arange(before, before + length, dtype=np.int64))
                 arrays["episode"] = pa.array([shown(episode.name)] * length, pa.string())
-            arrays.update(zip(Labels._fields, labels.columns.arrays(own).values()))
+            arrays.update(zip(labels.columns.fields, labels.columns.arrays(own).values()))
             before += length
             yield pa.table(arrays).replace_schema_metadata(metadata)
 

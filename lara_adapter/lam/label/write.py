@@ -84,7 +84,7 @@ def _labelled(table: Any, labels: LabelSet, without: set[int]) -> Any:
         if not inside.all():
             without.add(int(episodes[start]))
         if own is not None:
-            for column, values in zip(rows, own):
+            for _, column, values in zip(labels.columns.names, rows, own):
                 column[start:stop][inside] = values[places[inside]]
     for name, array in labels.columns.arrays(rows).items():
         table = table.append_column(name, array)
