@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,10 +21,14 @@ _BETTER = 0.01  # in R^2; less is no improvement
 
 
 class Training(NamedTuple):
-    """A network that was tried: its channels, its first learning rate, epochs until its best, R^2 in validation."""
+    """A network that was tried: its channels, its first learning rate, epochs until its best, R^2 in validation.
+
+    apart: whether the frames are seen one by one, by the same layers, or the present one with the difference of both.
+    """
 
     width: int
     rate: float
+    apart: bool
     epochs: int
     r2: float
 
@@ -59,8 +64,8 @@ def train_ceiling(
     """Train small convolutional networks from pairs of frames to labels, and predict each fold by one that has not seen it.
 
     In each fold a fifth of the other episodes is for validation: training stops where it no longer improves there. In the
-    first fold learning rates are compared with the smallest network, and larger networks tried until one is no better. It
-    needs many pairs: with a few hundred the ceiling is too low.
+    first fold two kinds of networks are compared, then learning rates, both with the smallest width, and larger widths are
+    tried until one is no better. It needs many pairs: with a few hundred the ceiling is too low.
 
     Args:
         now: [R, 3, H, W] uint8; sides above 128 pixels are made smaller.
@@ -69,7 +74,7 @@ def train_ceiling(
         episode: [R] int; rows of one episode are never on both sides of a split.
         folds: at most.
         widths: channels of the first convolution, until a wider network is no better.
-        rates: learning rates; the best with the first width is kept for the others.
+        rates: learning rates; the best with the first width is kept for the others, and kinds are compared at the first.
         epochs: at most, of each training.
         patience: epochs without improvement after which it stops.
         batch_size: pairs.
@@ -91,26 +96,17 @@ def train_ceiling(
     prediction = y.clone()
     tried: list[Training] = []
     y = (y[:, varies] - middle) / scale
-    options = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "seed": seed}
+    options: dict[str, int] = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "seed": seed}
     with torch.random.fork_rng(devices=[]):
         for test in fold_rows(episode.cpu(), folds):
             rest = episode[~test].unique()
             held_out = torch.isin(episode, rest[:: min(5, len(rest))])
             fit = ~test & ~held_out
+            train = functools.partial(_train, frames, y, fit, held_out, device=device, **options)
             if not tried:
-                best, compared = None, list(rates)
-                for width in widths:
-                    found = [_train(frames, y, fit, held_out, width, rate, device, **options) for rate in compared]
-                    tried += [training for training, _ in found]
-                    new = max(found, key=lambda each: each[0].r2)
-                    compared = [new[0].rate]
-                    if best is not None and new[0].r2 < best[0].r2 + _BETTER:
-                        break
-                    best = new
-                assert best is not None
-                chosen, network = best
+                chosen, network = _search(train, widths, rates, tried)
             else:
-                _, network = _train(frames, y, fit, held_out, chosen.width, chosen.rate, device, **options)
+                _, network = train(chosen.width, chosen.rate, chosen.apart)
             rows = torch.zeros(int(test.sum()), y.shape[1])
             for part, place in zip(test.nonzero().squeeze(1).split(256), torch.arange(len(rows)).split(256)):
                 rows[place] = network(frames[part].to(device)).detach().cpu()
@@ -120,24 +116,52 @@ def train_ceiling(
     return Ceiling(prediction, tried, chosen)
 
 
-class _Network(nn.Module):
-    """The present frame and its difference to the later one to labels; places stay known up to the last layer."""
+def _search(
+    train: Callable[[int, float, bool], tuple[Training, nn.Module]],
+    widths: Sequence[int],
+    rates: Sequence[float],
+    tried: list[Training],
+) -> tuple[Training, nn.Module]:
+    """The best network by its validation; all that are trained are added to `tried`."""
 
-    def __init__(self, side: int, width: int, labels: int) -> None:
+    def attempt(width: int, rate: float, apart: bool) -> tuple[Training, nn.Module]:
+        found = train(width, rate, apart)
+        tried.append(found[0])
+        return found
+
+    best = max((attempt(widths[0], rates[0], apart) for apart in (False, True)), key=lambda each: each[0].r2)
+    for rate in rates[1:]:
+        best = max(best, attempt(widths[0], rate, best[0].apart), key=lambda each: each[0].r2)
+    for width in widths[1:]:
+        new = attempt(width, best[0].rate, best[0].apart)
+        if new[0].r2 < best[0].r2 + _BETTER:
+            break
+        best = new
+    return best
+
+
+class _Network(nn.Module):
+    """A pair of frames to labels; where things are stays known up to the last layer."""
+
+    def __init__(self, side: int, width: int, labels: int, apart: bool) -> None:
         super().__init__()
+        self.apart = apart
         layers: list[nn.Module] = []
-        channels, size = 6, side
+        channels, size = 3 if apart else 6, side
         for number, out in enumerate((width, 2 * width, 2 * width)):
             layers += [nn.Conv2d(channels, out, 5 if number == 0 else 3, 2, 2 if number == 0 else 1)]
             layers += [nn.BatchNorm2d(out), nn.ReLU()]
             channels, size = out, (size + 1) // 2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels * size * size, 128))
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(128, labels))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(256 if apart else 128, labels))
 
     def forward(self, frames: Tensor) -> Tensor:
         """[B, 2, 3, S, S] uint8 -> [B, L]."""
         first, second = (frames.float() / 255 - 0.5).unbind(1)
-        return self.head(self.layers(torch.cat([first, 2 * (second - first)], 1)))
+        if not self.apart:
+            return self.head(self.layers(torch.cat([first, 2 * (second - first)], 1)))
+        now, later = self.layers(torch.cat([first, second])).chunk(2)
+        return self.head(torch.cat([now, later], 1))
 
 
 def _train(
@@ -147,6 +171,7 @@ def _train(
     held_out: Tensor,
     width: int,
     rate: float,
+    apart: bool,
     device: str | torch.device,
     *,
     epochs: int,
@@ -156,10 +181,10 @@ def _train(
 ) -> tuple[Training, nn.Module]:
     """Train one network; returns it as it was at its best on the rows held out."""
     torch.manual_seed(seed)
-    network = _Network(frames.shape[-1], width, y.shape[1]).to(device)
+    network = _Network(frames.shape[-1], width, y.shape[1], apart).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.05)
     rows, checked = fit.nonzero().squeeze(1), held_out.nonzero().squeeze(1)
-    best, state, worse = Training(width, rate, 0, -float("inf")), copy.deepcopy(network.state_dict()), 0
+    best, state, worse = Training(width, rate, apart, 0, -float("inf")), copy.deepcopy(network.state_dict()), 0
     spread = (y[checked] - y[rows].mean(0)).square().sum()
     for epoch in range(1, epochs + 1):
         network.train()
@@ -177,7 +202,7 @@ def _train(
             )
         r2 = 1 - error / float(spread)
         if r2 > best.r2:
-            best, state, worse = Training(width, rate, epoch, r2), copy.deepcopy(network.state_dict()), 0
+            best, state, worse = Training(width, rate, apart, epoch, r2), copy.deepcopy(network.state_dict()), 0
         else:
             worse += 1
         if worse == patience // 2:  # a smaller step first
