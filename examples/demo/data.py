@@ -20,7 +20,10 @@ from examples.demo.stages import Progress
 
 HORIZON = 16  # actions per chunk, and C of the latent action model: both span the same 16 steps
 SPLITS = {"demos": 0, "heldout": 1, "play": 2, "evaluation": 3}
-HELDOUT_PLAY = "heldout_play"  # with its actions, to measure by; not in SPLITS, whose count numbers the recorded runs
+# not in SPLITS, whose count numbers the recorded runs
+HELDOUT_PLAY = "heldout_play"  # with its actions, to measure by
+EXPERT_VIDEO = "expert_video"  # experts whose actions are for the ceiling and to measure by
+_FURTHER = {HELDOUT_PLAY: 20_000, EXPERT_VIDEO: 40_000}
 
 Table = dict[str, Tensor]
 _NOT_INPUTS = ("image", "clean", "state", "task", "action", "action_mask", "future", "valid", "episode")
@@ -33,7 +36,7 @@ def distractor_seeds(split: str, seed: int, rows: int) -> NDArray[np.int64]:
 
 def split_seed(split: str, seed: int) -> int:
     """Number the start positions of a split; no two splits and no two seeds share one."""
-    return 20_000 + seed if split == HELDOUT_PLAY else len(SPLITS) * seed + SPLITS[split]
+    return _FURTHER[split] + seed if split in _FURTHER else len(SPLITS) * seed + SPLITS[split]
 
 
 def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, int], play_steps: int, seed: int) -> None:
@@ -63,6 +66,26 @@ def collect(folder: Path, progress: Progress, *, task: str, counts: dict[str, in
                 progress(1)
             index += 1
         torch.save(tabulate(episodes), folder / f"{split}.pt")
+
+
+def collect_expert_video(folder: Path, progress: Progress, *, task: str, episodes: int, seed: int) -> None:
+    """Record successful episodes of one task's expert, from starts of their own. A job.
+
+    Args:
+        folder: gets `expert_video.pt`.
+        progress: called after each episode that is kept.
+        task: name of the task.
+        episodes: how many to keep.
+        seed: of the run.
+    """
+    scene, recorded, index = metaworld_sim.Scene(task), list[metaworld_sim.Episode](), 0
+    while len(recorded) < episodes:
+        episode = scene.record(split_seed(EXPERT_VIDEO, seed), index, max_steps=150, after_success=8)
+        if episode.success:
+            recorded.append(episode)
+            progress(1)
+        index += 1
+    torch.save(tabulate(recorded), folder / f"{EXPERT_VIDEO}.pt")
 
 
 def collect_heldout_play(
@@ -125,7 +148,7 @@ def load_table(
 
     Args:
         folders: one per task, as :func:`collect` wrote them.
-        split: a key of `SPLITS`, or `HELDOUT_PLAY`.
+        split: a key of `SPLITS`, `HELDOUT_PLAY` or `EXPERT_VIDEO`.
         distractors: whether to add distractors to the frames.
         seed: of the run.
         gap: steps from a frame to its future one; a multiple of the steps between kept frames.

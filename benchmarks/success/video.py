@@ -1,0 +1,181 @@
+"""Does video of experts without actions make a policy succeed? 3 labelled demonstrations a task, and 40 episodes of video.
+
+    pip install -e ".[demo,train]"
+    python -m benchmarks.success.video             # resumable; rows are appended as they come
+    python -m benchmarks.success.video --table     # of the rows that are there
+
+Arms, which share starts, demonstrations, initial weights, order and noise:
+
+- labelled: the demonstrations alone;
+- true: and the video with its true actions, the ceiling;
+- decoded: and the video with actions decoded from the latent actions of a LAM that learnt from play video; the decoder is a
+  ridge regression fitted on the demonstrations.
+
+In the last two each step sees as many rows of video as of demonstrations, with the robot's state hidden.
+
+Fixed before the first run: the primary endpoint is success of `decoded` minus `labelled`, clean, mean over tasks, paired
+over the seeds 16 to 23, which nothing was chosen on; the goal is half of `true` minus `labelled`. The same with distractors
+is secondary. Each row holds what the labels are worth: R2 of the decoded movement, and from z of two equal frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from benchmarks import RESULTS, markdown
+from benchmarks.success.report import t_interval
+from benchmarks.success.rows import Row, append_row, environment, read_numbers, read_rows
+from examples.demo.data import collect, collect_expert_video
+from examples.demo.eval import closed_loop
+from examples.demo.settings import Experiment
+from examples.demo.stages import Job, run_jobs
+from examples.demo.train import pretrain_lam
+from examples.demo.video import train_with_video
+from examples.metaworld_sim import find_gl
+from lara_adapter.storage.files import read_json
+
+ROWS = RESULTS / "success" / "video.jsonl"
+ARMS = {"labelled": "none", "true": "true", "decoded": "decoded"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Experiment):
+    """Settings of the study. Rows of the same settings are never measured twice."""
+
+    demos: int = 3
+    """Labelled demonstrations per task."""
+    video: int = 40
+    """Episodes of experts per task whose actions are not known."""
+    seeds: tuple[int, ...] = (16, 17, 18, 19, 20, 21, 22, 23)
+    """Each is the whole experiment anew."""
+    regimes: tuple[Literal["clean", "distractors"], ...] = ("clean", "distractors")
+    """Whether every frame gets random squares and light."""
+    arms: tuple[Literal["labelled", "true", "decoded"], ...] = ("labelled", "true", "decoded")
+    """Ways to use the video."""
+    cache: Path = Path("outputs/success")
+    """Folder of finished jobs."""
+    rows: Path = ROWS
+    """File that the rows are added to."""
+    table: bool = False
+    """Only print what is there."""
+
+    def same(self) -> dict[str, Any]:
+        """The settings that a row depends on, beside its regime, seed and arm."""
+        left_out = ("seeds", "regimes", "arms", "workers", "cache", "rows", "table")
+        found = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+        return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
+    """Run one seed in one regime; returns a row for each arm."""
+    world = {"distractors": regime == "distractors", "seed": seed}
+    training = {**world, "batch": s.batch, "lr": s.lr}
+
+    def stage(name: str, jobs: list[Job]) -> list[Path]:
+        return run_jobs(f"{regime} {seed}: {name}", jobs, s.cache, s.workers)
+
+    counts = {"demos": s.demos, "heldout": s.heldout, "play": s.play}
+    recording = {"counts": counts, "play_steps": s.play_steps, "seed": seed}
+    data = stage(
+        "record",
+        [Job(f"record-{task}", collect, {"task": task, **recording}, sum(counts.values())) for task in s.tasks],
+    )
+    filming = {"episodes": s.video, "seed": seed}
+    video = stage(
+        "video",
+        [Job(f"record-expert-{task}", collect_expert_video, {"task": task, **filming}, s.video) for task in s.tasks],
+    )
+    pretraining = {"data": data, "steps": s.lam_steps, **training}
+    (before,) = stage("LAM", [Job("lam-before", pretrain_lam, pretraining, s.lam_steps)])
+    given = {"data": data, "video": video, "steps": s.policy_steps, "execute": s.execute, **training}
+    trained = dict(zip(arms, stage("train", [
+        Job(
+            f"video-{arm}", train_with_video,
+            {**given, "labels": ARMS[arm], "lam": before / "lam" if ARMS[arm] == "decoded" else None}, s.policy_steps,
+        )
+        for arm in arms
+    ])))  # fmt: skip
+    acting = {
+        "policies": {arm: folder / "policy.pt" for arm, folder in trained.items()}, "episodes": s.episodes, "filmed": 0,
+        "max_steps": s.max_steps, "execute": s.execute, **world,
+    }  # fmt: skip
+    acted = stage(
+        "act",
+        [
+            Job(f"act-{task}", closed_loop, {"task": task, "task_index": index, **acting}, s.episodes * len(arms))
+            for index, task in enumerate(s.tasks)
+        ],
+    )
+    outcomes = {
+        task: torch.load(folder / "success.pt", weights_only=True) for task, folder in zip(s.tasks, acted, strict=True)
+    }
+    rows = []
+    for arm, folder in trained.items():
+        row: Row = {"regime": regime, "seed": seed, "arm": arm, "settings": s.same()}
+        row["solved"] = {task: "".join(str(int(x)) for x in found[arm]) for task, found in outcomes.items()}
+        row["action_error"] = read_json(folder / "action_error.json")["action_error"]
+        if (folder / "labels.json").is_file():
+            row["labels"] = read_numbers(folder / "labels.json")
+        rows.append({**row, "environment": environment("metaworld", "mujoco")})
+    return rows
+
+
+def success_of(row: Row) -> float:
+    """Success in per cent, the mean over tasks."""
+    return 100 * mean(text.count("1") / len(text) for text in row["solved"].values())
+
+
+def as_table(rows: list[Row], regime: str) -> str:
+    """Success of each arm, and paired over seeds its difference to the demonstrations alone with a 95 % interval."""
+    found = {(row["arm"], row["seed"]): row for row in rows if row["regime"] == regime}
+    lines = [["arm", "success", "minus labelled (95 %, t over seeds)", "seeds", "label R2", "of a still pair"]]
+    for arm in ARMS:
+        own = {seed: row for (name, seed), row in found.items() if name == arm}
+        if not own:
+            continue
+        pairs = [
+            success_of(row) - success_of(found["labelled", seed])
+            for seed, row in own.items()
+            if ("labelled", seed) in found
+        ]
+        interval = t_interval(pairs) if arm != "labelled" else None
+        difference = "" if arm == "labelled" or not pairs else f"{mean(pairs):+.1f}"
+        difference += "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+        labels = [row["labels"] for row in own.values() if "labels" in row]
+        worth = [f"{mean(each[key] for each in labels):.2f}" if labels else "" for key in ("r2", "r2_still")]
+        lines.append([arm, f"{mean(map(success_of, own.values())):.1f} %", difference, str(len(own)), *worth])
+    return markdown(lines)
+
+
+def main() -> int:
+    """Run what is missing, and print the tables."""
+    settings = tyro.cli(Settings, description=__doc__)
+    if not settings.table:
+        find_gl()
+        settings = dataclasses.replace(settings, cache=settings.cache.resolve())
+        for seed in settings.seeds:
+            for regime in settings.regimes:
+                there = {
+                    row["arm"]
+                    for row in read_rows(settings.rows)
+                    if (row["seed"], row["regime"], row["settings"]) == (seed, regime, settings.same())
+                }
+                missing = [arm for arm in settings.arms if arm not in there]
+                for row in run_seed(settings, regime, seed, missing) if missing else ():
+                    append_row(settings.rows, row)
+    rows = [row for row in read_rows(settings.rows) if row["settings"] == settings.same()]
+    for regime in settings.regimes:
+        print(f"\n{regime}\n\n{as_table(rows, regime)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

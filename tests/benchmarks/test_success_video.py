@@ -1,0 +1,33 @@
+"""The tables of benchmarks.success.video, on rows whose truth is known; and its protocol."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from benchmarks.success import video
+
+
+def row(seed: int, arm: str, solved: int, **more: object) -> dict[str, object]:
+    outcomes = {task: "1" * solved + "0" * (50 - solved) for task in ("a", "b")}
+    return {"regime": "clean", "seed": seed, "arm": arm, "settings": {}, "solved": outcomes, **more}
+
+
+def test_differences_are_paired_over_seeds():
+    rows = [row(seed, "labelled", 20 + 10 * seed) for seed in range(3)]
+    rows += [row(seed, "decoded", 25 + 10 * seed, labels={"r2": 0.8, "r2_still": 0.7}) for seed in range(3)]
+    rows += [row(9, "decoded", 50, labels={"r2": 0.8, "r2_still": 0.7})]  # without its pair
+    text = video.as_table(rows, "clean")
+    assert "| decoded | 77.5 % | +10.0 (+10.0 to +10.0) | 4 | 0.80 | 0.70 |" in text
+    assert "| labelled | 60.0 % |  | 3 |  |  |" in text
+    assert "decoded" not in video.as_table(rows, "distractors")
+
+
+def test_the_protocol():
+    """What was fixed before the first run."""
+    settings = video.Settings()
+    assert (settings.demos, settings.video) == (3, 40)
+    assert settings.seeds == tuple(range(16, 24))  # others were looked at
+    assert tuple(video.ARMS) == settings.arms == ("labelled", "true", "decoded")
+    assert "seeds" not in settings.same()
