@@ -136,7 +136,10 @@ def success_of(row: Row) -> float:
 def as_table(rows: list[Row], regime: str) -> str:
     """Success of each arm, and paired over seeds its difference to the demonstrations alone with a 95 % interval."""
     found = {(row["arm"], row["seed"]): row for row in rows if row["regime"] == regime}
-    lines = [["arm", "success", "minus labelled (95 %, t over seeds)", "seeds", "label R2", "of a still pair"]]
+    head, lines = (
+        ["arm", "success", "minus labelled (95 %, t over seeds)", "seeds", "label R2", "of a still pair"],
+        list[list[str]](),
+    )
     for arm in ARMS:
         own = {seed: row for (name, seed), row in found.items() if name == arm}
         if not own:
@@ -152,7 +155,7 @@ def as_table(rows: list[Row], regime: str) -> str:
         labels = [row["labels"] for row in own.values() if "labels" in row]
         worth = [f"{mean(each[key] for each in labels):.2f}" if labels else "" for key in ("r2", "r2_still")]
         lines.append([arm, f"{mean(map(success_of, own.values())):.1f} %", difference, str(len(own)), *worth])
-    return markdown(lines)
+    return markdown.table(head, lines)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Training on video of experts: which rows count, and what the decoded actions are worth, on tables whose truth is known."""
+"""Training on video of experts: which rows count, and what decoded actions are worth, where the truth is known."""
 
 from __future__ import annotations
 
