@@ -14,6 +14,7 @@ from helpers.browser import WIDTHS, chromium, problems
 from lara_adapter import HostNotInstalled
 from lara_adapter.evaluation.page import write_report_page
 from lara_adapter.evaluation.report import make_report
+from lara_adapter.lam.health.motion import Estimate, Motion
 from lara_adapter.lam.health.page import write_health_page
 from lara_adapter.lam.health.probe import ProbeResult
 from lara_adapter.lam.health.verdicts import Finding, GapHealth, HealthReport
@@ -83,10 +84,12 @@ def make_health() -> HealthReport:
     def gap(frames: int, ratio: float) -> GapHealth:
         return GapHealth(frames, LatentHealth(256, 0.01, 0.02, ratio, 90, 60.5, 0.4, 0.73), 0.1, 0.02)
 
+    estimate = Estimate(0.321, 0.2, 0.4)
+    motion = Motion(estimate, estimate, None, estimate, estimate, None, None, None, None, 256, 10, 5)
     return HealthReport(
         lam={"name": "my-lam", "codebook_size": 128}, data=NASTY, camera="top", clips=10, skipped=1, fps=30.0,
         gaps=[gap(4, 0.9), gap(8, 0.7), gap(16, math.nan), GapHealth(64, None, math.nan, 1.0)], judged=8, chosen=True,
-        probes={"mean": ProbeResult(0.51, 256, 10, 5)},
+        probes={"mean": ProbeResult(0.51, 256, 10, 5)}, motion={"action": motion},
         findings=[Finding("codes", "ok", "60.5 of 128"), Finding("reconstruction", "fail", NASTY)],
     )  # fmt: skip
 
@@ -97,6 +100,7 @@ def test_the_page_of_a_latent_action_models_health(tmp_path):
     assert 'class="fail">reconstruction: &lt;script' in html
     assert html.count("<svg") == 4
     assert "0.510" in html
+    assert "0.32 (0.20 to 0.40)" in html
     assert "nan" not in html
 
 
