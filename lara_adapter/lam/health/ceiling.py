@@ -96,13 +96,15 @@ def train_ceiling(
     prediction = y.clone()
     tried: list[Training] = []
     y = (y[:, varies] - middle) / scale
-    options: dict[str, int] = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "seed": seed}
     with torch.random.fork_rng(devices=[]):
         for test in fold_rows(episode.cpu(), folds):
             rest = episode[~test].unique()
             held_out = torch.isin(episode, rest[:: min(5, len(rest))])
             fit = ~test & ~held_out
-            train = functools.partial(_train, frames, y, fit, held_out, device=device, **options)
+            train = functools.partial(
+                _train, frames, y, fit, held_out, device=device, epochs=epochs, patience=patience, batch_size=batch_size,
+                seed=seed,
+            )  # fmt: skip
             if not tried:
                 chosen, network = _search(train, widths, rates, tried)
             else:
@@ -172,8 +174,8 @@ def _train(
     width: int,
     rate: float,
     apart: bool,
-    device: str | torch.device,
     *,
+    device: str | torch.device,
     epochs: int,
     patience: int,
     batch_size: int,

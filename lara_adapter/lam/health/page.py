@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from ...page import Curves, Part, Table, Text, write_page
-from .motion import Estimate
+from .motion import Estimate, Motion
 from .verdicts import HealthReport
 
 __all__ = ["write_health_page"]
@@ -48,9 +48,8 @@ def write_health_page(report: HealthReport, file: Path) -> Path:
         fields = next(iter(report.probes.values()))._fields
         tables.append(Table("Probe", ("of the actions", *fields), probes))
     if report.motion:
-        fields = next(iter(report.motion.values()))._fields
         motion = [[name, *map(_written, each)] for name, each in report.motion.items()]
-        tables.append(Table("Motion", ("of the", *fields), motion))
+        tables.append(Table("Motion", ("of the", *Motion._fields), motion))
     tables.append(Table("Model", ("what", "value"), list(report.lam.items())))
     summary = (
         f"{'Healthy' if report.ok else 'Not healthy'} at a gap of {report.judged} frames: {report.clips} clips of "
