@@ -12,7 +12,6 @@ ceiling), `environment`, `ceiling` (the networks that were tried, with their R2 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import tyro
 
 from benchmarks.success import __main__ as success
 from benchmarks.success.arms import ARMS, CONTROL
-from benchmarks.success.rows import MOTION, append_row, environment, read_rows
+from benchmarks.success.rows import MOTION, append_row, environment, measured_arms
 from examples.demo.data import collect_heldout_play
 from examples.demo.motion import examine_motion, find_ceiling
 from examples.demo.stages import Job, run_jobs
@@ -92,14 +91,9 @@ def main() -> int:
         return 2
     find_gl()
     settings = dataclasses.replace(settings, cache=settings.cache.resolve())
-    same = json.loads(json.dumps(settings.same()))
     for seed in settings.seeds:
         for regime in settings.regimes:
-            done = {
-                row["arm"]
-                for row in read_rows(settings.rows)
-                if (row["seed"], row["regime"], row["settings"]) == (seed, regime, same)
-            }
+            done = measured_arms(settings.rows, regime, seed, settings.same())
             missing = [arm for arm in settings.arms if arm not in done]
             for row in run_seed(settings, regime, seed, missing) if missing else ():
                 if row["arm"] not in done:

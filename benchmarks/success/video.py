@@ -32,7 +32,7 @@ import tyro
 
 from benchmarks import RESULTS, markdown
 from benchmarks.success.report import t_interval
-from benchmarks.success.rows import Row, append_row, environment, read_numbers, read_rows
+from benchmarks.success.rows import Row, append_row, environment, measured_arms, read_numbers, read_rows
 from examples.demo.data import collect, collect_expert_video
 from examples.demo.eval import closed_loop
 from examples.demo.settings import Experiment
@@ -166,11 +166,7 @@ def main() -> int:
         settings = dataclasses.replace(settings, cache=settings.cache.resolve())
         for seed in settings.seeds:
             for regime in settings.regimes:
-                there = {
-                    row["arm"]
-                    for row in read_rows(settings.rows)
-                    if (row["seed"], row["regime"], row["settings"]) == (seed, regime, settings.same())
-                }
+                there = measured_arms(settings.rows, regime, seed, settings.same())
                 missing = [arm for arm in settings.arms if arm not in there]
                 for row in run_seed(settings, regime, seed, missing) if missing else ():
                     append_row(settings.rows, row)
