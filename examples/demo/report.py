@@ -278,14 +278,16 @@ def _adapter_lines(results: Mapping[str, Any]) -> list[str]:
 
 def _legend(results: Mapping[str, Any]) -> list[str]:
     settings = results["settings"]
-    motion = [
-        f"Motion: on {settings['heldout_play']} episodes of play per task that no model saw. R2 beyond the present: "
-        "of what z of two equal frames, state and task leave unexplained of the hand's displacement, the share that z "
-        "explains. Of the ceiling: the same for a network trained with these labels on the pixels; share: the first over "
-        "the second.",
-    ]
+    motion = []
+    if "motion" in results:
+        motion.append(
+            f"Motion: on {settings['heldout_play']} episodes of play per task that no model saw. R2 beyond the present: "
+            "of what z of two equal frames, state and task leave unexplained of the hand's displacement, the share that z "
+            "explains. Of the ceiling: the same for a network trained with these labels on the pixels; share: the first "
+            "over the second."
+        )
     return [
-        *(motion if "motion" in results else []),
+        *motion,
         f"Success: solved episodes of {settings['episodes']} per task, with the same starts and sampling noise for all "
         "policies; 95 % Wilson interval.",
         f"Action error: mean squared error of the first {settings['execute']} sampled actions on held-out demonstrations.",
