@@ -257,8 +257,8 @@ def section() -> str:
         f"""{clock[0].upper()}{clock[1:]}, float32, batch {settings["batch"]}, {report["rounds"]} rounds, full widths,
         {size}: {policy} of the policy, {lam} of the LAM, {encoder} of its frozen encoder. The policy has no VLM here (a
         linear layer stands in), so LARA is {1 - ratio["alone"]:.0%} of the official step; a VLM, which costs both sides
-        the same, brings every ratio nearer to 1. The goal is {GOAL:.2f} for the whole step: {reached[0]} without a cache,
-        {reached[1]} with it."""
+        the same, brings every ratio nearer to 1. The goal of {GOAL:.2f} is {reached[0]} here without a cache
+        and {reached[1]} with it; for the whole step with a VLM this shows neither."""
     )
     return f"{table(report)}\n\n{reading}"
 
