@@ -73,12 +73,16 @@ class LabelColumns:
         shapes = [*self.shapes(frames), *((frames, *feature["shape"]) for feature in features[3:])]
         return Labels(*(np.zeros(shape, feature["dtype"]) for shape, feature in zip(shapes, features)))
 
+    def named(self, labels: Labels) -> dict[str, np.ndarray]:
+        """Name -> values."""
+        return {name: values for name, values in zip(self.names, labels) if values is not None}
+
     def arrays(self, labels: Labels) -> dict[str, Any]:
         """Name -> arrow array; lists of fixed length, as LeRobot writes them, or plain numbers where that is 1."""
         import pyarrow as pa
 
         made = {}
-        for name, values in zip(self.names, labels):
+        for name, values in self.named(labels).items():
             flat = pa.array(np.ascontiguousarray(values).reshape(-1))
             size = self.features[name]["shape"][0]
             made[name] = flat if size == 1 else pa.FixedSizeListArray.from_arrays(flat, size)

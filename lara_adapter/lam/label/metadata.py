@@ -100,7 +100,7 @@ def write_metadata(
 
 
 def _describe(labels: LabelSet, number: int, kinds: list[str]) -> _Found:
-    return {name: describe(values, kinds) for name, values in zip(labels.columns.names, labels.of(number))}
+    return {name: describe(values, kinds) for name, values in labels.columns.named(labels.of(number)).items()}
 
 
 def _total(labels: LabelSet, kinds: list[str]) -> _Found:

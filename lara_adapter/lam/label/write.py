@@ -84,8 +84,9 @@ def _labelled(table: Any, labels: LabelSet, without: set[int]) -> Any:
         if not inside.all():
             without.add(int(episodes[start]))
         if own is not None:
-            for _, column, values in zip(labels.columns.names, rows, own):
-                column[start:stop][inside] = values[places[inside]]
+            values = labels.columns.named(own)
+            for name, column in labels.columns.named(rows).items():
+                column[start:stop][inside] = values[name][places[inside]]
     for name, array in labels.columns.arrays(rows).items():
         table = table.append_column(name, array)
     return table
