@@ -163,12 +163,14 @@ def _policy_rows(results: Mapping[str, Any]) -> Rows:
 
 
 def _motion_rows(results: Mapping[str, Any]) -> Rows:
-    rows = [["motion of the hand", "R2 beyond the present (95 %)", "of the ceiling", "share", "z alone", "still pair"]]
+    shown = {"pair": "z alone", "still": "still pair"}
+    if results["motion"]["before"]["displacement"]["ceiling_beyond"]:
+        shown |= {"ceiling_beyond": "of the ceiling", "share_beyond": "share"}
+    rows = [["motion of the hand", "R2 beyond the present (95 %)", *shown.values()]]
     for name, targets in results["motion"].items():
         found = targets["displacement"]
-        ceiling, share = (found[key] and f"{found[key]['value']:.2f}" for key in ("ceiling_beyond", "share_beyond"))
-        numbers = [_with_interval(found["beyond"]), ceiling or "-", share or "-"]
-        rows.append([LAMS[name], *numbers, *(f"{found[key]['value']:.2f}" for key in ("pair", "still"))])
+        numbers = [f"{found[key]['value']:.2f}" if found[key] else "-" for key in shown]
+        rows.append([LAMS[name], _with_interval(found["beyond"]), *numbers])
     return rows
 
 
@@ -283,9 +285,10 @@ def _legend(results: Mapping[str, Any]) -> list[str]:
         motion.append(
             f"Motion: on {settings['heldout_play']} episodes of play per task that no model saw. R2 beyond the present: "
             "of what z of two equal frames, state and task leave unexplained of the hand's displacement, the share that z "
-            "explains. Of the ceiling: the same for a network trained with these labels on the pixels; share: the first "
-            "over the second."
+            "explains."
         )
+        if results["motion"]["before"]["displacement"]["ceiling_beyond"]:
+            motion.append("Ceiling: the same for a network trained with these labels on the pixels; share: of it.")
     return [
         *motion,
         f"Success: solved episodes of {settings['episodes']} per task, with the same starts and sampling noise for all "
