@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import RESULTS
 from benchmarks.markdown import bullets
 from benchmarks.speed import step_overhead
 from benchmarks.success.arms import CONTROL, DEFAULTS
 from benchmarks.success.report import compare, gain, recorded, success_rate
+from lara_adapter.storage.files import read_json
 
 # One seed, measured beside the rows and not yet a record of its own.
 STILL_PAIRS = (
@@ -130,6 +132,10 @@ def evidence() -> str:
     ten, three, again = Group("distractors", 10), Group("distractors", 3), Group("distractors", 3, ", confirmation")
     ratios = {row["settings"]["host"]: row["ratio"] for row in step_overhead.recorded()}
     head = ratios["gr00t-head"]
+    demo = read_json(RESULTS / "quickstart" / "results.json")["motion"]
+    names = {"contrastive": "lara_contrastive", "cosine": "lara_cosine", CONTROL: "control"}
+    beyond = {arm: demo[name]["displacement"]["beyond"] for arm, name in names.items()}
+    moved = {arm: f"{of['value']:.2f} ({of['low']:.2f} to {of['high']:.2f})" for arm, of in beyond.items()}
     return bullets(
         f"""**No setting made policies succeed more often** that we tried in Meta-World ([ten
         demonstrations](benchmarks/README.md#success): contrastive {ten.success("contrastive")} points, cosine
@@ -137,7 +143,8 @@ def evidence() -> str:
         seeds that were to confirm it). The paper's gains are on larger, pre-trained policies.""",
         f"""**A linear probe reads more of the action from the LAM**, contrastive {ten.probe("contrastive")} in R2
         over as many steps without alignment, cosine {ten.probe("cosine")}; most of it is where the hand is, not how
-        it moves.""",
+        it moves. Of the movement in play it says hardly more: R2 beyond the present frame {moved["contrastive"]},
+        cosine {moved["cosine"]}, without alignment {moved[CONTROL]} ([demo](docs/demo.md), one seed).""",
         f"""**A training step costs** [{head["joint"]:.2f} times as
         much](benchmarks/README.md#what-lara-adds-to-a-training-step) with the paper's LAM on GR00T N1.6's action
         head, {head["cached"]:.2f} with the feature cache; acting costs nothing.""",
