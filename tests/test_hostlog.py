@@ -40,6 +40,7 @@ def talkative_policy():
 @pytest.fixture(autouse=True)
 def _always(monkeypatch):
     monkeypatch.setattr(Talkative, "forwards", 0)
+    monkeypatch.setattr(HOST, "disabled", False)  # another test's logging configuration may have disabled it
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         yield

@@ -127,13 +127,13 @@ def test_arguments_out_of_range(tmp_path, lam, source, arguments, message):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"), [({}, "difference_input"), ({"difference_input": False}, "frozen image")]
-)
-def test_a_model_that_cannot_be_cached_is_refused(tmp_path, source, changes, message):
-    LatentActionModel(LatentActionConfig.tiny(**changes)).save_pretrained(tmp_path / "tiny")
-    with pytest.raises(LaraArgumentError, match=message):
-        fill_cache(source, tmp_path / "tiny", tmp_path / "cache")
+def test_a_model_that_cannot_be_cached_is_refused(tmp_path, source, lam):
+    LatentActionModel(LatentActionConfig.tiny()).save_pretrained(tmp_path / "tiny")
+    config = LatentActionConfig(**describe_image_encoder(str(tmp_path / "mae")), **REST, difference_input=True)
+    LatentActionModel(config).save_pretrained(tmp_path / "difference")
+    for name, message in (("tiny", "no frozen image encoder"), ("difference", "depend on the frame gap")):
+        with pytest.raises(LaraArgumentError, match=message):
+            fill_cache(source, tmp_path / name, tmp_path / "cache")
 
 
 def test_the_command(tmp_path, lam, source, capsys):

@@ -80,7 +80,7 @@ def open_served_module(module):
     ("source", "message"),
     [
         (f"{__name__}:Silent", "has no get_action"),
-        (f"{__name__}:make_dict", "a dict has no get_action"),
+        (f"{__name__}:make_dict", "dict has no get_action"),
         ("no/such/folder", "is not a folder here"),
         (f"{POLICIES}:nothing", "has no 'nothing'"),
         (f"{POLICIES}:lara_cosine", "FileNotFoundError"),

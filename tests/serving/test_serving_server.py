@@ -118,7 +118,7 @@ def test_open_to_the_network_without_a_token_is_warned_of(caplog):
 
 
 def test_arguments_that_cannot_be():
-    with pytest.raises(LaraArgumentError, match="policy: a dict has no get_action"):
+    with pytest.raises(LaraArgumentError, match="policy: dict has no get_action"):
         PolicyServer({})
     with pytest.raises(LaraArgumentError, match="port=70000"):
         PolicyServer(Echo(), port=70000)
