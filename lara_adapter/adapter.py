@@ -428,7 +428,7 @@ class LaraAdapter(nn.Module):
                 # a function of seed and step: the host's random numbers stay its own, and a resumed run draws the same
                 part: dict[str, Any] = {} if share == 1 else {"reconstruct": share, "draw": self._seed + self._step}
                 latent, lam_loss, report = trained_latent(
-                    self.lam, *pairs, flags, self._lam_takes_valid, **part, **known
+                    self.lam, *pairs, flags, self._lam_takes_valid, **(part | known)
                 )
             else:
                 latent, lam_loss, report = frozen_latent(self.lam, *pairs, **known)

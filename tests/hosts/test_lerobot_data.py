@@ -145,9 +145,10 @@ def test_it_stands_in_for_the_dataset(roots, monkeypatch):
     assert sum(int(batch[VALID].sum()) for batch in batches) == sum(LENGTHS[e] - C for e in (1, 2))
     assert [len(wrapped[1:4]), len(torch.utils.data.Subset(wrapped, [3, 4]))] == [3, 2]
     assert not hasattr(wrapped, "no_such_attribute")
-    # torch's loader would take a batch through it, past the frames
+    # torch's loader would take a batch through the dataset's own, past the frames
     monkeypatch.setattr(type(wrapped.dataset), "__getitems__", lambda self, indices: [], raising=False)
-    assert not hasattr(wrapped, "__getitems__")
+    assert all(FRAMES in item for item in wrapped.__getitems__([0, 1]))
+    assert next(iter(loader))[FRAMES].shape == (8, 2, 3, PIXELS, PIXELS)
 
 
 @pytest.mark.parametrize("dtype", ["video", "image"])
