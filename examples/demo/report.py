@@ -165,7 +165,7 @@ def _policy_rows(results: Mapping[str, Any]) -> Rows:
 def _motion_rows(results: Mapping[str, Any]) -> Rows:
     shown = {"pair": "z alone", "still": "still pair"}
     if results["motion"]["before"]["displacement"]["ceiling_beyond"]:
-        shown |= {"ceiling_beyond": "of the ceiling", "share_beyond": "share"}
+        shown |= {"ceiling_beyond": "ceiling", "share_beyond": "share"}
     rows = [["motion of the hand", "R2 beyond the present (95 %)", *shown.values()]]
     for name, targets in results["motion"].items():
         found = targets["displacement"]
