@@ -34,6 +34,7 @@ trains, acts and measures are the demo's modules (examples/demo), with the demo'
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,7 +43,7 @@ import torch
 import tyro
 
 from benchmarks.success.arms import ARMS, CONTROL, STAGES, Arm
-from benchmarks.success.rows import ROWS, append_row, environment, measured_arms, read_numbers
+from benchmarks.success.rows import ROWS, append_missing, environment, read_numbers
 from examples.demo.data import collect
 from examples.demo.eval import closed_loop
 from examples.demo.probe import examine_lam
@@ -219,13 +220,8 @@ def main() -> int:
     settings = dataclasses.replace(settings, cache=settings.cache.resolve())
     for seed in settings.seeds:
         for regime in settings.regimes:
-            there = measured_arms(settings.rows, regime, seed, settings.same())
-            missing = [arm for arm in settings.arm_names() if arm not in there]
-            if not missing:
-                continue
-            for row in run_seed(settings, regime, seed, missing):
-                if row["arm"] not in there:
-                    append_row(settings.rows, row)
+            run = functools.partial(run_seed, settings, regime, seed)
+            append_missing(settings.rows, regime, seed, settings.same(), settings.arm_names(), run)
     print(f"rows: {settings.rows}")
     return 0
 

@@ -23,6 +23,7 @@ says there (`still_r2`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ import tyro
 
 from benchmarks import RESULTS
 from benchmarks.success.arms import ARMS, CONTROL
-from benchmarks.success.rows import append_row, environment, measured_arms, read_numbers
+from benchmarks.success.rows import append_missing, environment, read_numbers
 from examples.demo.data import load_table
 from examples.demo.probe import examine_lam, latents, ridge_probe
 from examples.demo.stages import Job, Progress, run_jobs
@@ -218,12 +219,9 @@ def main() -> int:
     for play in (False, True):
         record.run(settings.recording(play=play))
     for seed in (*settings.seeds, *settings.probe_seeds):
-        there = measured_arms(settings.rows, REGIME, seed, settings.same())
         arms = [arm for arm in settings.arms if seed in settings.seeds or trains_lam(arm)]
-        missing = [arm for arm in arms if arm not in there]
-        for row in run_seed(settings, seed, missing, acts=seed in settings.seeds) if missing else ():
-            if row["arm"] not in there:
-                append_row(settings.rows, row)
+        run = functools.partial(run_seed, settings, seed, acts=seed in settings.seeds)
+        append_missing(settings.rows, REGIME, seed, settings.same(), arms, run)
     print(f"rows: {settings.rows}")
     return 0
 

@@ -12,6 +12,7 @@ ceiling), `environment`, `ceiling` (the networks that were tried, with their R2 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import tyro
 
 from benchmarks.success import __main__ as success
 from benchmarks.success.arms import ARMS, CONTROL
-from benchmarks.success.rows import MOTION, append_row, environment, measured_arms
+from benchmarks.success.rows import MOTION, append_missing, environment
 from examples.demo.data import collect_heldout_play
 from examples.demo.motion import examine_motion, find_ceiling
 from examples.demo.stages import Job, run_jobs
@@ -93,11 +94,8 @@ def main() -> int:
     settings = dataclasses.replace(settings, cache=settings.cache.resolve())
     for seed in settings.seeds:
         for regime in settings.regimes:
-            done = measured_arms(settings.rows, regime, seed, settings.same())
-            missing = [arm for arm in settings.arms if arm not in done]
-            for row in run_seed(settings, regime, seed, missing) if missing else ():
-                if row["arm"] not in done:
-                    append_row(settings.rows, row)
+            run = functools.partial(run_seed, settings, regime, seed)
+            append_missing(settings.rows, regime, seed, settings.same(), settings.arms, run)
     print(f"rows: {settings.rows}")
     return 0
 

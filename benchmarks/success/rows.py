@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,31 @@ def measured_arms(path: Path, regime: str, seed: int, settings: dict[str, Any]) 
         row["arm"] for row in read_rows(path)
         if (row["regime"], row["seed"], row["settings"]) == (regime, seed, same)
     }  # fmt: skip
+
+
+def append_missing(
+    path: Path,
+    regime: str,
+    seed: int,
+    settings: dict[str, Any],
+    arms: Sequence[str],
+    run: Callable[[list[str]], list[Row]],
+) -> None:
+    """Run the arms that a file has no rows of, if there are any, and add the rows that are new.
+
+    Args:
+        path: the file.
+        regime: of the rows.
+        seed: likewise.
+        settings: likewise.
+        arms: that are wanted.
+        run: the arms that are missing -> their rows, perhaps with others that they need.
+    """
+    there = measured_arms(path, regime, seed, settings)
+    missing = [arm for arm in arms if arm not in there]
+    for row in run(missing) if missing else ():
+        if row["arm"] not in there:
+            append_row(path, row)
 
 
 def environment(*packages: str) -> dict[str, str]:

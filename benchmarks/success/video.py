@@ -21,6 +21,7 @@ is secondary. Each row holds what the labels are worth: R2 of the decoded moveme
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ import tyro
 
 from benchmarks import RESULTS, markdown
 from benchmarks.success.report import t_interval
-from benchmarks.success.rows import Row, append_row, environment, measured_arms, read_numbers, read_rows
+from benchmarks.success.rows import Row, append_missing, environment, read_numbers, read_rows
 from examples.demo.data import collect, collect_expert_video
 from examples.demo.eval import closed_loop
 from examples.demo.settings import Experiment
@@ -166,10 +167,8 @@ def main() -> int:
         settings = dataclasses.replace(settings, cache=settings.cache.resolve())
         for seed in settings.seeds:
             for regime in settings.regimes:
-                there = measured_arms(settings.rows, regime, seed, settings.same())
-                missing = [arm for arm in settings.arms if arm not in there]
-                for row in run_seed(settings, regime, seed, missing) if missing else ():
-                    append_row(settings.rows, row)
+                run = functools.partial(run_seed, settings, regime, seed)
+                append_missing(settings.rows, regime, seed, settings.same(), settings.arms, run)
     rows = [row for row in read_rows(settings.rows) if row["settings"] == settings.same()]
     for regime in settings.regimes:
         print(f"\n{regime}\n\n{as_table(rows, regime)}")

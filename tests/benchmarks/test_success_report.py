@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.success import libero_report, report
 from benchmarks.success.arms import ARMS, CONTROL, DEFAULTS, STAGES
-from benchmarks.success.rows import append_row, read_rows
+from benchmarks.success.rows import append_missing, append_row, read_rows
 
 
 def row(seed, arm, rate, r2=0.5, regime="distractors", episodes=50, demos=10):
@@ -180,3 +180,17 @@ def test_seeds_that_only_have_a_lam_are_counted_apart(monkeypatch):
     assert "20 demonstrations, 3 seeds" in said
     gained = float(said.partition("contrastive ")[2].split()[0])
     assert 40 < gained < 60
+
+
+def test_only_missing_arms_are_run_and_no_row_is_added_twice(tmp_path):
+    path, ran = tmp_path / "rows.jsonl", []
+    settings = {"demos": 10, "tasks": ("a", "b")}  # a tuple: JSON gives it back as a list
+
+    def run(arms):
+        ran.append(arms)
+        return [row(0, arm, 0.5) for arm in ("before", *arms)]
+
+    for arms in (["dit_only"], ["dit_only", "cosine"], ["dit_only", "cosine"]):
+        append_missing(path, "distractors", 0, settings, arms, run)
+    assert ran == [["dit_only"], ["cosine"]]
+    assert [each["arm"] for each in read_rows(path)] == ["before", "dit_only", "cosine"]

@@ -21,7 +21,7 @@ pytest.importorskip("pyarrow")
 import av
 import pyarrow.parquet as pq
 from helpers import disk_datasets as disk
-from test_model import small
+from test_model import save_distinct, small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
 from lara_adapter.data.gap import parse_gap
@@ -42,13 +42,7 @@ MAKERS = {
 
 @pytest.fixture(scope="module")
 def lam(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = small(initializer_range=0.3, vq_init_from_data=True, image_size=24)
-    with torch.no_grad():
-        model.train()(*(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8) for _ in range(2)))
-    folder = tmp_path_factory.mktemp("models") / "lam"
-    model.save_pretrained(folder)
-    return folder
+    return save_distinct(tmp_path_factory.mktemp("models") / "lam")
 
 
 @pytest.fixture(scope="module")

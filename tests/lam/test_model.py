@@ -23,6 +23,16 @@ def small(**changes):
     return LatentActionModel(LatentActionConfig(**{**SMALL, **changes}))
 
 
+def save_distinct(folder):
+    """A model of `small` whose latent actions and codes differ from pair to pair, saved in a folder."""
+    torch.manual_seed(0)
+    model = small(initializer_range=0.3, vq_init_from_data=True, image_size=24)
+    with torch.no_grad():
+        model.train()(*(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8) for _ in range(2)))
+    model.save_pretrained(folder)
+    return folder
+
+
 def frames(batch=4, size=32, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randint(0, 256, (batch, 3, size, size), generator=g, dtype=torch.uint8) for _ in range(2))

@@ -1,7 +1,7 @@
 """How much of a motion is in a latent action, beyond what the present frame already says; and against a ceiling.
 
-R^2 from z to the action is no measure of motion where actions follow from what is seen: z of two equal frames then scores
-nearly as well. Here z is judged by what it adds to z of two equal frames, to the robot's state and to the task.
+R^2 from z to the action is not a measure of motion where actions follow from what is seen: z of two equal frames then
+scores nearly as well. Here z is judged by what it adds to z of two equal frames, to the robot's state and to the task.
 """
 
 from __future__ import annotations
