@@ -96,6 +96,7 @@ def test_rows_survive_a_kill_in_the_middle_of_a_line(tmp_path):
     assert read_rows(path) == [{"seed": 0}, {"seed": 2}]
 
 
+@pytest.mark.long
 def test_each_ablation_is_held_against_the_arm_it_changes(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     from benchmarks.success import pictures as success_pictures

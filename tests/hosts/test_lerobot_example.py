@@ -127,6 +127,7 @@ def test_post_trains_a_saved_policy(smoke, tmp_path):
     assert not (tmp_path / "run" / "lam").exists(), "a LAM was trained although one was given"
 
 
+@pytest.mark.long
 def test_nothing_is_overwritten(smoke):
     for done in (
         run(ROOT / "examples" / "record_metaworld.py", "--root", smoke[0] / "data"),

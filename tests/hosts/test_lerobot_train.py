@@ -404,7 +404,7 @@ def test_every_policy_from_its_base(name, place, monkeypatch):
     assert all(torch.equal(loaded[key], value) for key, value in load_file(late / MODEL).items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes(place):
     """DDP over gloo as torchrun starts it; the contrastive form gathers over the ranks."""
     port = ["--master-port", str(20000 + os.getpid() % 20000)]

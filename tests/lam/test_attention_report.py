@@ -66,6 +66,7 @@ def test_the_arrays_are_the_models_attention_and_sum_to_one(models, data, tmp_pa
     assert "attention_1" not in arrays
 
 
+@pytest.mark.long
 def test_two_models_side_by_side(models, data, tmp_path):
     pytest.importorskip("matplotlib")
     report = measure_attention(models / "lam", data, gap=GAP, compare=models / "lara-lam", pairs=2)

@@ -55,7 +55,13 @@ def test_two_ranks_write_the_same_bytes():
     assert all((step + 1) % 4 == 0 for step in revived)
 
 
-@pytest.mark.parametrize("changes", [{}, {"difference_input": True, "fusion": "concat", "normalize_latent": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.long),
+        {"difference_input": True, "fusion": "concat", "normalize_latent": True},
+    ],
+)
 def test_the_whole_model_compiles_in_one_graph(changes):
     torch._dynamo.reset()
     runs = []
@@ -183,7 +189,7 @@ def test_without_lpips_one_warning_and_the_same_loss(monkeypatch, caplog):
     assert caplog.text.count("perceptual loss is OFF") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tiny_predicts_through_its_latent(trained_tiny):
     """The ratio alone proves little: a blur that ignores z beats the copy too (0.60). Another pair's z must do worse."""
     lam = trained_tiny

@@ -309,6 +309,7 @@ def test_json_holds_no_nan(models, tmp_path):
     assert "no gap measured moves enough" in finding_text(report, "frame gap")
 
 
+@pytest.mark.long
 def test_two_processes_give_the_report_of_one(models, data, tmp_path):
     pytest.importorskip("accelerate")
     command = ["health", str(models / "healthy"), str(data), "--gap", "2", "--pairs", "24", "--device", "cpu", "--json"]

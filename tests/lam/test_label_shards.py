@@ -138,8 +138,7 @@ def launch(*command):
     return subprocess.run(list(map(str, start)), capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_accelerate_processes_share_the_episodes(tmp_path, lam, source, alone, kill):  # noqa: F811
     pytest.importorskip("accelerate")
     command = [*arguments(source, lam, tmp_path / "out"), "--device", "cpu", "--json"]

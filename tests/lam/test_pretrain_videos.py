@@ -87,6 +87,7 @@ def test_a_run_that_indexes_ahead_resumes_with_the_same_bits(videos, small, tmp_
         pretrain_lam(dataclasses.replace(broken, index="auto"))
 
 
+@pytest.mark.long
 def test_two_processes_index_ahead_without_each_other(videos, small, tmp_path):
     code = TWO.replace('preset="tiny",', 'preset="tiny", index="ahead", held_out=0.2,')
     code = "import lara_adapter.data.ahead as a\na._FIRST, a._LONGEST = 100, 200\n" + code

@@ -69,6 +69,7 @@ def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_the_scripted_expert_succeeds_through_the_socket_and_a_second_call_resumes(tmp_path):
     pytest.importorskip("av")
     output, tasks = tmp_path / "run", ("handle-press", "drawer-close")

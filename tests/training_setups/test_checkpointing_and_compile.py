@@ -108,7 +108,7 @@ def test_fullgraph_with_checkpointing_needs_torchs_own_switch(kind):
     assert_equal(gradients(policy), plain_gradients(kind), atol=1e-5)
 
 
-@pytest.mark.parametrize("lam", ["own", "tiny"])
+@pytest.mark.parametrize("lam", ["own", pytest.param("tiny", marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["output", "norm"])
 def test_compiled_whole_fullgraph(kind, lam):
     expected = plain_gradients(kind, lam=lam)

@@ -83,6 +83,7 @@ def test_export_of_a_part_leaves_nothing_in_the_tap(pair):
     policy(*inputs()).backward()
 
 
+@pytest.mark.long
 def test_onnx_after_detach_equals_that_of_a_policy_never_attached(pair, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
