@@ -12,6 +12,7 @@ from examples.demo.data import HELDOUT_PLAY, load_table
 from examples.demo.stages import Progress
 from lara_adapter import LatentActionModel
 from lara_adapter.lam.health.ceiling import train_ceiling
+from lara_adapter.lam.health.kernel import fit_kernels
 from lara_adapter.lam.health.motion import measure_motion
 from lara_adapter.storage.files import write_json
 
@@ -57,23 +58,28 @@ def find_ceiling(
     widths: list[int],
     rates: list[float],
 ) -> None:
-    """Train networks with the labels on the pixels. A job.
+    """Fit regressions, and train networks, with the labels on the pixels. A job.
 
     Args:
-        folder: gets `ceiling.pt`, the prediction [R, L] of each pair, and `ceiling.json`, the networks that were tried.
+        folder: gets `ceiling.pt`, what they say of each pair [R, L], and `ceiling.json`, the networks that were tried.
         progress: called once.
         play: recordings.
         distractors: whether frames have distractors.
         seed: of the run.
-        folds: of episodes, each predicted by a network trained on the others.
-        widths: see :func:`~lara_adapter.lam.health.ceiling.train_ceiling`.
+        folds: of episodes, each predicted by what was trained on the others.
+        widths: see :func:`~lara_adapter.lam.health.ceiling.train_ceiling`; none: regressions alone.
         rates: likewise.
     """
     pairs = load_pairs(play, distractors=distractors, seed=seed)
-    labels = torch.cat([*pairs.targets.values(), pairs.known[:, :3]], 1)
-    ceiling = train_ceiling(pairs.now, pairs.later, labels, pairs.episode, folds=folds, widths=widths, rates=rates)
-    torch.save(ceiling.prediction, folder / "ceiling.pt")
-    tried = {"chosen": ceiling.chosen._asdict(), "tried": [each._asdict() for each in ceiling.tried]}
+    frames, place = (pairs.now, pairs.later), pairs.known[:, :3]
+    labels, tried = torch.cat(list(pairs.targets.values()), 1), {}
+    seen = fit_kernels(*frames, labels, pairs.episode, states=place, folds=folds)
+    if widths:
+        labels = torch.cat([labels, place], 1)
+        found = train_ceiling(*frames, labels, pairs.episode, folds=folds, widths=widths, rates=rates)
+        seen = torch.cat([seen, found.prediction.double()], 1)
+        tried = {"chosen": found.chosen._asdict(), "tried": [each._asdict() for each in found.tried]}
+    torch.save(seen, folder / "ceiling.pt")
     write_json(folder / "ceiling.json", tried)
     progress(1)
 
@@ -85,7 +91,7 @@ def examine_motion(
     *,
     play: list[Path],
     lam: Path,
-    ceiling: Path | None,
+    ceiling: Path,
     distractors: bool,
     seed: int,
 ) -> None:
@@ -96,7 +102,7 @@ def examine_motion(
         progress: called once.
         play: recordings.
         lam: the model.
-        ceiling: folder of :func:`find_ceiling`; None: no ceiling.
+        ceiling: folder of :func:`find_ceiling`.
         distractors: whether frames have distractors.
         seed: of the run.
     """
@@ -106,7 +112,7 @@ def examine_motion(
         torch.cat([model.encode(now, later if moving else now).continuous.flatten(1) for now, later in parts])
         for moving in (True, False)
     )
-    supervised = None if ceiling is None else torch.load(ceiling / "ceiling.pt", weights_only=True)
+    supervised = torch.load(ceiling / "ceiling.pt", weights_only=True)
     measured = {}
     for name, target in pairs.targets.items():
         found = measure_motion(moved, still, target, pairs.episode, known=pairs.known, supervised=supervised)

@@ -101,7 +101,8 @@ def build_index(
     turned = {"turned": dict(found.turned)} if found.turned else {}
     report = {"sources": len(packed), "usable": len(indexed), **counts, **turned, "faults": found.faults}
     if log:
-        warn_of(found.faults, len(packed))
+        if report["pairs"]:  # without any, the error of require_pairs says what is wrong
+            warn_of(found.faults, len(packed))
         if found.slow:
             logger.warning(
                 "%d videos have key frames more than 600 frames apart: reading from their middle is slow", found.slow

@@ -46,12 +46,13 @@ def test_damaged_files_are_left_out_and_reported(tmp_path, caplog):
     assert "5 of 6 sources are damaged or give no pair" in caplog.text
 
 
-def test_nothing_usable_is_one_clear_error(tmp_path):
+def test_nothing_usable_is_one_clear_error(tmp_path, caplog):
     (tmp_path / "a.mp4").write_bytes(b"")
     for folder, message in ((tmp_path, r"among 1 sources .*a\.mp4"), (tmp_path / "none", "nothing was found")):
         folder.mkdir(exist_ok=True)
         with pytest.raises(LaraArgumentError, match=f"no usable video .*{message}"):
             require_pairs(build_index(find_sources([folder]), IndexSettings(), tmp_path / "index").report)
+    assert not caplog.records  # and not a warning with the same list
 
 
 def test_scanned_sources_are_not_scanned_again(tmp_path, scanned):

@@ -1,6 +1,7 @@
 """Is a latent action model any good on this data?"""
 
 from .ceiling import Ceiling, train_ceiling
+from .kernel import fit_kernels
 from .motion import Estimate, Motion, measure_motion
 from .report import examine
 from .verdicts import HealthReport, Thresholds
@@ -12,6 +13,7 @@ __all__ = [
     "Motion",
     "Thresholds",
     "examine",
+    "fit_kernels",
     "measure_motion",
     "train_ceiling",
 ]

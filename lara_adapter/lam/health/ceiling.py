@@ -1,4 +1,4 @@
-"""How much of a motion can be seen at all: a small network trained with the labels on the pixels of the pairs."""
+"""How much of a motion can be seen at all: small networks trained with the labels on the pixels of the pairs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,10 @@ _BETTER = 0.01  # in R^2; less is no improvement
 
 
 class Training(NamedTuple):
-    """A network that was tried: its channels, its first learning rate, epochs until its best, R^2 in validation.
-
-    apart: whether the frames are seen one by one, by the same layers, or the present one with the difference of both.
-    """
+    """A network that was tried: its channels, its first learning rate, epochs until its best, R^2 in validation."""
 
     width: int
     rate: float
-    apart: bool
     epochs: int
     r2: float
 
@@ -64,8 +60,9 @@ def train_ceiling(
     """Train small convolutional networks from pairs of frames to labels, and predict each fold by one that has not seen it.
 
     In each fold a fifth of the other episodes is for validation: training stops where it no longer improves there. In the
-    first fold two kinds of networks are compared, then learning rates, both with the smallest width, and larger widths are
-    tried until one is no better. It needs many pairs: with a few hundred the ceiling is too low.
+    first fold learning rates are compared with the smallest width, and larger widths are tried until one is no better. It
+    needs many pairs: with a few hundred, :func:`~lara_adapter.lam.health.kernel.fit_kernels` sees more. Together they see
+    more than either.
 
     Args:
         now: [R, 3, H, W] uint8; sides above 128 pixels are made smaller.
@@ -74,7 +71,7 @@ def train_ceiling(
         episode: [R] int; rows of one episode are never on both sides of a split.
         folds: at most.
         widths: channels of the first convolution, until a wider network is no better.
-        rates: learning rates; the best with the first width is kept for the others, and kinds are compared at the first.
+        rates: learning rates; the best with the first width is kept for the others.
         epochs: at most, of each training.
         patience: epochs without improvement after which it stops.
         batch_size: pairs.
@@ -108,7 +105,7 @@ def train_ceiling(
             if not tried:
                 chosen, network = _search(train, widths, rates, tried)
             else:
-                _, network = train(chosen.width, chosen.rate, chosen.apart)
+                _, network = train(chosen.width, chosen.rate)
             rows = torch.zeros(int(test.sum()), y.shape[1])
             for part, place in zip(test.nonzero().squeeze(1).split(256), torch.arange(len(rows)).split(256)):
                 rows[place] = network(frames[part].to(device)).detach().cpu()
@@ -119,23 +116,21 @@ def train_ceiling(
 
 
 def _search(
-    train: Callable[[int, float, bool], tuple[Training, nn.Module]],
+    train: Callable[[int, float], tuple[Training, nn.Module]],
     widths: Sequence[int],
     rates: Sequence[float],
     tried: list[Training],
 ) -> tuple[Training, nn.Module]:
     """The best network by its validation; all that are trained are added to `tried`."""
 
-    def attempt(width: int, rate: float, apart: bool) -> tuple[Training, nn.Module]:
-        found = train(width, rate, apart)
+    def attempt(width: int, rate: float) -> tuple[Training, nn.Module]:
+        found = train(width, rate)
         tried.append(found[0])
         return found
 
-    best = max((attempt(widths[0], rates[0], apart) for apart in (False, True)), key=lambda each: each[0].r2)
-    for rate in rates[1:]:
-        best = max(best, attempt(widths[0], rate, best[0].apart), key=lambda each: each[0].r2)
+    best = max((attempt(widths[0], rate) for rate in rates), key=lambda each: each[0].r2)
     for width in widths[1:]:
-        new = attempt(width, best[0].rate, best[0].apart)
+        new = attempt(width, best[0].rate)
         if new[0].r2 < best[0].r2 + _BETTER:
             break
         best = new
@@ -143,26 +138,22 @@ def _search(
 
 
 class _Network(nn.Module):
-    """A pair of frames to labels; where things are stays known up to the last layer."""
+    """A pair of frames, seen by the same layers, to labels; where things are stays known up to the last layer."""
 
-    def __init__(self, side: int, width: int, labels: int, apart: bool) -> None:
+    def __init__(self, side: int, width: int, labels: int) -> None:
         super().__init__()
-        self.apart = apart
         layers: list[nn.Module] = []
-        channels, size = 3 if apart else 6, side
+        channels, size = 3, side
         for number, out in enumerate((width, 2 * width, 2 * width)):
             layers += [nn.Conv2d(channels, out, 5 if number == 0 else 3, 2, 2 if number == 0 else 1)]
             layers += [nn.BatchNorm2d(out), nn.ReLU()]
             channels, size = out, (size + 1) // 2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels * size * size, 128))
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(256 if apart else 128, labels))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(256, labels))
 
     def forward(self, frames: Tensor) -> Tensor:
         """[B, 2, 3, S, S] uint8 -> [B, L]."""
-        first, second = (frames.float() / 255 - 0.5).unbind(1)
-        if not self.apart:
-            return self.head(self.layers(torch.cat([first, 2 * (second - first)], 1)))
-        now, later = self.layers(torch.cat([first, second])).chunk(2)
+        now, later = self.layers(torch.cat((frames.float() / 255 - 0.5).unbind(1))).chunk(2)
         return self.head(torch.cat([now, later], 1))
 
 
@@ -173,7 +164,6 @@ def _train(
     held_out: Tensor,
     width: int,
     rate: float,
-    apart: bool,
     *,
     device: str | torch.device,
     epochs: int,
@@ -183,10 +173,10 @@ def _train(
 ) -> tuple[Training, nn.Module]:
     """Train one network; returns it as it was at its best on the rows held out."""
     torch.manual_seed(seed)
-    network = _Network(frames.shape[-1], width, y.shape[1], apart).to(device)
+    network = _Network(frames.shape[-1], width, y.shape[1]).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.05)
     rows, checked = fit.nonzero().squeeze(1), held_out.nonzero().squeeze(1)
-    best, state, worse = Training(width, rate, apart, 0, -float("inf")), copy.deepcopy(network.state_dict()), 0
+    best, state, worse = Training(width, rate, 0, -float("inf")), copy.deepcopy(network.state_dict()), 0
     spread = (y[checked] - y[rows].mean(0)).square().sum()
     for epoch in range(1, epochs + 1):
         network.train()
@@ -204,7 +194,7 @@ def _train(
             )
         r2 = 1 - error / float(spread)
         if r2 > best.r2:
-            best, state, worse = Training(width, rate, apart, epoch, r2), copy.deepcopy(network.state_dict()), 0
+            best, state, worse = Training(width, rate, epoch, r2), copy.deepcopy(network.state_dict()), 0
         else:
             worse += 1
         if worse == patience // 2:  # a smaller step first

@@ -39,7 +39,7 @@ class Motion(NamedTuple):
     known: from state and task at t, with their squares and products. None: neither is known.
     present: from all that is known at t, `still` and `known`.
     beyond: partial R^2 of `pair`: the share of what `present` leaves unexplained that z of the pair explains.
-    ceiling: as `pair`, for a network trained with the labels on the pixels of the pairs. None: not made.
+    ceiling: as `pair`, for what is trained with the labels on the pixels of the pairs. None: not made.
     ceiling_beyond: as `beyond`, likewise.
     share: pair / ceiling; share_beyond: beyond / ceiling_beyond, the score. None without a ceiling, or where it is not
         above 0.
@@ -82,8 +82,9 @@ def measure_motion(
         target: [R, A] float: displacement, or the actions from t to t+C. Each is scaled to unit variance.
         episode: [R] int; rows of one episode are never on both sides of a split.
         known: [R, K] float, what is known at t: state, task one-hot.
-        supervised: [R, L] float, what a network trained with labels says about each pair, without having seen its
-            episode; see :func:`~lara_adapter.lam.health.ceiling.train_ceiling`.
+        supervised: [R, L] float, what regressions or networks trained with labels say about each pair, without having
+            seen its episode: :func:`~lara_adapter.lam.health.kernel.fit_kernels`, and
+            :func:`~lara_adapter.lam.health.ceiling.train_ceiling`.
         folds: at most.
         draws: of the bootstrap.
 

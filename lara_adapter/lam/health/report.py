@@ -61,8 +61,8 @@ def examine(
         episodes: numbers of the episodes to look at, as "7" or "0:50"; none: all.
         skip: numbers of those to leave out.
         picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
-        ceiling: also train networks with the actions on the pixels of the pairs, to say how much motion can be seen at all;
-            it needs thousands of pairs, and minutes.
+        ceiling: how much motion can be seen at all is found by regressions; also train networks for it, which see more if
+            there are thousands of pairs, in minutes.
 
     Raises:
         DatasetError: there is nothing that can be read, or no clip is long enough for any gap.

@@ -30,7 +30,7 @@ class Thresholds(NamedTuple):
     lost: share of frames whose partner lies past the end of the clip, at most.
     probe: R^2 from z to the action, at least; below it a note, no failure: a LAM may see other things.
     motion: R^2 of z beyond the present frame, at least; below it a note, since the motion may not be visible at all.
-    share: of the ceiling that z reaches beyond the present frame, at least; without a ceiling it is not judged.
+    share: of the ceiling that z reaches beyond the present frame, at least: it fails where the whole interval is below.
     seen: R^2 of the present frame, state and task for the target, at most. Above it actions follow from what is seen, as an
         expert's do (0.92 in this library's demo; 0.12 in its play), and motion is not judged.
     """
@@ -43,7 +43,7 @@ class Thresholds(NamedTuple):
     lost: float = 0.5
     probe: float = 0.05
     motion: float = 0.05
-    share: float = 0.5
+    share: float = 0.25
     seen: float = 0.6
 
 

@@ -30,7 +30,7 @@ from .pictures import write_predictions
 from .settings import PretrainSettings
 from .setup import make_accelerator, make_model, make_optimizer, move, progress_bar
 from .shared_frames import share_frames
-from .state import MeanWeights, list_checkpoints, load_checkpoint, save_checkpoint
+from .state import MeanWeights, list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from .videos import Videos, find_videos
 
 __all__ = ["PretrainResult", "PretrainSettings", "pretrain_lam", "rate_at"]
@@ -93,6 +93,8 @@ class _Run:
         left = list_checkpoints(self.output)
         if left and settings.resume == "never":
             raise LaraArgumentError(f"output={self.output} holds a run already, and resume is 'never'")
+        if left:  # before hours of indexing; "index" is settled there
+            read_state(left[-1], {name: value for name, value in settings.to_dict().items() if name != "index"})
         sources = find_videos(settings)  # before an image encoder is downloaded for a folder that is not there
         self.model = make_model(settings, backbone)
         self.videos = Videos(settings, sources, self.accelerator, fresh=not left)

@@ -26,7 +26,7 @@ from ...errors import AdapterFormatError, LaraArgumentError
 from ...storage.files import load_into, read_json, read_tensors, replace_folder, write_json, write_tensors
 from .settings import upgrade_settings
 
-__all__ = ["MeanWeights", "list_checkpoints", "load_checkpoint", "save_checkpoint"]
+__all__ = ["MeanWeights", "list_checkpoints", "load_checkpoint", "read_state", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,29 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
 
 
+def read_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its run; quick, to be called before anything long begins.
+
+    Raises:
+        LaraArgumentError: of `settings`, those that make a run what it is are not those that it was written with.
+        AdapterFormatError: the file is missing, damaged or of another version.
+    """
+    state = read_json(folder / "state.json")
+    if state.get("schema_version") != _SCHEMA or not isinstance(state.get("step"), int):
+        raise AdapterFormatError(
+            f"{folder / 'state.json'} is not a checkpoint of this version; remove the folder to begin anew"
+        )
+    before = upgrade_settings(state["settings"])
+    changed = [f"{name} was {before.get(name)!r} and is {settings[name]!r}" for name in _FIXED
+               if name in settings and before.get(name) != settings[name]]  # fmt: skip
+    if changed:
+        raise LaraArgumentError(
+            f"{folder} was written with other settings: {'; '.join(changed)}. Give the same, or another output folder "
+            "(with --init to start from these weights)"
+        )
+    return state
+
+
 def load_checkpoint(
     folder: Path,
     model: nn.Module,
@@ -161,19 +184,7 @@ def load_checkpoint(
         LaraArgumentError: the settings are not those that it was written with.
         AdapterFormatError: a file is missing or damaged.
     """
-    state = read_json(folder / "state.json")
-    if state.get("schema_version") != _SCHEMA or not isinstance(state.get("step"), int):
-        raise AdapterFormatError(
-            f"{folder / 'state.json'} is not a checkpoint of this version; remove the folder to begin anew"
-        )
-    before = upgrade_settings(state["settings"])
-    changed = [f"{name} was {before.get(name)!r} and is {settings[name]!r}" for name in _FIXED
-               if before.get(name) != settings[name]]  # fmt: skip
-    if changed:
-        raise LaraArgumentError(
-            f"{folder} was written with other settings: {'; '.join(changed)}. Give the same, or another output folder "
-            "(with --init to start from these weights)"
-        )
+    state = read_state(folder, settings)
     if state["processes"] != ranks:
         logger.warning(
             "%d processes before, %d now: the pairs come in another order from here", state["processes"], ranks
