@@ -388,9 +388,14 @@ def converted(tokenizer: Any, config: LatentActionConfig, dtype: torch.dtype) ->
     read = config_from_official(tokenizer.config.to_dict(), image_encoder="tiny")
     if read != config:
         raise AssertionError(f"config_from_official gave {read}, but {config} was written")
-    lam: Any = LatentActionModel(read, backbone=tokenizer.image_encoder).to(dtype)
+    return take_weights(tokenizer, read, dtype)
+
+
+def take_weights(tokenizer: Any, config: LatentActionConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """Our LAM with the official one's weights, image encoder and LPIPS."""
+    lam: Any = LatentActionModel(config, backbone=tokenizer.image_encoder).to(dtype)
     state = {name: t.clone() for name, t in tokenizer.get_state_dict_to_save().items()}
-    lam.load_state_dict(state_from_official(state, read), strict=True)
+    lam.load_state_dict(state_from_official(state, config), strict=True)
     if lam.perceptual is not None:
         lam.perceptual.hold(tokenizer.loss_fn_lpips)
         lam.perceptual.tried = True

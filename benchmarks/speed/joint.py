@@ -38,11 +38,11 @@ import torch
 
 from benchmarks import RESULTS, markdown
 from benchmarks.checkout import Missing
-from benchmarks.parity.official import import_official, official_policy, perceptual_stand_in
+from benchmarks.parity.official import import_official, official_policy, perceptual_stand_in, take_weights
 from benchmarks.speed.lam import SMALL
-from benchmarks.speed.measure import environment, medians, ranges, ratios
+from benchmarks.speed.measure import environment, finish, medians, ranges, ratios
 from lara_adapter import FramePair, LatentActionConfig, LatentActionModel, attach_lara
-from lara_adapter.convert import config_to_official, state_from_official, state_to_official
+from lara_adapter.convert import config_to_official, state_to_official
 from lara_adapter.storage.files import read_json, write_json, write_tensors
 
 RESULT = RESULTS / "joint_speed.json"
@@ -114,17 +114,6 @@ def add_official_lara(official: types.SimpleNamespace, policy: Any, config: Late
             official.lpips.LPIPS = real
 
 
-def our_lam(tokenizer: Any, config: LatentActionConfig) -> LatentActionModel:
-    """Our LAM with the official one's weights, image encoder and LPIPS."""
-    lam = LatentActionModel(config, backbone=tokenizer.image_encoder)
-    state = {name: t.clone() for name, t in tokenizer.get_state_dict_to_save().items()}
-    lam.load_state_dict(state_from_official(state, config), strict=True)
-    if lam.perceptual is not None:
-        lam.perceptual.hold(tokenizer.loss_fn_lpips)
-        lam.perceptual.tried = True
-    return lam
-
-
 def make_batch(batch: int, tiny: bool, size: int) -> dict[str, torch.Tensor]:
     """Random features of the VLM, state, actions, and frames [B, 2, 3, S, S] in [0, 1]."""
     random = torch.Generator().manual_seed(0)
@@ -153,7 +142,7 @@ class Steps:
         self.policy.to(self.device).train()
         self.head = self.policy.action_head
         self.head.latent_motion_tokenizer.image_encoder.eval()
-        self.lam = our_lam(self.head.latent_motion_tokenizer, config).to(self.device)
+        self.lam = take_weights(self.head.latent_motion_tokenizer, config).to(self.device)
         self.cache = cache
         batch = make_batch(arguments.batch, arguments.tiny, config.image_size)
         self.batch = {name: value.to(self.device) for name, value in batch.items()}
@@ -298,9 +287,7 @@ def main() -> int:
                 found[way].append(steps.seconds(way))
             report = make_report(found, steps, arguments)
             write_json(arguments.out, report)  # a cut run loses nothing
-    print(table(report))
-    print(f"written to {arguments.out}")
-    return 0
+    return finish(report, table(report), arguments.out)
 
 
 if __name__ == "__main__":

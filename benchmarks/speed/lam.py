@@ -32,7 +32,7 @@ import torch
 
 from benchmarks import RESULTS, markdown
 from benchmarks.checkout import lara_full
-from benchmarks.speed.measure import environment, medians, peak_mb, ranges, ratios, take_turns
+from benchmarks.speed.measure import environment, finish, medians, peak_mb, ranges, ratios, take_turns
 from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.convert import config_to_official, state_to_official
 from lara_adapter.storage.files import read_json, write_json, write_tensors
@@ -259,10 +259,7 @@ def main() -> int:
         print(measure_memory(arguments, arguments.memory))
         return 0
     report = make_report(arguments)
-    write_json(arguments.out, report)
-    print(table(report))
-    print(f"written to {arguments.out}")
-    return 0
+    return finish(report, table(report), arguments.out)
 
 
 if __name__ == "__main__":

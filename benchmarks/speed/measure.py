@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lara_adapter import __version__
+from lara_adapter.storage.files import write_json
 
 
 def take_turns(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -66,3 +67,11 @@ def environment(device: str, packages: Iterable[str] = ("torch",)) -> dict[str, 
     machine = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
     return {"lara_adapter": __version__, "python": platform.python_version(), "machine": machine, **versions}
+
+
+def finish(report: dict[str, Any], table: str, out: Path) -> int:
+    """Write the record, print the table; returns the exit status."""
+    write_json(out, report)
+    print(table)
+    print(f"written to {out}")
+    return 0

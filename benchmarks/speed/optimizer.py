@@ -29,9 +29,9 @@ from torch import nn
 from benchmarks import RESULTS, markdown
 from benchmarks.speed.counts import count
 from benchmarks.speed.lam import make_backbone, make_frames
-from benchmarks.speed.measure import environment, medians, ranges, ratios, take_turns
+from benchmarks.speed.measure import environment, finish, medians, ranges, ratios, take_turns
 from lara_adapter import LatentActionConfig, LatentActionModel
-from lara_adapter.storage.files import read_json, write_json
+from lara_adapter.storage.files import read_json
 
 RESULT = RESULTS / "optimizer_speed.json"
 KINDS: dict[str, dict[str, Any]] = {
@@ -151,10 +151,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     report = make_report(arguments)
-    write_json(arguments.out, report)
-    print(table(report))
-    print(f"written to {arguments.out}")
-    return 0
+    return finish(report, table(report), arguments.out)
 
 
 if __name__ == "__main__":
