@@ -44,14 +44,11 @@ def task_table(rows: report.Rows) -> str:
 def play_table(rows: report.Rows) -> str:
     """What each LAM says of movement on play that it was not trained on."""
 
-    def play_r2(row: Row) -> float | None:
-        return row["lam"]["play_r2"] if "lam" in row else None
-
     lines = []
     for arm in report.ORDER:
         own = [row["lam"] for (_, name), row in rows.items() if name == arm and "lam" in row]
         if own:
-            over = "" if arm in ("before", CONTROL) else report.gain(report.compare(rows, arm, CONTROL, play_r2), 1, 2)
+            over = "" if arm in ("before", CONTROL) else report.gain(report.compare(rows, arm, CONTROL, _play_r2), 1, 2)
             means = [f"{mean(lam[key] for lam in own):.2f}" for key in ("play_r2", "still_r2")]
             lines.append([arm, str(len(own)), *means, over])
     return markdown.table(
@@ -70,6 +67,10 @@ def section() -> str:
     return "\n\n".join(parts)
 
 
+def _play_r2(row: Row) -> float | None:
+    return row["lam"]["play_r2"] if "lam" in row else None
+
+
 def reading() -> str:
     """What the rows show."""
     lines = []
@@ -80,10 +81,17 @@ def reading() -> str:
         rates = [
             float(report.solved(row).mean()) for (_, arm), row in rows.items() if arm == "dit_only" and "solved" in row
         ]
+        inside = min(rates) > 0.1 and max(rates) < 0.9
+        free = "so it is neither capped nor at floor" if inside else "near an end of the scale"
+        probes = {
+            name: report.compare(rows, "contrastive", CONTROL, value)
+            for name, value in (("probe", report.probe_r2), ("play", _play_r2))
+        }
         lines.append(
             f"""**{settings["demos"]} demonstrations, {len(rates)} seeds**: DiT-only solves {100 * base["success"]:.1f} %
-            ({100 * min(rates):.0f} to {100 * max(rates):.0f} by seed), so it is neither capped nor at floor; over it, in
-            points: {gains}."""
+            ({100 * min(rates):.0f} to {100 * max(rates):.0f} by seed), {free}; over it, in points: {gains}. Of the LAM,
+            contrastive over control ({probes["probe"]["seeds"]} seeds): R2 of the action
+            {report.gain(probes["probe"], 1, 2)}, on play {report.gain(probes["play"], 1, 2)}."""
         )
     return markdown.bullets(*lines) if lines else "Nothing to read yet."
 

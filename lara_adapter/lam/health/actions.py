@@ -34,7 +34,7 @@ def examine_actions(
 ) -> ActionHealth:
     """R^2 from z to the mean and to the change of the actions of the gap; motion, for the displacement and the action."""
     if samples[0].actions is None:
-        reason = "there is no column 'action' of numbers"
+        reason = "the data has no numeric column 'action'"
         return ActionHealth({}, reason, {}, reason)
     pair, still = _encode(model, samples, gap, batch_size)
     places = [(s, t) for s in samples for t in s.places if t in s.frames and t + gap in s.frames]
