@@ -37,7 +37,9 @@ from torch import Tensor, nn
 from benchmarks import RESULTS
 from benchmarks.checkout import Missing, add_checkout
 from benchmarks.parity import official as parity
-from benchmarks.parity.official import IMAGE, PATCH, Case, Measured
+from benchmarks.parity import sides
+from benchmarks.parity.differences import Measured
+from benchmarks.parity.sides import IMAGE, PATCH, Case
 from examples import openpi_tiny
 from lara_adapter import LatentActionConfig
 
@@ -55,7 +57,7 @@ SOURCES = (
     "moto/latent_motion_tokenizer/model/modeling_lmd_vit.py",
 )
 PACKAGES = ("torch", "rlinf-transformer-openpi", "lpips", "numpy", "jax", "flax")
-BATCH = parity.BATCH
+BATCH = sides.BATCH
 WEIGHT = 0.01  # of both terms, as in the release's config pi05_lara_libero
 
 
@@ -134,15 +136,15 @@ def build(official: types.SimpleNamespace, pi05: bool, **changes: Any) -> Any:
 
 def official_policy(official: types.SimpleNamespace, case: PiCase, config: LatentActionConfig, seed: int) -> Any:
     """Their policy with its tokenizer, put there by their loader from a checkpoint that ours was written to."""
-    with parity.official_checkpoint(official, config, seed, case.kinks) as (folder, encoder_folder, written):
+    with sides.official_checkpoint(official, config, seed, case.kinks) as (folder, encoder_folder, written):
         policy = build(
             official, case.pi05, use_latent_motion_queries=True, latent_motion_tokenizer_path=str(folder),
             latent_motion_image_encoder_path=str(encoder_folder),
             latent_motion_num_tokens=config.queries, latent_motion_token_dim=config.latent_dim,
         )  # fmt: skip
     held = {name: p for name, p in policy.named_parameters() if not name.startswith("latent_motion_tokenizer.")}
-    parity.randomize(nn.ParameterDict({name.replace(".", "/"): p for name, p in held.items()}), seed)
-    parity.randomize_tokenizer(policy.latent_motion_tokenizer, written, seed)
+    sides.randomize(nn.ParameterDict({name.replace(".", "/"): p for name, p in held.items()}), seed)
+    sides.randomize_tokenizer(policy.latent_motion_tokenizer, written, seed)
     return policy
 
 
@@ -152,7 +154,7 @@ def official_policy(official: types.SimpleNamespace, case: PiCase, config: Laten
 def make_batch(seed: int, dtype: torch.dtype) -> tuple[types.SimpleNamespace, Tensor, Tensor, Tensor]:
     """An observation with both sides' frames, actions [B, H, 32], flow noise alike and times [B]."""
     g = torch.Generator().manual_seed(seed)
-    frames = parity.make_batch(seed, dtype)["frames"]
+    frames = sides.make_batch(seed, dtype)["frames"]
     others = torch.rand(BATCH, 2, 3, IMAGE, IMAGE, generator=g).to(dtype) * 2 - 1
     images = {
         "base_0_rgb": frames[:, 0] * 2 - 1, "left_wrist_0_rgb": others[:, 0], "right_wrist_0_rgb": others[:, 1],
@@ -187,7 +189,7 @@ def keep_wide(dtype: torch.dtype) -> Iterator[None]:
 
     Tensor.to, F.grid_sample = wide_to, wide_sample  # type: ignore[method-assign, assignment]
     try:
-        with parity.keep_float64():
+        with sides.keep_float64():
             yield
     finally:
         Tensor.to, F.grid_sample = to, sample  # type: ignore[method-assign]
@@ -204,7 +206,7 @@ def run_official(policy: Any, batch: tuple[Any, ...], case: PiCase, seed: int, o
         )
     ]  # fmt: skip
     if case.switch:
-        handles.append(parity.set_patch_order(tokenizer.image_encoder))
+        handles.append(sides.set_patch_order(tokenizer.image_encoder))
     if order is not None:
         handles.append(tokenizer.register_forward_pre_hook(lambda m, a: (torch.manual_seed(order), None)[1]))
     torch.manual_seed(seed)
@@ -257,20 +259,20 @@ def measure(
     official: types.SimpleNamespace, case: PiCase, seed: int, dtype: torch.dtype
 ) -> tuple[Measured, Measured, Measured | None]:
     """Build both sides from the same weights and run them; as :func:`official.measure`."""
-    config = parity.lam_config(case)
+    config = sides.lam_config(case)
     torch.manual_seed(seed)
     theirs = widened(official_policy(official, case, config, seed), dtype).train()
     tokenizer = theirs.latent_motion_tokenizer
     ours = build(official, case.pi05)
     own = {name: tensor for name, tensor in theirs.state_dict().items() if name in ours.state_dict()}
     widened(ours, dtype).load_state_dict(own, strict=True)
-    lam = parity.converted(tokenizer, config, dtype)
+    lam = sides.converted(tokenizer, config, dtype)
     if lam.perceptual is not None:
         lam.perceptual.forward = torch.no_grad()(lam.perceptual.forward)  # as this release has it
     chosen = OpenpiLaraSettings(
         after_norm=True, token="last", projector="linear", align_weight=WEIGHT, lam_weight=WEIGHT
     )
-    lara = attach(ours.train(), parity.NormalizedFrames(lam), chosen)
+    lara = attach(ours.train(), sides.NormalizedFrames(lam), chosen)
     lara.projector.to(dtype).load_state_dict(theirs.pred_latent_motion_head.state_dict())
     if dtype == torch.float64:
         lara.to(dtype)

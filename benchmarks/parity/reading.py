@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks import markdown
 from benchmarks.parity import official, openpi
+from benchmarks.parity.differences import TOLERANCE
 from lara_adapter.storage.files import read_json
 
 GR00T = read_json(official.RESULT)
@@ -106,12 +107,12 @@ def problems() -> Iterator[str]:
     """Cases that do not pass, or that are not those of the benchmark."""
     for record, release in ((GR00T, official), (OPENPI, openpi)):
         name = release.RESULT.name
-        if record["settings"] != release.SETTINGS or record["tolerance"] != official.TOLERANCE or record["seeds"] < 3:
+        if record["settings"] != release.SETTINGS or record["tolerance"] != TOLERANCE or record["seeds"] < 3:
             yield f"{name}: not the settings of the benchmark"
         if record["cases"].keys() != {case.name for case in release.CASES}:
             yield f"{name}: not the cases of the benchmark"
         for case_name, case in record["cases"].items():
-            for dtype, tolerance in official.TOLERANCE.items() if case["switch"] else ():
+            for dtype, tolerance in TOLERANCE.items() if case["switch"] else ():
                 result, judged = case[dtype], dtype == "float64" or not case["kinks"]
                 compared = sum(row["tensors"] for row in result["gradients"]["total"].values())
                 complete = compared == result["trainable_tensors"] - len(result["without_gradient"])

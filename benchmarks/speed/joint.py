@@ -38,7 +38,7 @@ import torch
 
 from benchmarks import RESULTS, markdown
 from benchmarks.checkout import Missing
-from benchmarks.parity.official import import_official, official_policy, perceptual_stand_in, take_weights
+from benchmarks.parity.sides import import_official, official_policy, perceptual_stand_in, take_weights
 from benchmarks.speed.lam import SMALL
 from benchmarks.speed.measure import environment, finish, medians, ranges, ratios
 from lara_adapter import FramePair, LatentActionConfig, LatentActionModel, attach_lara

@@ -1,7 +1,7 @@
 """`lara convert` against the authors' code: their classes, saved by their code, converted from disk, compared, and back.
 
 LARA_OFFICIAL_SRC: checkout of LARA_full; LARA_MOTO_SRC: checkout of TencentARC/Moto. Sizes are tiny and weights random;
-LPIPS is the stand-in of benchmarks/parity/official.py on both sides (its VGG weights are a download).
+LPIPS is the stand-in of benchmarks/parity/sides.py on both sides (its VGG weights are a download).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import nn
 
 from benchmarks.checkout import add_checkout
 from benchmarks.parity import official as parity
+from benchmarks.parity import sides
 from lara_adapter import FramePair, LatentActionModel, load_lara
 from lara_adapter.convert import convert_checkpoint
 from lara_adapter.convert import state as mapping
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 LARA, MOTO = os.environ.get("LARA_OFFICIAL_SRC"), os.environ.get("LARA_MOTO_SRC")
 TOLERANCE = 1e-5
-SIZE, PATCH = parity.IMAGE, parity.PATCH
+SIZE, PATCH = sides.IMAGE, sides.PATCH
 
 needs_lara = pytest.mark.skipif(
     not LARA, reason="set LARA_OFFICIAL_SRC to a checkout of LARA_full (github.com/lmy1001/LARA)"
@@ -55,7 +56,7 @@ def encoder(tmp_path_factory):
         decoder_intermediate_size=16,
     )  # fmt: skip
     model = transformers.ViTMAEModel(settings)
-    parity.randomize(model, 1)
+    sides.randomize(model, 1)
     model.save_pretrained(folder)
     return folder
 
@@ -65,7 +66,7 @@ def perceptual(monkeypatch):
     """LPIPS without a download, wherever the authors build it."""
     lpips = pytest.importorskip("lpips")
     real = lpips.LPIPS
-    monkeypatch.setattr(lpips, "LPIPS", lambda net: parity.perceptual_stand_in(real, kinks=True))
+    monkeypatch.setattr(lpips, "LPIPS", lambda net: sides.perceptual_stand_in(real, kinks=True))
 
 
 def shrink(part, encoder):
@@ -81,7 +82,7 @@ def shrink(part, encoder):
 
 def lara_tokenizer(encoder, **changes):
     """The tokenizer of LARA_full, by its own class, from its published settings."""
-    official = parity.import_official(Path(LARA).resolve())
+    official = sides.import_official(Path(LARA).resolve())
     import hydra
     from omegaconf import OmegaConf
 
@@ -115,8 +116,8 @@ def moto_tokenizer(encoder, **changes):
 def fill(tokenizer):
     """Random weights under which every part matters, and codes near real latents."""
     for part in ("m_former", "vector_quantizer", "vq_down_resampler", "vq_up_resampler", "decoder"):
-        parity.randomize(getattr(tokenizer, part), 2)
-    parity.set_patch_order(tokenizer.image_encoder)  # THE SWITCH of benchmarks/parity/official.py, for the whole test
+        sides.randomize(getattr(tokenizer, part), 2)
+    sides.set_patch_order(tokenizer.image_encoder)  # THE SWITCH of benchmarks/parity/sides.py, for the whole test
     seen = {}
     handle = tokenizer.vq_down_resampler.register_forward_hook(lambda m, a, out: seen.update(z=out))
     frames = batch(9, 16)
@@ -128,7 +129,7 @@ def fill(tokenizer):
 
 
 def batch(seed=0, count=6):
-    return parity.make_batch(seed, torch.float32, count)["frames"]
+    return sides.make_batch(seed, torch.float32, count)["frames"]
 
 
 def functions_of(path, *names):
@@ -186,7 +187,7 @@ def load_theirs(folder, kind, encoder):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict({**frozen, **state}, strict=True)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    parity.set_patch_order(model.image_encoder)
+    sides.set_patch_order(model.image_encoder)
     return model.eval()
 
 
@@ -377,9 +378,9 @@ def test_the_comparison_sees_a_wrong_mapping(kind, wrong, encoder, perceptual, t
 @needs_lara
 def test_out_of_a_policy_of_the_joint_training(encoder, perceptual, tmp_path):
     """Their joint policy, saved in shards by their trainer; the adapter made of it gives the same alignment loss."""
-    official = parity.import_official(Path(LARA).resolve())
+    official = sides.import_official(Path(LARA).resolve())
     stage1 = save_lara(lara_tokenizer(encoder), tmp_path / "stage1")
-    theirs = parity.official_policy(official, with_lara=True)
+    theirs = sides.official_policy(official, with_lara=True)
     with contextlib.redirect_stdout(io.StringIO()):
         theirs.action_head.configure_latent_motion(
             tokenizer_path=str(stage1), tune_tokenizer=True, token_count=4, codebook_dim=8
@@ -387,7 +388,7 @@ def test_out_of_a_policy_of_the_joint_training(encoder, perceptual, tmp_path):
     tokenizer = fill(theirs.action_head.latent_motion_tokenizer)
     rest = nn.ModuleDict({"backbone": theirs.backbone, "model": theirs.action_head.model,
                           "head": theirs.action_head.pred_latent_motion_head})  # fmt: skip
-    parity.randomize(rest, 5)
+    sides.randomize(rest, 5)
     host = SimpleNamespace(
         args=SimpleNamespace(output_dir=str(tmp_path / "policy"), should_save=True),
         is_deepspeed_enabled=False,
@@ -409,15 +410,15 @@ def test_out_of_a_policy_of_the_joint_training(encoder, perceptual, tmp_path):
     one, other = (read_tensors(tmp_path / name / "model.safetensors") for name in ("adapter/lam", "lam"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
-    ours = parity.official_policy(official, with_lara=False)
+    ours = sides.official_policy(official, with_lara=False)
     own = {name: tensor for name, tensor in theirs.state_dict().items() if name in ours.state_dict()}
     ours.load_state_dict(own, strict=True)
     lara = load_lara(ours.train(), tmp_path / "adapter", frames=lambda b: FramePair.from_tensor(b["frames"]))
     lara.lam.perceptual.hold(tokenizer.loss_fn_lpips)
     lara.lam.perceptual.tried = True
-    inputs = parity.make_batch(3, torch.float32)
+    inputs = sides.make_batch(3, torch.float32)
     reference = parity.run_official(
-        official, theirs.train(), inputs, parity.Case("joint", normalized=True, switch=False), 11
+        official, theirs.train(), inputs, sides.Case("joint", normalized=True, switch=False), 11
     ).values
     torch.manual_seed(11)
     ours(dict(inputs))

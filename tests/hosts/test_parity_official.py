@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.parity import official as parity
+from benchmarks.parity.differences import TOLERANCE
 
 SOURCE = os.environ.get("LARA_OFFICIAL_SRC")
 
@@ -28,7 +29,7 @@ def compare(case):
 @pytest.mark.parametrize("case", EQUAL, ids=lambda case: case.name)
 def test_losses_and_gradients_equal_the_official_ones(case):
     result = compare(case)
-    for dtype, tolerance in parity.TOLERANCE.items():
+    for dtype, tolerance in TOLERANCE.items():
         found = result[dtype]
         assert found["codes_that_differ"] == 0
         assert not any(found["left_out"].values()), found["left_out"]
