@@ -39,20 +39,17 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 import tyro
 
 from benchmarks.success.arms import ARMS, CONTROL, STAGES, Arm
+from benchmarks.success.jobs import act, open_stages, random_lam, record
 from benchmarks.success.rows import ROWS, append_missing, environment, read_numbers
-from examples.demo.data import collect
-from examples.demo.eval import closed_loop
 from examples.demo.probe import examine_lam
 from examples.demo.settings import Experiment
-from examples.demo.stages import Job, Progress, run_jobs
+from examples.demo.stages import Job
 from examples.demo.train import continue_lam, pretrain_lam, train_policy
 from examples.metaworld_sim import find_gl
 from examples.mini_vla import MiniVLAConfig
-from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.storage.files import read_json
 
 
@@ -98,13 +95,6 @@ def data_changes(arm: Arm) -> dict[str, Any]:
     return {key: value for key, value in changed.items() if value != getattr(Arm(None), key)}
 
 
-def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> None:
-    """A job: a LAM that is not trained."""
-    torch.manual_seed(seed)
-    LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4)).save_pretrained(folder / "lam")
-    progress(1)
-
-
 def _key(world: dict[str, Any]) -> str:
     """Name of the data that a LAM is pretrained with, beside the defaults."""
     return " ".join(f"{key}{value}" for key, value in world.items())
@@ -120,20 +110,10 @@ class Trained(NamedTuple):
 
 def train_arms(settings: Settings, regime: str, seed: int, arms: list[str]) -> Trained:
     """Record, pre-train and train what is missing of one seed in one regime."""
-    cache, s = settings.cache, settings
-    world = {"distractors": regime == "distractors", "seed": seed}
+    s, world = settings, {"distractors": regime == "distractors", "seed": seed}
     training = {**world, "batch": s.batch, "lr": s.lr}
-    counts = {"demos": s.demos, "heldout": s.heldout, "play": s.play}
-    title = f"{regime} {seed}: "
-
-    def stage(name: str, jobs: list[Job]) -> list[Path]:
-        return run_jobs(title + name, jobs, cache, s.workers)
-
-    recording = {"counts": counts, "play_steps": s.play_steps, "seed": seed}
-    data = stage(
-        "record",
-        [Job(f"record-{task}", collect, {"task": task, **recording}, sum(counts.values())) for task in s.tasks],
-    )
+    stage = open_stages(f"{regime} {seed}", s.cache, s.workers)
+    data = record(s, seed, stage)
     random = Job("lam-random", random_lam, {"steps": s.lam_steps, "seed": seed}, 1)
     pretraining = {"data": data, "steps": s.lam_steps, **training}
     worlds = {arm: {} if arm == CONTROL else data_changes(ARMS[arm]) for arm in arms}
@@ -161,25 +141,12 @@ def train_arms(settings: Settings, regime: str, seed: int, arms: list[str]) -> T
 
 def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> list[dict[str, Any]]:
     """Run one seed in one regime; returns a row for each arm."""
-    cache, s = settings.cache, settings
-    world = {"distractors": regime == "distractors", "seed": seed}
+    s, world = settings, {"distractors": regime == "distractors", "seed": seed}
     data, trained, lams = train_arms(settings, regime, seed, arms)
     gaps = {arm: {"gap": ARMS[arm].gap} for arm in arms if arm != CONTROL and "gap" in data_changes(ARMS[arm])}
-
-    def stage(name: str, jobs: list[Job]) -> list[Path]:
-        return run_jobs(f"{regime} {seed}: {name}", jobs, cache, s.workers)
-
+    stage = open_stages(f"{regime} {seed}", s.cache, s.workers)
     policies = {arm: trained[arm] / "policy.pt" for arm in arms if arm != CONTROL}
-    acting = {
-        "policies": policies, "episodes": s.episodes, "filmed": 0, "max_steps": s.max_steps, "execute": s.execute, **world,
-    }  # fmt: skip
-    acted = stage(
-        "act",
-        [
-            Job(f"act-{task}", closed_loop, {"task": task, "task_index": index, **acting}, s.episodes * len(policies))
-            for index, task in enumerate(s.tasks)
-        ],
-    )
+    solved = act(s, policies, world, stage)
     examining = {"data": data, "shown": 1, **world}
     probes = dict(
         zip(
@@ -193,12 +160,11 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
             ),
         )
     )
-    success = {task: torch.load(folder / "success.pt") for task, folder in zip(s.tasks, acted)}
     rows = []
     for arm in ["before", *arms]:
         row: dict[str, Any] = {"regime": regime, "seed": seed, "arm": arm, "settings": settings.same()}
         if arm in policies:
-            row["solved"] = {task: "".join(str(int(x)) for x in outcome[arm]) for task, outcome in success.items()}
+            row["solved"] = solved[arm]
             row["action_error"] = read_json(trained[arm] / "action_error.json")["action_error"]
         if arm in probes:
             row["lam"] = read_numbers(probes[arm] / "measured.json")

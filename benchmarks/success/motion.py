@@ -21,10 +21,11 @@ import tyro
 
 from benchmarks.success import __main__ as success
 from benchmarks.success.arms import ARMS, CONTROL
+from benchmarks.success.jobs import open_stages
 from benchmarks.success.rows import MOTION, append_missing, environment
 from examples.demo.data import collect_heldout_play
 from examples.demo.motion import examine_motion, find_ceiling
-from examples.demo.stages import Job, run_jobs
+from examples.demo.stages import Job
 from examples.metaworld_sim import find_gl
 from lara_adapter.storage.files import read_json
 
@@ -55,10 +56,7 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
     """Measure one seed in one regime; returns a row for each arm and for "before"."""
     s, world = settings, {"distractors": regime == "distractors", "seed": seed}
     lams = success.train_arms(settings, regime, seed, arms).lams
-
-    def stage(name: str, jobs: list[Job]) -> list[Path]:
-        return run_jobs(f"{regime} {seed}: {name}", jobs, s.cache, s.workers)
-
+    stage = open_stages(f"{regime} {seed}", s.cache, s.workers)
     recording = {"episodes": s.heldout_play, "play_steps": s.play_steps, "seed": seed}
     play = stage(
         "held-out play",

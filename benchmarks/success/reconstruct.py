@@ -22,12 +22,12 @@ import tyro
 
 from benchmarks import RESULTS, markdown
 from benchmarks.success.arms import CONTRASTIVE, W
+from benchmarks.success.jobs import open_stages, record
 from benchmarks.success.report import Rows, compare, gain
 from benchmarks.success.rows import Row, append_row, environment, read_numbers, read_rows
-from examples.demo.data import collect
 from examples.demo.probe import examine_lam
 from examples.demo.settings import Experiment
-from examples.demo.stages import Job, run_jobs
+from examples.demo.stages import Job
 from examples.demo.train import continue_lam, pretrain_lam, train_policy
 from examples.metaworld_sim import find_gl
 from lara_adapter.storage.files import read_json
@@ -80,16 +80,8 @@ def run_seed(s: Settings, seed: int, there: set[str]) -> None:
     """Measure what is missing of a seed."""
     world = {"distractors": True, "seed": seed}
     training = {**world, "batch": s.batch, "lr": s.lr}
-    counts = {"demos": s.demos, "heldout": s.heldout, "play": s.play}
-    recording = {"counts": counts, "play_steps": s.play_steps, "seed": seed}
-
-    def stage(name: str, *jobs: Job) -> list[Path]:
-        return run_jobs(f"{seed}: {name}", jobs, s.cache, s.workers)
-
-    data = stage(
-        "record",
-        *(Job(f"record-{task}", collect, {"task": task, **recording}, sum(counts.values())) for task in s.tasks),
-    )
+    stage = open_stages(str(seed), s.cache, s.workers)
+    data = record(s, seed, stage)
 
     def job(kind: str, share: float, lam: Path | None) -> Job:
         part = {} if share == 1 else {"reconstruct": share}
@@ -103,15 +95,15 @@ def run_seed(s: Settings, seed: int, there: set[str]) -> None:
         options = {"lara_options": {**JOINT[kind], **part}, "execute": s.execute}
         return Job(f"policy-{kind}", train_policy, {**given, **options}, s.policy_steps)
 
-    before = stage("LAM", job("video", 1.0, None))[0] / "lam"
+    before = stage("LAM", [job("video", 1.0, None)])[0] / "lam"
     for kind in s.trainings:
         for share in s.shares:
             name = arm(kind, share)
             if name in there:
                 continue
-            trained = stage(name, job(kind, share, before))[0]
+            trained = stage(name, [job(kind, share, before)])[0]
             examining = {"data": data, "shown": 1, **world, "lam": trained / "lam"}
-            measured = stage("probe", Job(f"probe-{kind}", examine_lam, examining, 1))[0] / "measured.json"
+            measured = stage("probe", [Job(f"probe-{kind}", examine_lam, examining, 1)])[0] / "measured.json"
             row: Row = {
                 "seed": seed, "training": kind, "reconstruct": share, "settings": s.same(),
                 "lam": read_numbers(measured), "environment": environment("metaworld", "mujoco"),

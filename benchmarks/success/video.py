@@ -28,16 +28,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-import torch
 import tyro
 
 from benchmarks import RESULTS, markdown
+from benchmarks.success.jobs import act, open_stages, record
 from benchmarks.success.report import t_interval
 from benchmarks.success.rows import Row, append_missing, environment, read_numbers, read_rows
-from examples.demo.data import collect, collect_expert_video
-from examples.demo.eval import closed_loop
+from examples.demo.data import collect_expert_video
 from examples.demo.settings import Experiment
-from examples.demo.stages import Job, run_jobs
+from examples.demo.stages import Job
 from examples.demo.train import pretrain_lam
 from examples.demo.video import train_with_video
 from examples.metaworld_sim import find_gl
@@ -79,16 +78,8 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
     """Run one seed in one regime; returns a row for each arm."""
     world = {"distractors": regime == "distractors", "seed": seed}
     training = {**world, "batch": s.batch, "lr": s.lr}
-
-    def stage(name: str, jobs: list[Job]) -> list[Path]:
-        return run_jobs(f"{regime} {seed}: {name}", jobs, s.cache, s.workers)
-
-    counts = {"demos": s.demos, "heldout": s.heldout, "play": s.play}
-    recording = {"counts": counts, "play_steps": s.play_steps, "seed": seed}
-    data = stage(
-        "record",
-        [Job(f"record-{task}", collect, {"task": task, **recording}, sum(counts.values())) for task in s.tasks],
-    )
+    stage = open_stages(f"{regime} {seed}", s.cache, s.workers)
+    data = record(s, seed, stage)
     filming = {"episodes": s.video, "seed": seed}
     video = stage(
         "video",
@@ -104,24 +95,11 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
         )
         for arm in arms
     ])))  # fmt: skip
-    acting = {
-        "policies": {arm: folder / "policy.pt" for arm, folder in trained.items()}, "episodes": s.episodes, "filmed": 0,
-        "max_steps": s.max_steps, "execute": s.execute, **world,
-    }  # fmt: skip
-    acted = stage(
-        "act",
-        [
-            Job(f"act-{task}", closed_loop, {"task": task, "task_index": index, **acting}, s.episodes * len(arms))
-            for index, task in enumerate(s.tasks)
-        ],
-    )
-    outcomes = {
-        task: torch.load(folder / "success.pt", weights_only=True) for task, folder in zip(s.tasks, acted, strict=True)
-    }
+    solved = act(s, {arm: folder / "policy.pt" for arm, folder in trained.items()}, world, stage)
     rows = []
     for arm, folder in trained.items():
         row: Row = {"regime": regime, "seed": seed, "arm": arm, "settings": s.same()}
-        row["solved"] = {task: "".join(str(int(x)) for x in found[arm]) for task, found in outcomes.items()}
+        row["solved"] = solved[arm]
         row["action_error"] = read_json(folder / "action_error.json")["action_error"]
         if (folder / "labels.json").is_file():
             row["labels"] = read_numbers(folder / "labels.json")

@@ -52,16 +52,8 @@ def posttrain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> tuple[Path, str]:
+def smoke(gl, tmp_path_factory) -> tuple[Path, str]:
     """The output folder of a smoke run, and what it printed."""
-    from examples.metaworld_sim import GLMissing, find_gl
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL", ""))  # find_gl sets it; put back what was there
-        try:
-            find_gl(install=False)
-        except GLMissing as problem:
-            pytest.skip(f"no OpenGL: {str(problem).splitlines()[0]}")
     output = tmp_path_factory.mktemp("posttrain") / "run"
     done = posttrain("--smoke", "--output", output)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,16 +23,9 @@ POLICIES = ROOT / "examples" / "served_policies.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _gl():
-    from lara_adapter.integrations.simulators.metaworld import GLMissing, find_gl
-
+def _gl(gl):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL", ""))
-        try:
-            name = find_gl()
-        except GLMissing as problem:
-            pytest.skip(f"no OpenGL: {str(problem).splitlines()[0]}")
-        patch.setenv("MUJOCO_GL", name)
+        patch.setenv("MUJOCO_GL", gl)
         yield
 
 

@@ -1,0 +1,64 @@
+"""The stages that the Meta-World studies share: record, and act. Finished jobs are never run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.demo.data import collect
+from examples.demo.eval import closed_loop
+from examples.demo.settings import Experiment
+from examples.demo.stages import Job, Progress, run_jobs
+from lara_adapter import LatentActionConfig, LatentActionModel
+
+Stage = Callable[[str, Sequence[Job]], list[Path]]
+
+
+def open_stages(title: str, cache: Path, workers: int) -> Stage:
+    """A function that runs the missing jobs of a stage and returns the folders of all."""
+
+    def stage(name: str, jobs: Sequence[Job]) -> list[Path]:
+        return run_jobs(f"{title}: {name}", jobs, cache, workers)
+
+    return stage
+
+
+def record(s: Experiment, seed: int, stage: Stage) -> list[Path]:
+    """Demonstrations, held-out ones and play of each task."""
+    counts = {"demos": s.demos, "heldout": s.heldout, "play": s.play}
+    settings = {"counts": counts, "play_steps": s.play_steps, "seed": seed}
+    return stage(
+        "record",
+        [Job(f"record-{task}", collect, {"task": task, **settings}, sum(counts.values())) for task in s.tasks],
+    )
+
+
+def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> None:
+    """A LAM that is not trained. A job, and so not in __main__, which worker processes do not import."""
+    torch.manual_seed(seed)
+    LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4)).save_pretrained(folder / "lam")
+    progress(1)
+
+
+def act(
+    s: Experiment, policies: Mapping[str, Path], world: Mapping[str, Any], stage: Stage
+) -> dict[str, dict[str, str]]:
+    """Let policies act in each task; returns by policy and task the outcomes of the episodes, "1" for solved."""
+    settings = {
+        "policies": policies, "episodes": s.episodes, "filmed": 0, "max_steps": s.max_steps, "execute": s.execute, **world,
+    }  # fmt: skip
+    folders = stage(
+        "act",
+        [
+            Job(f"act-{task}", closed_loop, {"task": task, "task_index": index, **settings}, s.episodes * len(policies))
+            for index, task in enumerate(s.tasks)
+        ],
+    )
+    outcomes = [torch.load(folder / "success.pt", weights_only=True) for folder in folders]
+    return {
+        name: {task: "".join(str(int(x)) for x in found[name]) for task, found in zip(s.tasks, outcomes)}
+        for name in policies
+    }
