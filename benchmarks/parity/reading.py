@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import markdown
 from benchmarks.parity import official, openpi
-from benchmarks.parity.differences import TOLERANCE
+from benchmarks.parity.differences import TOLERANCE, largest_relative, passes
 from lara_adapter.storage.files import read_json
 
 GR00T = read_json(official.RESULT)
@@ -28,7 +28,7 @@ def differences(record: dict[str, Any], labels: dict[str, str]) -> str:
     for name, label in labels.items():
         case = record["cases"][name]
         narrow = case["float32"]
-        values = official.largest_relative(narrow, with_gradients=False)
+        values = largest_relative(narrow, with_gradients=False)
         gradients = max(row["rel"] for groups in narrow["gradients"].values() for row in groups.values())
         largest = (values, gradients, case["float64"]["largest_rel"])
         rows.append((label.format(narrow["trainable_tensors"]), *(f"{value:.1e}" for value in largest)))
@@ -116,5 +116,5 @@ def problems() -> Iterator[str]:
                 result, judged = case[dtype], dtype == "float64" or not case["kinks"]
                 compared = sum(row["tensors"] for row in result["gradients"]["total"].values())
                 complete = compared == result["trainable_tensors"] - len(result["without_gradient"])
-                if not (official.passes(result, tolerance, judged) and complete and result["passes"]):
+                if not (passes(result, tolerance, judged) and complete and result["passes"]):
                     yield f"{name}: {case_name}, {dtype}: does not pass"
