@@ -143,8 +143,7 @@ def _components(seen: Tensor) -> Tensor:
 
 def _smaller(frames: Tensor) -> Tensor:
     """[B, 3, H, W] uint8 -> float in [0, 1], sides of 64 pixels at most."""
-    sides = [min(_SIDE, side) for side in frames.shape[-2:]]
-    return adaptive_avg_pool2d(frames.float() / 255, sides)
+    return _pooled(frames.float() / 255, _SIDE)
 
 
 def _colours(frames: Tensor) -> Tensor:
@@ -162,4 +161,6 @@ def _edges(frames: Tensor) -> Tensor:
 
 
 def _pooled(frames: Tensor, side: int) -> Tensor:
-    return adaptive_avg_pool2d(frames, [min(side, each) for each in frames.shape[-2:]])
+    """Sides of `side` pixels, or as they are where they are shorter."""
+    height, width = frames.shape[-2:]
+    return adaptive_avg_pool2d(frames, (min(side, height), min(side, width)))
