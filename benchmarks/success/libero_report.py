@@ -48,7 +48,7 @@ def play_table(rows: report.Rows) -> str:
     for arm in report.ORDER:
         own = [row["lam"] for (_, name), row in rows.items() if name == arm and "lam" in row]
         if own:
-            over = "" if arm in ("before", CONTROL) else report.gain(report.compare(rows, arm, CONTROL, _play_r2), 1, 2)
+            over = "" if arm in ("before", CONTROL) else report.gain(report.compare(rows, arm, CONTROL, play_r2), 1, 2)
             means = [f"{mean(lam[key] for lam in own):.2f}" for key in ("play_r2", "still_r2")]
             lines.append([arm, str(len(own)), *means, over])
     return markdown.table(
@@ -67,7 +67,8 @@ def section() -> str:
     return "\n\n".join(parts)
 
 
-def _play_r2(row: Row) -> float | None:
+def play_r2(row: Row) -> float | None:
+    """What its LAM says of movement on held-out play."""
     return row["lam"]["play_r2"] if "lam" in row else None
 
 
@@ -85,7 +86,7 @@ def reading() -> str:
         free = "so it is neither capped nor at floor" if inside else "near an end of the scale"
         probes = {
             name: report.compare(rows, "contrastive", CONTROL, value)
-            for name, value in (("probe", report.probe_r2), ("play", _play_r2))
+            for name, value in (("probe", report.probe_r2), ("play", play_r2))
         }
         lines.append(
             f"""**{settings["demos"]} demonstrations, {len(rates)} seeds**: DiT-only solves {100 * base["success"]:.1f} %
