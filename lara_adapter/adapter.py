@@ -154,8 +154,8 @@ class LaraAdapter(nn.Module):
         valid_fraction, latent_std (per dimension over the batch, mean), mean_direction (|E[z/|z|]|^2 over recent
         batches, [0, 1]; near 1: collapsed); with the contrastive alignment compared_pairs (valid pairs of all ranks, each
         other's negatives: 2 are needed); and of a LAM that trains, where it reports them: reconstruction_loss (of the pairs
-        that were reconstructed), copy_loss (of all),
-        reconstruction_over_copy, codebook_loss, commitment_loss, perceptual_loss, perplexity, codes_used.
+        that were reconstructed), copy_loss (of all), reconstruction_over_copy, codebook_loss, commitment_loss,
+        perceptual_loss, perplexity, codes_used.
 
         Args:
             record: also add the values to :attr:`history`.

@@ -70,7 +70,7 @@ def fit_kernels(
         kernel: _Kernel | None = None
         for test in fold_rows(episode, folds):
             rows = _at_most((~test).nonzero().squeeze(1), most)
-            if kernel is None:
+            if kernel is None:  # one for all folds
                 kernel = _tuned(first, second, y, rows, episode)
             outputs[test] = kernel.predict(first, second, y, place, rows, test.nonzero().squeeze(1))
         columns.append(outputs)
