@@ -175,7 +175,7 @@ def test_a_folder_of_videos_without_its_damaged_one(models, tmp_path, caplog):
     report = examine(models / "healthy", tmp_path, gap="0.1s", pairs=40)
     assert (report.judged, report.clips, report.camera) == (1, 3, None)
     assert states(report)["probe"] == "note"
-    assert "no column 'action'" in finding_text(report, "probe")
+    assert "no numeric column 'action'" in finding_text(report, "probe")
     assert "torn.mp4" in caplog.text
     alone = examine(models / "healthy", tmp_path / "part/1.mp4", gap=1, pairs=40)
     assert alone.clips == 1
