@@ -8,7 +8,7 @@
    beyond what the present frame says; a linear probe asks for the expert's action.
 5. Table, report, pictures, rollouts and the adapter are written to the output folder.
 
-A run that was killed resumes where it stopped. `--help` lists every setting; `--preset smoke` takes under a minute.
+A run that was killed resumes where it stopped. `--help` lists every setting; `--preset smoke` takes about a minute.
 """
 
 from __future__ import annotations
