@@ -26,16 +26,17 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
 from benchmarks import RESULTS
 from benchmarks.success.arms import ARMS, CONTROL
+from benchmarks.success.jobs import Stage, open_stages
 from benchmarks.success.rows import append_missing, environment, read_numbers
 from examples.demo.data import load_table
 from examples.demo.probe import examine_lam, latents, ridge_probe
-from examples.demo.stages import Job, Progress, run_jobs
+from examples.demo.stages import Job, Progress
 from examples.demo.train import continue_lam, pretrain_lam
 from examples.libero import record
 from examples.libero.evaluate import closed_loop
@@ -101,6 +102,10 @@ class Settings:
         left_out = ("seeds", "probe_seeds", "arms", "workers", "cache", "rows")
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
 
+    def arms_of(self, seed: int) -> list[str]:
+        """What a seed trains: all arms, or those that change the LAM."""
+        return [arm for arm in self.arms if seed in self.seeds or trains_lam(arm)]
+
     def recording(self, *, play: bool) -> record.Settings:
         """What is recorded, once for all seeds."""
         return record.Settings(
@@ -145,14 +150,19 @@ def read_log(folder: Path) -> dict[str, list[float]]:
     return {name: [round(history[name][at], 4) for at in shown] for name in LOGGED if name in history}
 
 
-def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> list[dict[str, Any]]:
-    """Run one seed; returns a row for each arm."""
-    s, root, play = settings, settings.recording(play=False).root, settings.recording(play=True).root
+class Trained(NamedTuple):
+    """Folders of one seed: tables of demonstrations and of play, what each arm trained, and each arm's LAM."""
+
+    data: list[Path]
+    video: list[Path]
+    arms: dict[str, Path]
+    lams: dict[str, Path]
+
+
+def train_arms(s: Settings, seed: int, arms: list[str], stage: Stage) -> Trained:
+    """Pre-train the LAM of one seed and train its arms, what is missing of them."""
+    root, play = s.recording(play=False).root, s.recording(play=True).root
     names = s.recording(play=False).names()
-
-    def stage(title: str, jobs: list[Job]) -> list[Path]:
-        return run_jobs(f"{s.demos} demonstrations, seed {seed}: {title}", jobs, s.cache, s.workers)
-
     first = s.demos * (seed % (RECORDED // s.demos))
     splits = {"demos": [first, first + s.demos], "heldout": [RECORDED, RECORDED + HELDOUT]}
     data = stage("tables", table_jobs(root, names, splits))
@@ -171,7 +181,15 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
         return Job(f"train-{arm}", train, {**given, **more, "instructions": instructions(root)}, s.policy_steps)
 
     trained = dict(zip(arms, stage("train", [train_job(arm) for arm in arms])))
+    lams = {"before": before, **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
+    return Trained(data, video, trained, lams)
 
+
+def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> list[dict[str, Any]]:
+    """Run one seed; returns a row for each arm."""
+    s, names = settings, settings.recording(play=False).names()
+    stage = open_stages(f"{s.demos} demonstrations, seed {seed}", s.cache, s.workers)
+    data, video, trained, lams = train_arms(s, seed, arms, stage)
     policies = {arm: trained[arm] for arm in arms if arm != CONTROL}
     acting = {
         "policies": policies, "starts": list(range(s.episodes * seed, s.episodes * (seed + 1))), "execute": s.execute,
@@ -180,7 +198,6 @@ def run_seed(settings: Settings, seed: int, arms: list[str], *, acts: bool) -> l
     count = s.episodes * len(policies)
     acted = [Job(f"act-{name}", closed_loop, {"task": name, **acting}, count) for name in names if acts and policies]
     outcomes = {name: read_json(folder / "outcomes.json") for name, folder in zip(names, stage("act", acted))}
-    lams = {"before": before, **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}
     probes: dict[str, dict[str, float]] = {arm: {} for arm in lams}
     examining = {"data": data, "shown": 1, "distractors": False, "seed": seed}
     for title, job, given, file in (
@@ -219,7 +236,7 @@ def main() -> int:
     for play in (False, True):
         record.run(settings.recording(play=play))
     for seed in (*settings.seeds, *settings.probe_seeds):
-        arms = [arm for arm in settings.arms if seed in settings.seeds or trains_lam(arm)]
+        arms = settings.arms_of(seed)
         run = functools.partial(run_seed, settings, seed, acts=seed in settings.seeds)
         append_missing(settings.rows, REGIME, seed, settings.same(), arms, run)
     print(f"rows: {settings.rows}")

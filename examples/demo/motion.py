@@ -22,7 +22,7 @@ class Pairs(NamedTuple):
 
     now: [R, 3, H, W] uint8; later: likewise.
     targets: "displacement" of the hand [R, 3] metres, and "action" [R, 3], its mean command over the 16 steps.
-    known: [R, 4 + tasks] state and task.
+    known: [R, state + tasks] state, of which the first three are the hand's place, and task.
     episode: [R] int.
     """
 
@@ -33,10 +33,18 @@ class Pairs(NamedTuple):
     episode: Tensor
 
 
-def load_pairs(play: list[Path], *, distractors: bool, seed: int) -> Pairs:
-    """Load the recordings of :func:`examples.demo.data.collect_heldout_play`."""
-    table = load_table(play, HELDOUT_PLAY, distractors=distractors, seed=seed)
-    rows = table["valid"].nonzero().squeeze(1)
+def load_pairs(play: list[Path], *, distractors: bool, seed: int, split: str = HELDOUT_PLAY, every: int = 1) -> Pairs:
+    """Load recordings of play: those of :func:`examples.demo.data.collect_heldout_play`, or another split.
+
+    Args:
+        play: one folder per task.
+        distractors: whether frames have distractors.
+        seed: of the run.
+        split: name of the recording.
+        every: only the last of so many episodes, where the others are trained on.
+    """
+    table = load_table(play, split, distractors=distractors, seed=seed)
+    rows = (table["valid"] & (table["episode"] % every == every - 1)).nonzero().squeeze(1)
     future = table["future"][rows]
     task = torch.nn.functional.one_hot(table["task"][rows], len(play)).float()
     targets = {
@@ -57,6 +65,8 @@ def find_ceiling(
     folds: int,
     widths: list[int],
     rates: list[float],
+    split: str = HELDOUT_PLAY,
+    every: int = 1,
 ) -> None:
     """Fit regressions, and train networks, with the labels on the pixels. A job.
 
@@ -69,8 +79,10 @@ def find_ceiling(
         folds: of episodes, each predicted by what was trained on the others.
         widths: see :func:`~lara_adapter.lam.health.ceiling.train_ceiling`; none: regressions alone.
         rates: likewise.
+        split: see :func:`load_pairs`.
+        every: likewise.
     """
-    pairs = load_pairs(play, distractors=distractors, seed=seed)
+    pairs = load_pairs(play, distractors=distractors, seed=seed, split=split, every=every)
     frames, place = (pairs.now, pairs.later), pairs.known[:, :3]
     labels, tried = torch.cat(list(pairs.targets.values()), 1), {}
     seen = fit_kernels(*frames, labels, pairs.episode, states=place, folds=folds)
@@ -94,6 +106,8 @@ def examine_motion(
     ceiling: Path,
     distractors: bool,
     seed: int,
+    split: str = HELDOUT_PLAY,
+    every: int = 1,
 ) -> None:
     """Measure one latent action model on held-out play. A job.
 
@@ -105,8 +119,11 @@ def examine_motion(
         ceiling: folder of :func:`find_ceiling`.
         distractors: whether frames have distractors.
         seed: of the run.
+        split: see :func:`load_pairs`.
+        every: likewise.
     """
-    pairs, model = load_pairs(play, distractors=distractors, seed=seed), LatentActionModel.from_pretrained(lam).eval()
+    pairs = load_pairs(play, distractors=distractors, seed=seed, split=split, every=every)
+    model = LatentActionModel.from_pretrained(lam).eval()
     parts = list(zip(pairs.now.split(128), pairs.later.split(128)))
     moved, still = (
         torch.cat([model.encode(now, later if moving else now).continuous.flatten(1) for now, later in parts])

