@@ -92,7 +92,8 @@ def reading() -> str:
             f"""**{settings["demos"]} demonstrations, {len(rates)} seeds**: DiT-only solves {100 * base["success"]:.1f} %
             ({100 * min(rates):.0f} to {100 * max(rates):.0f} by seed), {free}; over it, in points: {gains}. Of the LAM,
             contrastive over control ({probes["probe"]["seeds"]} seeds): R2 of the action
-            {report.gain(probes["probe"], 1, 2)}, on play {report.gain(probes["play"], 1, 2)}."""
+            {report.gain(probes["probe"], 1, 2)}, of z alone on play
+            {report.gain(probes["play"], 1, 2)}."""
         )
     return markdown.bullets(*lines) if lines else "Nothing to read yet."
 
