@@ -72,6 +72,10 @@ def play_r2(row: Row) -> float | None:
     return row["lam"]["play_r2"] if "lam" in row else None
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def reading() -> str:
     """What the rows show."""
     lines = []
@@ -88,10 +92,11 @@ def reading() -> str:
             name: report.compare(rows, "contrastive", CONTROL, value)
             for name, value in (("probe", report.probe_r2), ("play", play_r2))
         }
+        by_seed = f" ({100 * min(rates):.0f} to {100 * max(rates):.0f} by seed)" if len(rates) > 1 else ""
         lines.append(
-            f"""**{settings["demos"]} demonstrations, {len(rates)} seeds**: DiT-only solves {100 * base["success"]:.1f} %
-            ({100 * min(rates):.0f} to {100 * max(rates):.0f} by seed), {free}; over it, in points: {gains}. Of the LAM,
-            contrastive over control ({probes["probe"]["seeds"]} seeds): R2 of the action
+            f"""**{settings["demos"]} demonstrations, {_seeds(len(rates))}**: DiT-only solves
+            {100 * base["success"]:.1f} %{by_seed}, {free}; over it, in points: {gains}. Of the LAM,
+            contrastive over control ({_seeds(probes["probe"]["seeds"])}): R2 of the action
             {report.gain(probes["probe"], 1, 2)}, of z alone on play
             {report.gain(probes["play"], 1, 2)}."""
         )
