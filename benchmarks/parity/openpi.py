@@ -49,12 +49,7 @@ SOURCES = (
     "src/openpi/models_pytorch/gemma_pytorch.py",
     "src/openpi/models_pytorch/preprocessing_pytorch.py",
     "scripts/train_pytorch.py",
-    "moto/latent_motion_tokenizer/loading.py",
-    "moto/latent_motion_tokenizer/model/latent_motion_tokenizer.py",
-    "moto/latent_motion_tokenizer/model/m_former.py",
-    "moto/latent_motion_tokenizer/model/vector_quantizer.py",
-    "moto/latent_motion_tokenizer/model/latent_motion_decoder.py",
-    "moto/latent_motion_tokenizer/model/modeling_lmd_vit.py",
+    *sides.TOKENIZER_SOURCES,
 )
 PACKAGES = ("torch", "rlinf-transformer-openpi", "lpips", "numpy", "jax", "flax")
 BATCH = sides.BATCH

@@ -26,17 +26,20 @@ from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.convert import config_from_official, config_to_official, state_from_official, state_to_official
 from lara_adapter.storage.files import write_json, write_tensors
 
-SOURCES = (
-    "lara_full/model/action_head/flow_matching_action_head.py",
-    "lara_full/model/action_head/cross_attention_dit.py",
-    "lara_full/model/gr00t_n1.py",
-    "lara_full/experiment/trainer.py",
+TOKENIZER_SOURCES = (  # the same in both releases
     "moto/latent_motion_tokenizer/loading.py",
     "moto/latent_motion_tokenizer/model/latent_motion_tokenizer.py",
     "moto/latent_motion_tokenizer/model/m_former.py",
     "moto/latent_motion_tokenizer/model/vector_quantizer.py",
     "moto/latent_motion_tokenizer/model/latent_motion_decoder.py",
     "moto/latent_motion_tokenizer/model/modeling_lmd_vit.py",
+)
+SOURCES = (
+    "lara_full/model/action_head/flow_matching_action_head.py",
+    "lara_full/model/action_head/cross_attention_dit.py",
+    "lara_full/model/gr00t_n1.py",
+    "lara_full/experiment/trainer.py",
+    *TOKENIZER_SOURCES,
 )
 BATCH, HORIZON, ACTION, STATE, IMAGE, PATCH = 4, 16, 32, 64, 64, 16
 VLM_TOKENS, VLM_WIDTH, EMBODIMENTS = 10, 48, 4

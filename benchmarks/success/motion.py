@@ -43,7 +43,7 @@ class Settings(success.Settings):
     folds: int = 5
     """Of episodes, each predicted by what was trained on the others."""
     widths: tuple[int, ...] = (16,)
-    """Networks of the ceiling, beside regressions, until a wider one is no better; none: regressions alone."""
+    """Widths of the networks for the ceiling, tried until one brings no improvement. Empty: regressions only."""
     rates: tuple[float, ...] = (1e-3,)
     """Their learning rates. On seed 0 with distractors neither 3e-4 nor width 32 was better."""
 

@@ -57,7 +57,7 @@ def append_missing(
         regime: of the rows.
         seed: likewise.
         settings: likewise.
-        arms: that are wanted.
+        arms: the ones that the file should have.
         run: the arms that are missing -> their rows, perhaps with others that they need.
     """
     there = measured_arms(path, regime, seed, settings)

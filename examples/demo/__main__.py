@@ -42,8 +42,8 @@ class Settings(Experiment):
     heldout_play: int = 20
     """Episodes of play per task that no model learns from, to measure motion on."""
     ceiling_widths: tuple[int, ...] = ()
-    """Channels of networks that are trained with labels, beside regressions, to say how much motion can be seen; until one
-    is no better. Ten minutes and more; none: regressions alone."""
+    """Widths of networks that are trained with labels, in addition to regressions, to measure how much motion can be seen;
+    tried until one brings no improvement. Takes ten minutes or more. Empty: regressions only."""
     distractors: bool = True
     """Put random squares and light into every frame, for the LAM, the policies and the evaluation."""
     align_weight: float = 0.1

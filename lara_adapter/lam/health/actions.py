@@ -73,7 +73,8 @@ def _measure_motion(
     ceiling: bool,
 ) -> dict[str, Motion]:
     """By target: the displacement, where states are known, and the action; beside what can be seen."""
-    states, after, known = _states(places, 0), _states(places, gap), _known(places)
+    states, after = _states(places, 0), _states(places, gap)
+    known = _known(places, states)
     targets = {"action": action}
     if states is not None and after is not None:
         targets = {"displacement": after - states, **targets}
@@ -161,9 +162,8 @@ def _states(places: list[tuple[Sample, int]], gap: int) -> Tensor | None:
     return _tensor([s.states[t + gap] for s, t in places if s.states is not None])
 
 
-def _known(places: list[tuple[Sample, int]]) -> Tensor | None:
+def _known(places: list[tuple[Sample, int]], states: Tensor | None) -> Tensor | None:
     """State and task, one-hot, of the present frame: [R, K]; None where neither is known."""
-    states = _states(places, 0)
     parts = [] if states is None else [states]
     if all(s.tasks is not None for s, _ in places):
         _, which = torch.tensor([int(s.tasks[t]) for s, t in places if s.tasks is not None]).unique(return_inverse=True)

@@ -60,9 +60,9 @@ def train_ceiling(
     """Train small convolutional networks from pairs of frames to labels, and predict each fold by one that has not seen it.
 
     In each fold a fifth of the other episodes is for validation: training stops where it no longer improves there. In the
-    first fold learning rates are compared with the smallest width, and larger widths are tried until one is no better. It
-    needs many pairs: with a few hundred, :func:`~lara_adapter.lam.health.kernel.fit_kernels` sees more. Together they see
-    more than either.
+    first fold learning rates are compared with the smallest width, then larger widths are tried until one brings no
+    improvement. It needs many pairs: with a few hundred, :func:`~lara_adapter.lam.health.kernel.fit_kernels` sees more.
+    Together they see more than either.
 
     Args:
         now: [R, 3, H, W] uint8; sides above 128 pixels are made smaller.
@@ -70,7 +70,7 @@ def train_ceiling(
         labels: [R, L] float, without NaN: displacement, actions, and what else helps, such as the state at t.
         episode: [R] int; rows of one episode are never on both sides of a split.
         folds: at most.
-        widths: channels of the first convolution, until a wider network is no better.
+        widths: channels of the first convolution, tried in order until one brings no improvement.
         rates: learning rates; the best with the first width is kept for the others.
         epochs: at most, of each training.
         patience: epochs without improvement after which it stops.

@@ -61,8 +61,7 @@ def fit_kernels(
         raise LaraArgumentError("the labels never change")
     place = None if states is None else _standardised(states)
     columns = []
-    for view in (_colours, _hues, _edges):
-        seen = torch.cat([view(_smaller(part)).flatten(1) for part in torch.cat([now, later]).split(256)])
+    for seen in _views(torch.cat([now, later])):
         # one basis for all folds: it knows frames, no labels
         seen = _components(seen - seen.mean(0))
         first, second = seen.chunk(2)
@@ -139,6 +138,14 @@ def _components(seen: Tensor) -> Tensor:
     some = seen[_at_most(torch.arange(len(seen)), 4000)].double()
     _, vectors = torch.linalg.eigh(some.T @ some)  # in float32 it fails where most pixels never change
     return seen @ vectors[:, -_COMPONENTS:].float()
+
+
+def _views(frames: Tensor) -> list[Tensor]:
+    """Each frame in three ways: [N, W] each."""
+    parts = [
+        [view(small).flatten(1) for view in (_colours, _hues, _edges)] for small in map(_smaller, frames.split(256))
+    ]
+    return [torch.cat(list(seen)) for seen in zip(*parts)]
 
 
 def _smaller(frames: Tensor) -> Tensor:
