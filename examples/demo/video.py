@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -9,17 +10,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from examples.demo.data import EXPERT_VIDEO, Table, batches, load_table
+from examples.demo.data import EXPERT_VIDEO, HORIZON, Table, batches, load_table
 from examples.demo.eval import action_error
 from examples.demo.probe import ridge_probe
 from examples.demo.stages import Progress
 from examples.lam_training import LOG_EVERY, adamw_cosine, log
+from examples.metaworld_sim import FRAME_SKIP
 from examples.mini_vla import MiniVLA, MiniVLAConfig
 from examples.refine_lam.codes import encode
 from examples.refine_lam.pseudo_labels import decode_actions, probe_rows
+from lara_adapter.lam.label.decoder import Demonstration, fit_decoder
 from lara_adapter.storage.files import write_json
 
 Labels = Literal["none", "decoded", "true"]
+
+_GAP = HORIZON // FRAME_SKIP  # in kept frames
 
 
 def train_with_video(
@@ -96,28 +101,52 @@ def train_with_video(
 
 
 def label_video(lam: Path, demos: Table, free: Table) -> tuple[Table, dict[str, float]]:
-    """The video with actions decoded from its latent actions, which are not read before; and how good they are.
+    """The video with actions decoded from its latent actions as `lara label --actions` does; and how good they are.
 
     Returns:
-        A table whose `action` is decoded and whose `action_mask` is 1; R2 of the mean movement and of the whole chunk
-        against the true actions, and `still`, the former from z of two equal frames.
+        A table whose `action` is decoded and whose `action_mask` is 1 in rows of a pair; R2 of the mean movement and of the
+        whole chunk against the true actions, which are not read before; `ridge`, that of the chunk by a ridge regression
+        from z of its pair alone; `left_out`, R2 on demonstrations left out of the fit, the only one that is known of real
+        video; and `still`, the first of a ridge regression from z of two equal frames.
     """
     known, z = encode(lam, demos)["z"], encode(lam, free)["z"]
-    actions, penalty = decode_actions(demos, known, free, z)
+    fitted = fit_decoder([each for _, each in _episodes(demos, known)], _GAP, least=-math.inf)
+    decoded = torch.zeros_like(free["action"][:, :FRAME_SKIP].flatten(1))
+    for rows, episode in _episodes(free, z):
+        decoded[rows] = fitted.decoder.decode(episode.latent, episode.valid)
     rows = free["valid"]
+    actions = torch.zeros_like(free["action"])
+    places = rows.nonzero() + torch.arange(_GAP)
+    actions[rows] = decoded[places].unflatten(2, (FRAME_SKIP, -1)).flatten(1, 2)
     still = [encode(lam, {**table, "future": torch.arange(len(table["future"]))})["z"] for table in (demos, free)]
     quality = {
         "r2": _r2(actions[rows][..., :3].mean(1), free["action"][rows][..., :3].mean(1)),
-        "r2_chunk": _r2(actions[rows][..., :3].flatten(1), free["action"][rows][..., :3].flatten(1)),
+        "r2_chunk": _chunk_r2(actions, free),
+        "r2_ridge": _chunk_r2(decode_actions(demos, known, free, z)[0], free),
+        "r2_left_out": fitted.quality["r2"],
         "r2_still": ridge_probe(_means(demos, still[0]), _means(free, still[1])).r2,
-        "ridge_penalty": penalty,
     }
-    return {**free, "action": actions, "action_mask": torch.ones_like(free["action_mask"])}, quality
+    mask = torch.zeros_like(free["action_mask"])
+    mask[rows] = 1
+    return {**free, "action": actions, "action_mask": mask}, quality
+
+
+def _episodes(table: Table, z: Tensor) -> Iterator[tuple[slice, Demonstration]]:
+    """Rows of each episode, and what a decoder needs of it; a frame's action is those of its steps, one after the other."""
+    start = 0
+    for length in table["episode"].unique_consecutive(return_counts=True)[1].tolist():
+        rows = slice(start, start := start + length)
+        yield rows, Demonstration(z[rows], table["valid"][rows], table["action"][rows, :FRAME_SKIP].flatten(1))
 
 
 def _means(table: Table, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     latents, chunks, episode = probe_rows(table, z)
     return latents, chunks.unflatten(1, (-1, 3)).mean(1), episode
+
+
+def _chunk_r2(actions: Tensor, free: Table) -> float:
+    rows = free["valid"]
+    return _r2(actions[rows][..., :3].flatten(1), free["action"][rows][..., :3].flatten(1))
 
 
 def _r2(predicted: Tensor, true: Tensor) -> float:

@@ -16,11 +16,12 @@ def row(seed: int, arm: str, solved: int, **more: object) -> dict[str, object]:
 
 def test_differences_are_paired_over_seeds():
     rows = [row(seed, "labelled", 20 + 10 * seed) for seed in range(3)]
-    rows += [row(seed, "decoded", 25 + 10 * seed, labels={"r2": 0.8, "r2_still": 0.7}) for seed in range(3)]
-    rows += [row(9, "decoded", 50, labels={"r2": 0.8, "r2_still": 0.7})]  # without its pair
+    worth = {"r2": 0.8, "r2_still": 0.7, "r2_chunk": 0.6, "r2_ridge": 0.5, "r2_left_out": 0.4}
+    rows += [row(seed, "decoded", 25 + 10 * seed, labels=worth) for seed in range(3)]
+    rows += [row(9, "decoded", 50, labels=worth)]  # without its pair
     text = video.as_table(rows, "clean")
-    assert "| decoded | 77.5 % | +10.0 (+10.0 to +10.0) | 4 | 0.80 | 0.70 |" in text
-    assert "| labelled | 60.0 % |  | 3 |  |  |" in text
+    assert "| decoded | 77.5 % | +10.0 (+10.0 to +10.0) | 4 | 0.60 | 0.50 | 0.80 | 0.70 |" in text
+    assert "| labelled | 60.0 % |  | 3 |  |  |  |  |" in text
     assert "decoded" not in video.as_table(rows, "distractors")
 
 

@@ -18,6 +18,7 @@ from test_model import save_distinct
 from lara_adapter import LaraArgumentError, cli
 from lara_adapter.lam.label import label_dataset
 from lara_adapter.lam.label.decoder import Decoder, Demonstration, fit_decoder
+from lara_adapter.lam.label.regression import Kernel
 
 GAP = 4
 
@@ -54,10 +55,10 @@ def test_a_decoder_finds_the_actions_that_z_holds():
 
 def test_what_is_said_of_a_decoder_is_what_it_does_on_others():
     """R2 by cross-validation against R2 on demonstrations made afresh."""
-    many = demonstrations(40, 8.0)
-    fitted = fit_decoder(many[:20], GAP, -1.0)
-    errors = [(fitted.decoder.decode(z, valid)[:-1] - a[:-1]).square().sum() for z, valid, a in many[20:]]
-    spreads = [(a[:-1] - torch.cat([each.actions for each in many[:20]]).mean(0)).square().sum() for *_, a in many[20:]]
+    many = demonstrations(30, 8.0, length=40)
+    fitted = fit_decoder(many[:10], GAP, -1.0)
+    errors = [(fitted.decoder.decode(z, valid)[:-1] - a[:-1]).square().sum() for z, valid, a in many[10:]]
+    spreads = [(a[:-1] - torch.cat([each.actions for each in many[:10]]).mean(0)).square().sum() for *_, a in many[10:]]
     r2 = float(1 - sum(errors) / sum(spreads))
     assert 0.2 < r2 < 0.9
     assert fitted.quality["r2"] == pytest.approx(r2, abs=0.08)
@@ -75,7 +76,7 @@ def test_refusals_of_a_decoder():
 
 
 def test_an_episode_shorter_than_the_gap_has_no_actions():
-    decoder = Decoder(demonstrations(3, 0.1), GAP, 1.0)
+    decoder = Decoder(demonstrations(3, 0.1), GAP, Kernel(1.0, 1.0))
     assert torch.equal(decoder.decode(torch.zeros(3, 16), torch.zeros(3, dtype=torch.bool)), torch.zeros(3, 2))
 
 

@@ -1,4 +1,4 @@
-"""Actions from latent actions: a linear decoder fitted on demonstrations, judged on episodes left out of the fit."""
+"""Actions from latent actions: a decoder fitted on demonstrations, judged on episodes left out of the fit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ...data.dataset import Dataset
 from ...errors import DatasetError, LaraArgumentError
-from ..health.ridge import choose_ridge, fold_rows, ridge
+from ..health.ridge import fold_rows
 from ..model import LatentActionModel
 from ..sequence import encode_sequence
+from .regression import Kernel, Regression, choose_kernel
 
 __all__ = ["Decoder", "Demonstration", "encode_demonstrations", "fit_decoder"]
 
@@ -30,24 +31,22 @@ class Demonstration(NamedTuple):
 
 
 class Decoder:
-    """The action of each frame from the latent actions whose gap covers it.
+    """The action of each frame from the latent actions around it.
 
-    z of frames (t, t + C) gives the actions of the frames t to t + C - 1 by a ridge regression. The action of a frame is
-    the mean of what the up to C valid z around it say, kept within the range of the demonstrations.
+    A regression says the actions of the frames t to t + C - 1 from the latent actions of the pairs that begin at t - C,
+    t - C / 2, t, t + C / 2 and t + C: one of them says little of when within its gap the robot moved, their overlap does. The
+    action of a frame is the mean of what is said of it from up to C such t, kept within the range of the demonstrations.
 
     Args:
         demonstrations: at least one.
         gap: C.
-        penalty: of the ridge regression.
+        kernel: of the regression.
     """
 
-    def __init__(self, demonstrations: Sequence[Demonstration], gap: int, penalty: float) -> None:
+    def __init__(self, demonstrations: Sequence[Demonstration], gap: int, kernel: Kernel) -> None:
         x, y, _ = _rows(demonstrations, gap)
-        self.gap, self.penalty = gap, penalty
-        # a linear map: what it makes of nothing and of each direction is all there is to it
-        probe = torch.cat([x.new_zeros(1, x.shape[1]), torch.eye(x.shape[1], dtype=x.dtype)])
-        ((made,),) = ridge(x, y, probe, [penalty])
-        self.offset, self.weight = made[0], made[1:] - made[0]
+        self.gap, self.kernel = gap, kernel
+        self._regression = Regression(x, y, kernel)
         known = torch.cat([each.actions for each in demonstrations]).double()
         self.low, self.high = known.amin(0), known.amax(0)
 
@@ -61,12 +60,12 @@ class Decoder:
         length, width = len(valid), len(self.low)
         total, count = torch.zeros(length, width, dtype=torch.double), torch.zeros(length, 1, dtype=torch.double)
         places = valid.nonzero().squeeze(1)
-        chunks = (latent[places].double() @ self.weight + self.offset).unflatten(1, (self.gap, width))
+        if not len(places):
+            return torch.zeros(length, width)
+        chunks = self._regression(_around(latent, places, self.gap)).unflatten(1, (self.gap, width))
         for step in range(self.gap):
             total.index_add_(0, places + step, chunks[:, step])
             count.index_add_(0, places + step, torch.ones(len(places), 1, dtype=torch.double))
-        if not len(places):
-            return torch.zeros(length, width)
         covered = int(places[-1]) + self.gap
         actions = (total / count.clamp_min(1))[:covered].clamp(self.low, self.high)
         return torch.cat([actions, actions[-1:].expand(length - covered, -1)]).float()
@@ -100,13 +99,12 @@ def fit_decoder(demonstrations: Sequence[Demonstration], gap: int, least: float)
     if not varies.any():
         raise LaraArgumentError("actions: the actions of the demonstrations never change")
     x, y, episode = _rows(usable, gap)
-    penalty, _ = choose_ridge(x, y, episode, _FOLDS)
+    kernel = choose_kernel(x, y, episode, _FOLDS)
     errors, spreads = torch.zeros(len(usable), dtype=torch.double), torch.zeros(len(usable), dtype=torch.double)
     for test in fold_rows(torch.arange(len(usable)), _FOLDS):
         fit = [usable[place] for place in (~test).nonzero().squeeze(1).tolist()]
         rows = torch.isin(episode, (~test).nonzero().squeeze(1))
-        inner, _ = choose_ridge(x[rows], y[rows], episode[rows], min(3, len(fit)))
-        decoder = Decoder(fit, gap, inner)
+        decoder = Decoder(fit, gap, choose_kernel(x[rows], y[rows], episode[rows], min(3, len(fit))))
         mean = torch.cat([each.actions for each in fit]).double().mean(0)
         for place in test.nonzero().squeeze(1).tolist():
             each = usable[place]
@@ -121,7 +119,7 @@ def fit_decoder(demonstrations: Sequence[Demonstration], gap: int, least: float)
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     quality = {
         "r2": r2, "r2_interval": [low, high], "episodes": len(usable), "frames": sum(len(each.valid) for each in usable),
-        "penalty": penalty,
+        **kernel._asdict(),
     }  # fmt: skip
     if not r2 >= least:
         raise LaraArgumentError(
@@ -129,7 +127,7 @@ def fit_decoder(demonstrations: Sequence[Demonstration], gap: int, least: float)
             f"at least {least:g} is expected: worse labels do harm. Give more demonstrations, train the LAM on video like "
             "theirs (lara health --ceiling says what it holds of the motion), or lower least_r2"
         )
-    return Fitted(Decoder(usable, gap, penalty), quality)
+    return Fitted(Decoder(usable, gap, kernel), quality)
 
 
 def encode_demonstrations(
@@ -160,11 +158,20 @@ def encode_demonstrations(
 
 
 def _rows(demonstrations: Sequence[Demonstration], gap: int) -> tuple[Tensor, Tensor, Tensor]:
-    """z [R, W] of all valid pairs, the actions [R, C * A] of their gaps, and the number of their episode [R]."""
+    """Latent actions around all valid pairs [R, 5 W], the actions [R, C * A] of their gaps, number of their episode [R]."""
     x, y, episode = [], [], []
     for number, each in enumerate(demonstrations):
         places = each.valid.nonzero().squeeze(1)
-        x.append(each.latent[places].double())
+        x.append(_around(each.latent, places, gap))
         y.append(each.actions[places[:, None] + torch.arange(gap)].flatten(1).double())
         episode.append(torch.full((len(places),), number))
     return torch.cat(x), torch.cat(y), torch.cat(episode)
+
+
+def _around(latent: Tensor, places: Tensor, gap: int) -> Tensor:
+    """Latent actions [P, 5 W] of the pairs half a gap and a gap before and after; the nearest of `places` at the ends."""
+    if not len(places):
+        return latent.new_zeros(0, 5 * latent.shape[1]).double()
+    moves = [-gap, -(gap // 2), 0, gap // 2, gap]
+    near = [places[torch.searchsorted(places, places + move).clamp_max(len(places) - 1)] for move in moves]
+    return torch.cat([latent[each] for each in near], 1).double()
