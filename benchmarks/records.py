@@ -26,6 +26,7 @@ MAKERS = (
     "benchmarks.success.libero_expert",
     "benchmarks.success.libero_report",
     "benchmarks.success.libero_motion",
+    "benchmarks.success.video",
     "benchmarks.success.reconstruct",
     "benchmarks.parity.reading",
     "benchmarks.speed.step_overhead",

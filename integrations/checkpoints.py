@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,14 @@ from lara_adapter import AttachOrderError, LaraAdapter
 from lara_adapter.saving.layout import CONFIG_FILE
 from lara_adapter.storage.files import read_json
 
-__all__ = ["FOLDER", "find_adapter", "require_adapter", "warn_of_another_tap", "without_lara"]
+__all__ = ["FOLDER", "find_adapter", "require_adapter", "warn_of_other_settings", "without_lara"]
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "lara"  # the adapter's, inside a host's checkpoint
+_SETTINGS = (
+    "token", "projector", "alignment", "align_weight", "lam_weight", "lam_grad_scale", "reconstruct", "train_lam",
+)  # fmt: skip
 
 
 def find_adapter(checkpoint: Path) -> Path | None:
@@ -37,11 +41,19 @@ def require_adapter(checkpoint: Path, fix: str) -> Path:
     return folder
 
 
-def warn_of_another_tap(lara: LaraAdapter, folder: Path) -> None:
-    """Warn if a run that is resumed reads another hidden state than the one that it was saved with."""
-    saved = read_json(folder / CONFIG_FILE).get("tap")
-    if saved != lara.config.tap:
-        logger.warning("%s was saved with the state at %s, but here it is read at %s", folder, saved, lara.config.tap)
+def warn_of_other_settings(lara: LaraAdapter, folder: Path) -> None:
+    """Warn if a run that is resumed is not set as the one that it was saved with: settings come from its command."""
+    saved, now = read_json(folder / CONFIG_FILE), json.loads(json.dumps(lara.config.to_dict()))
+    if saved.get("tap") != now["tap"]:
+        logger.warning(
+            "%s was saved with the state at %s, but here it is read at %s", folder, saved.get("tap"), now["tap"]
+        )
+    others = [f"{name}={saved[name]} ({now[name]})" for name in _SETTINGS if name in saved and saved[name] != now[name]]
+    if others:
+        logger.warning(
+            "%s was saved with other settings than those of this run, in brackets: %s. A resumed run takes them from its "
+            "command: repeat the flags of the first run", folder, ", ".join(others),
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from lara_adapter import AttachOrderError, LaraAdapter
 from lara_adapter.frames import frame_keys
 from lara_adapter.saving.read import restore_adapter
 
-from .checkpoints import FOLDER, require_adapter, warn_of_another_tap
+from .checkpoints import FOLDER, require_adapter, warn_of_other_settings
 from .frames import feature_reader
 
 __all__ = ["LaraCallback", "LaraTrainerMixin"]
@@ -73,7 +73,7 @@ class LaraCallback(TrainerCallback):
         this.
         """
         folder = require_adapter(checkpoint, "Start a new run from its weights instead of resuming")
-        warn_of_another_tap(self.lara, folder)
+        warn_of_other_settings(self.lara, folder)
         if self.lara.binding.peft is not None:
             restore_adapter(self.lara, folder)
             logger.info("LARA restored from %s", folder)

@@ -87,8 +87,7 @@ def find_ceiling(
     labels, tried = torch.cat(list(pairs.targets.values()), 1), {}
     seen = fit_kernels(*frames, labels, pairs.episode, states=place, folds=folds)
     if widths:
-        labels = torch.cat([labels, place], 1)
-        found = train_ceiling(*frames, labels, pairs.episode, folds=folds, widths=widths, rates=rates)
+        found = train_ceiling(*frames, labels, pairs.episode, states=place, folds=folds, widths=widths, rates=rates)
         seen = torch.cat([seen, found.prediction.double()], 1)
         tried = {"chosen": found.chosen._asdict(), "tried": [each._asdict() for each in found.tried]}
     torch.save(seen, folder / "ceiling.pt")

@@ -18,7 +18,7 @@ from lara_adapter import LaraAdapter
 from lara_adapter.binding import ADAPTER_NAME
 from lara_adapter.saving.read import restore_adapter
 
-from ..checkpoints import FOLDER, require_adapter, warn_of_another_tap, without_lara
+from ..checkpoints import FOLDER, require_adapter, warn_of_other_settings, without_lara
 
 __all__ = ["CheckpointFiles", "adapter_to_resume", "latest_checkpoint", "load_policy", "save_policy"]
 
@@ -88,6 +88,6 @@ class CheckpointFiles:
         folder = Path(filename).resolve().parent
         if self.run_folder in folder.parents:
             adapter = adapter_to_resume(folder)
-            warn_of_another_tap(self.lara, adapter)
+            warn_of_other_settings(self.lara, adapter)
             restore_adapter(self.lara, adapter)
         return result

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError, LaraArgumentError
+from ..storage.hub import is_repo_id
 from .dataset import Dataset
 from .episodes import INFO, EpisodeDataset
 from .files import FileDataset
@@ -84,7 +85,7 @@ def find_sources(
     pictures or more. Links are followed, hidden folders are not.
 
     Args:
-        folders: folders, or single files.
+        folders: folders, single files, or Hub ids of LeRobot datasets.
         cameras: names of the cameras to take from datasets, with or without `observation.images.`; empty: all.
         picture_fps: as for :func:`open_dataset`.
         episodes: of the one dataset that is found, the numbers of those to use, as "7" or "0:50"; none: all.
@@ -94,18 +95,23 @@ def find_sources(
         The sources in an order that does not depend on the file system.
 
     Raises:
-        LaraArgumentError: a folder does not exist, or a dataset has no camera or episode of these names, or there are
-            several datasets and `episodes` or `skip`.
+        LaraArgumentError: a folder does not exist and is no Hub id, a dataset has no camera or episode of these names, or
+            there are several datasets and `episodes` or `skip`.
         DatasetError: the metadata of a dataset are damaged.
+        HubError: a dataset cannot be loaded from the Hub.
     """
     found: list[Source | Dataset] = []
     visited: set[str] = set()
-    for folder in map(Path, folders):
-        if not folder.exists():
+    for folder in folders:
+        if (path := Path(folder)).exists():
+            found.extend(_below(path, visited, picture_fps))
+        elif is_repo_id(str(folder)):
+            found.append(EpisodeDataset(folder))
+        else:
             raise LaraArgumentError(
-                f"{shown(folder)} does not exist; a folder of videos or datasets (or one file) is expected"
+                f"{shown(path)} does not exist; a folder of videos or datasets, one file, or the Hub id of a LeRobot "
+                "dataset is expected"
             )
-        found.extend(_below(folder, visited, picture_fps))
     if episodes or skip:
         if len(found) > 1 and all(isinstance(each, Source) for each in found):
             found = [FileDataset(Path(folders[0]), [each for each in found if isinstance(each, Source)])]

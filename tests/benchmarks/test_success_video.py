@@ -25,6 +25,16 @@ def test_differences_are_paired_over_seeds():
     assert "decoded" not in video.as_table(rows, "distractors")
 
 
+def test_the_reading_counts_seeds_that_have_all_arms():
+    solved = {"labelled": 20, "decoded": 30, "true": 40}
+    rows = [row(seed, arm, count) for seed in range(2) for arm, count in solved.items()]
+    rows.append(row(5, "labelled", 0))
+    text = video.reading(rows, "clean")
+    assert text == "Clean, 2 seeds: of +40.0 points that true actions add, decoded ones add +20.0, 50% of it."
+    assert video.reading(rows, "distractors") == ""
+    assert video.reading([row(0, arm, 20) for arm in solved], "clean").endswith("nothing to close.")
+
+
 def test_the_protocol():
     """What was fixed before the first run."""
     settings = video.Settings()

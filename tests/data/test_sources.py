@@ -9,10 +9,11 @@ import pytest
 
 pytest.importorskip("av")
 
+from helpers import disk_datasets as disk
 from helpers.videos import number_of, numbered, png, write_v21, write_v30, write_v30_pictures, write_video
 
 from lara_adapter import DatasetError, LaraArgumentError
-from lara_adapter.data import IndexSettings, build_index, find_sources, open_dataset
+from lara_adapter.data import IndexSettings, build_index, episodes, find_sources, open_dataset
 from lara_adapter.data.decode import read_frames
 from lara_adapter.data.gap import Gap
 
@@ -122,6 +123,14 @@ def test_damaged_metadata_are_named(tmp_path):
     info.write_text(json.dumps(content))
     with pytest.raises(DatasetError, match="meta is damaged"):
         find_sources([tmp_path])
+
+
+def test_a_dataset_on_the_hub(tmp_path, monkeypatch):
+    known = disk.make_v3(tmp_path / "known")
+    asked = []
+    monkeypatch.setattr(episodes, "locate_folder", lambda source, *rest: asked.append(source) or known)
+    assert len(find_sources(["user/data"])) == len(find_sources([known]))
+    assert asked == ["user/data", known]
 
 
 def test_a_missing_folder(tmp_path):

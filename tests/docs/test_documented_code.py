@@ -187,6 +187,8 @@ def check_command(words: list[str]) -> None:
     program, rest = words[0].rsplit("/", 1)[-1], words[1:]
     if "=" in program:  # a variable for one command
         return check_command(rest)
+    if program == "uv":  # uv pip install
+        return check_command(rest)
     if program == "lara":
         return parse_lara(rest)
     if program == "make":

@@ -187,6 +187,11 @@ def test_what_stands_in_for_safetensors_in_the_script(tmp_path, caplog):
     files.torch.load_model(policy, tmp_path / "20" / "model.safetensors", device="cpu")
     said = "20/lara was saved with the state at transformer_blocks.4, but here it is read at transformer_blocks.2"
     assert said in caplog.text
+    assert "other settings" not in caplog.text
+    files.lara.detach()
+    files.lara = attach_lara(policy, LatentActionModel(LatentActionConfig.tiny()), -1, alignment="contrastive")
+    files.torch.load_model(policy, tmp_path / "20" / "model.safetensors", device="cpu")
+    assert "alignment={'name': 'cosine'} ({'name': 'contrastive'" in caplog.text
     with pytest.raises(AttachOrderError, match=r"1 was saved by a run without LARA"):
         files.torch.load_model(policy, tmp_path / "1" / "model.safetensors")
     # base weights, outside the run's folder, may be without

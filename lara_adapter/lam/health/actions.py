@@ -85,8 +85,8 @@ def _measure_motion(
     states = None if states is None else states[usable]
     supervised = fit_kernels(now, later, labels[usable], episode, states=states)
     if ceiling:
-        everything = torch.cat([labels[usable], *([] if states is None else [states])], 1)
-        trained = train_ceiling(now, later, everything, episode, device=next(model.parameters()).device)
+        device = next(model.parameters()).device
+        trained = train_ceiling(now, later, labels[usable], episode, states=states, device=device)
         supervised = torch.cat([supervised, trained.prediction.double()], 1)
     known = None if known is None else known[usable]
     return {

@@ -32,7 +32,7 @@ class Training(NamedTuple):
 class Ceiling(NamedTuple):
     """What networks say about each pair whose episode they have not seen.
 
-    prediction: [R, L] float32, on the scale of the labels.
+    prediction: [R, L + S] float32, on the scale of the labels and states.
     tried: all sizes and learning rates that were compared, on the validation episodes of the first fold.
     chosen: the best of them, trained for each fold.
     """
@@ -48,6 +48,7 @@ def train_ceiling(
     labels: Tensor,
     episode: Tensor,
     *,
+    states: Tensor | None = None,
     folds: int = 5,
     widths: Sequence[int] = (16, 32, 64),
     rates: Sequence[float] = (1e-3, 3e-4),
@@ -67,8 +68,9 @@ def train_ceiling(
     Args:
         now: [R, 3, H, W] uint8; sides above 128 pixels are made smaller.
         later: the same, C frames later.
-        labels: [R, L] float, without NaN: displacement, actions, and what else helps, such as the state at t.
+        labels: [R, L] float, without NaN: displacement, actions.
         episode: [R] int; rows of one episode are never on both sides of a split.
+        states: [R, S] float, without NaN: the state at t, which helps to see how it changes. None: not known.
         folds: at most.
         widths: channels of the first convolution, tried in order until one brings no improvement.
         rates: learning rates; the best with the first width is kept for the others.
@@ -84,7 +86,7 @@ def train_ceiling(
     names = episode.unique()
     if len(names) < 4:
         raise LaraArgumentError(f"the ceiling needs pairs of at least 4 episodes, but there are {len(names)}")
-    y = labels.float()
+    y = labels.float() if states is None else torch.cat([labels.float(), states.float()], 1)
     varies = y.std(0) > 1e-9
     if not varies.any():
         raise LaraArgumentError("the labels never change")

@@ -34,8 +34,8 @@ class Decoder:
     """The action of each frame from the latent actions around it.
 
     A regression says the actions of the frames t to t + C - 1 from the latent actions of the pairs that begin at t - C,
-    t - C / 2, t, t + C / 2 and t + C: one of them says little of when within its gap the robot moved, their overlap does. The
-    action of a frame is the mean of what is said of it from up to C such t, kept within the range of the demonstrations.
+    t - C / 2, t, t + C / 2 and t + C: one of them says little of when within its gap the robot moved, their overlap does.
+    The action of a frame is the mean of what is said of it from up to C such t, within the range of the demonstrations.
 
     Args:
         demonstrations: at least one.
