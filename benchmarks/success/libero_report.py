@@ -62,7 +62,7 @@ def section() -> str:
         return "No rows yet."
     parts = []
     for name, (rows, summary) in recorded().items():
-        parts.append(f"**{name[0].upper()}{name[1:]}**\n\n{report.table(summary)}\n\n{report.power(rows)}")
+        parts.append(f"**{name}**\n\n{report.table(summary)}\n\n{report.power(rows)}")
         parts += [task_table(rows), play_table(rows)]
     return "\n\n".join(parts)
 
