@@ -30,11 +30,12 @@ from .parquet import as_array, cell_bytes, require_parquet, row_groups
 from .sources import Source, shown
 from .video import VideoFile, decode_picture, require_av
 
-__all__ = ["INFO", "VERSIONS", "Episode", "EpisodeDataset", "cell_bytes", "require_parquet"]
+__all__ = ["INFO", "STATE", "VERSIONS", "Episode", "EpisodeDataset", "cell_bytes", "require_parquet"]
 
 logger = logging.getLogger(__name__)
 
 INFO = "meta/info.json"
+STATE = "observation.state"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 _ROWS = 64  # pictures held at once while a parquet file is read
 
@@ -183,7 +184,7 @@ class EpisodeDataset(Dataset):
 
     def states(self, episode: Episode) -> np.ndarray | None:
         """See :meth:`Dataset.states`: the column `observation.state`, float64."""
-        return self._numbers(episode, "observation.state")
+        return self._numbers(episode, STATE)
 
     def tasks(self, episode: Episode) -> np.ndarray | None:
         """See :meth:`Dataset.tasks`: the column `task_index`."""

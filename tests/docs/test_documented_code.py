@@ -209,7 +209,9 @@ def check_command(words: list[str]) -> None:
                 assert (ROOT / script).is_file(), script
                 flags_exist(rest[rest.index(script) + 1 :], ROOT / script)
     else:
-        assert program in ("git", "cd", "hf"), f"{program} is not checked; teach this test what it is"
+        assert program in ("git", "cd", "cp", "hf", "lerobot-edit-dataset"), (
+            f"{program} is not checked; teach this test what it is"
+        )
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])

@@ -13,7 +13,7 @@ from helpers.lerobot_disk import LENGTHS, TOP, WRIST, make_dataset, open_dataset
 from helpers.videos import abandon_decoders
 from lerobot.datasets.aggregate import aggregate_datasets
 from lerobot.datasets.compute_stats import aggregate_stats, get_feature_stats
-from lerobot.datasets.dataset_tools import delete_episodes
+from lerobot.datasets.dataset_tools import delete_episodes, remove_feature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
@@ -128,6 +128,29 @@ def test_lerobots_own_tools_take_the_copy(labelled, tmp_path):
     twice = LeRobotDataset("local/twice", root=tmp_path / "twice")
     assert len(twice) == 2 * sum(LENGTHS)
     assert torch.equal(twice[sum(LENGTHS) + 3]["lara.indices"], whole[3]["lara.indices"])
+
+
+def test_demonstrations_and_video_become_one_dataset(tmp_path, lam):
+    """Video without actions and states, labelled by demonstrations, is merged with them by LeRobot's own tool."""
+    demos = make_dataset(tmp_path / "demos")
+    video = make_dataset(tmp_path / "video")
+    known = remove_feature(open_dataset(video), ["action", "observation.state"], tmp_path / "bare", "local/bare").root
+    label_dataset(demos, lam, tmp_path / "demos-labelled", gap=C)
+    report = label_dataset(known, lam, tmp_path / "video-labelled", gap=C, actions=demos, least_r2=-100.0)
+    assert report.features[-2:] == ("action", "observation.state")
+    parts = [tmp_path / "demos-labelled", tmp_path / "video-labelled"]
+    aggregate_datasets(["local/demos", "local/video"], "local/both", parts, tmp_path / "both")
+    both = LeRobotDataset("local/both", root=tmp_path / "both", delta_timestamps={"action": [0.0, 1 / 30]})
+    assert len(both) == 2 * sum(LENGTHS)
+    first, second = both[3], both[sum(LENGTHS) + 3]
+    assert first.keys() == second.keys()
+    assert second["action"].shape == (2, 3)
+    assert torch.equal(first["observation.state"], torch.full((4,), 3.0))
+    assert torch.allclose(
+        second["observation.state"], torch.full((4,), np.concatenate(list(map(np.arange, LENGTHS))).mean())
+    )
+    policy_features = dataset_to_policy_features(both.meta.features)
+    assert {"action", "observation.state", TOP} == policy_features.keys()
 
 
 def test_lerobot_takes_a_copy_with_an_episode_that_has_no_labels(tmp_path, lam):

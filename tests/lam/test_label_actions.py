@@ -136,6 +136,36 @@ def test_a_copy_gets_actions_and_says_how_good_they_are(lam, known, video, tmp_p
     assert torch.equal(columns(tmp_path / "merged", "action"), actions)
 
 
+def test_video_without_a_state_gets_the_mean_of_the_demonstrations(lam, known, video, tmp_path, caplog):
+    """So that one dataset can be made of both; it says nothing, and so hides the state."""
+    stated = shutil.copytree(known, tmp_path / "stated")
+    info = json.loads((stated / "meta/info.json").read_text())
+    info["features"]["observation.state"] = {"dtype": "float64", "shape": [3], "names": ["x", "y", "z"]}
+    (stated / "meta/info.json").write_text(json.dumps(info))
+    rows = []
+    for path in sorted((stated / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        states = torch.randn(table.num_rows, 3, generator=torch.Generator().manual_seed(len(rows))).double()
+        rows.append(states)
+        pq.write_table(table.append_column("observation.state", [states.tolist()]), path)
+    report = label_dataset(video, lam, tmp_path / "labelled", gap=GAP, actions=stated, least_r2=-100.0)
+    assert report.features[-2:] == ("action", "observation.state")
+    assert "video has no observation.state: it gets the mean of the demonstrations'" in caplog.text
+    mean = torch.cat(rows).mean(0).float()
+    found = columns(tmp_path / "labelled", "observation.state")
+    assert torch.equal(found, mean.expand_as(found))
+    feature = json.loads((tmp_path / "labelled/meta/info.json").read_text())["features"]["observation.state"]
+    assert feature == {"dtype": "float32", "shape": [3], "names": ["x", "y", "z"]}
+    assert read_episodes_stats(tmp_path / "labelled")["observation.state"]["std"] == [0, 0, 0]
+    # a sidecar has no use for it
+    options = {"gap": GAP, "actions": stated, "least_r2": -100.0, "sidecar": True}
+    assert label_dataset(video, lam, tmp_path / "labels.parquet", **options).features[-1] == "action"
+
+
+def read_episodes_stats(folder):
+    return json.loads((folder / "meta/episodes_stats.jsonl").read_text().splitlines()[0])["stats"]
+
+
 def test_a_dataset_that_has_actions_keeps_them(lam, known, tmp_path):
     report = label_dataset(known, lam, tmp_path / "labelled", gap=GAP, actions=known, least_r2=-100.0)
     assert report.features[-1] == "lara.action"

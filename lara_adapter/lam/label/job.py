@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -13,18 +14,18 @@ import numpy as np
 import torch
 
 from ...data.dataset import Dataset
-from ...data.episodes import EpisodeDataset
+from ...data.episodes import STATE, EpisodeDataset
 from ...data.formats import open_dataset
 from ...data.gap import parse_gap
 from ...data.sources import shown
-from ...errors import LaraArgumentError
+from ...errors import DatasetError, LaraArgumentError
 from ..identity import open_model
 from ..processes import Processes
 from ..sequence import check_settings
 from .check import DataFiles, check_data_files, check_prefix
 from .copy import copied_bytes, write_copy
 from .decoder import Decoder, encode_demonstrations, fit_decoder
-from .labels import LabelColumns, LabelFiles, LabelSet
+from .labels import Constant, LabelColumns, LabelFiles, LabelSet
 from .metadata import Statistics, read_statistics
 from .plan import make_plan, read_result
 from .report import LabelReport, summarize
@@ -68,7 +69,9 @@ class Job:
         self.target, self.shard, self.link = _check_output(Path(output), self.source, sidecar), shard, link
         self.model, self.identity = open_model(lam, revision)
         self.demonstrations, self.least_r2 = None if actions is None else open_dataset(actions), least_r2
-        self.columns = LabelColumns(prefix, *self.model.latent_shape, latent_dtype, **self._action_feature(prefix))
+        self.columns = LabelColumns(
+            prefix, *self.model.latent_shape, latent_dtype, **self._action_feature(prefix), constants=self._state()
+        )
         if self.copied is not None:
             check_prefix(self.copied, self.columns)
         hidden = self.target.with_name(f".{self.target.name}.labelling")
@@ -95,6 +98,22 @@ class Job:
         width = int(np.prod(feature["shape"]))
         name = f"{prefix}.action" if taken else "action"
         return {"action": name, "action_names": feature.get("names"), "action_width": width}
+
+    def _state(self) -> dict[str, Constant]:
+        """The mean state of the demonstrations, for video without one: a policy that takes a state needs a column of it."""
+        known, name = self.demonstrations, STATE
+        if self.copied is None or not isinstance(known, EpisodeDataset) or name in self.copied.features:
+            return {}
+        states = []
+        for episode in known.episodes:
+            with contextlib.suppress(DatasetError):  # said when its actions are read
+                if (found := known.states(episode)) is not None:
+                    states.append(found[np.isfinite(found).all(1)])
+        if not sum(map(len, states)):
+            return {}
+        feature = {**known.features[name], "dtype": "float32"}
+        logger.warning("%s has no %s: it gets the mean of the demonstrations', which hides it", self.source.name, name)
+        return {name: Constant(feature, np.concatenate(states).mean(0).astype(np.float32))}
 
     def begin(
         self, episodes: Sequence[str], skip: Sequence[str], merge: bool, device: torch.device

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from ...errors import AdapterFormatError, DatasetError
 from ...storage.files import read_tensors
 from .decoder import Decoder
 
-__all__ = ["LabelColumns", "LabelFiles", "LabelSet", "Labels"]
+__all__ = ["Constant", "LabelColumns", "LabelFiles", "LabelSet", "Labels"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,13 @@ class Labels(NamedTuple):
 _STORED = Labels._fields[:3]  # what the files of episodes hold
 
 
+class Constant(NamedTuple):
+    """A feature that has the same W values float32 in every frame, and its entry in `meta/info.json`."""
+
+    feature: dict[str, Any]
+    values: np.ndarray
+
+
 class LabelColumns:
     """The new features: their names, types and entries in `meta/info.json`.
 
@@ -43,11 +51,12 @@ class LabelColumns:
         action: name of the feature of decoded actions; None: there is none.
         action_names: what `meta/info.json` calls its numbers.
         action_width: how many they are.
+        constants: further features by name.
     """
 
     def __init__(
         self, prefix: str, queries: int, width: int, dtype: str, *, action: str | None = None, action_names: Any = None,
-        action_width: int = 0,
+        action_width: int = 0, constants: Mapping[str, Constant] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.prefix, self.names = prefix, tuple(f"{prefix}.{field}" for field in _STORED)
         self.fields = Labels._fields if action else _STORED
@@ -62,6 +71,9 @@ class LabelColumns:
         if action is not None:
             self.names = (*self.names, action)
             self.features[action] = {"dtype": "float32", "shape": [action_width], "names": action_names}
+        self.constants = constants
+        self.names = (*self.names, *constants)
+        self.features |= {name: constant.feature for name, constant in constants.items()}
 
     def shapes(self, frames: int) -> tuple[tuple[int, ...], ...]:
         """The shapes of what the file of an episode of so many frames holds."""
@@ -70,12 +82,14 @@ class LabelColumns:
     def zeros(self, frames: int) -> Labels:
         """What frames without labels get: zeros, and valid False."""
         features = list(self.features.values())
-        shapes = [*self.shapes(frames), *((frames, *feature["shape"]) for feature in features[3:])]
+        decoded = features[len(_STORED) : len(self.fields)]
+        shapes = [*self.shapes(frames), *((frames, *feature["shape"]) for feature in decoded)]
         return Labels(*(np.zeros(shape, feature["dtype"]) for shape, feature in zip(shapes, features)))
 
     def named(self, labels: Labels) -> dict[str, np.ndarray]:
         """Name -> values."""
-        return {name: values for name, values in zip(self.names, labels) if values is not None}
+        own = {name: values for name, values in zip(self.names, labels) if values is not None}
+        return own | {name: np.tile(each.values, (len(labels.valid), 1)) for name, each in self.constants.items()}
 
     def arrays(self, labels: Labels) -> dict[str, Any]:
         """Name -> arrow array; lists of fixed length, as LeRobot writes them, or plain numbers where that is 1."""

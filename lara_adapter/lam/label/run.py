@@ -60,7 +60,8 @@ def label_dataset(
     With `actions` also the feature action float32 [A], decoded from the latent actions around each frame by a kernel
     regression that is fitted on those demonstrations; PREFIX.action where the dataset has an action already. Its R2 on
     demonstrations left out of the fit is in the provenance. An R2 close to that of a still pair (`lara health` has both)
-    is the present frame's, and such labels add nothing to training on the demonstrations alone.
+    is the present frame's, and such labels add nothing to training on the demonstrations alone. A dataset without
+    observation.state gets it too: in every frame the mean of the demonstrations, float32, which hides the state.
 
     A damaged episode is left out and named with its reason, in a warning, the report and `meta/lara.json`. In the copy,
     episodes without labels (damaged, or not selected) have zeros and valid False.
