@@ -33,7 +33,7 @@ import tyro
 
 from benchmarks import RESULTS, markdown
 from benchmarks.success.jobs import act, open_stages, record
-from benchmarks.success.report import t_interval
+from benchmarks.success.report import bootstrap, solved, t_interval
 from benchmarks.success.rows import Row, append_missing, environment, read_numbers, read_rows
 from examples.demo.data import collect_expert_video
 from examples.demo.settings import Experiment
@@ -44,6 +44,7 @@ from examples.metaworld_sim import find_gl
 from lara_adapter.storage.files import read_json
 
 ROWS = RESULTS / "success" / "video.jsonl"
+DEMO_ROWS = RESULTS / "quickstart" / "video.jsonl"  # of `make demo-video`
 ARMS = {"labelled": "none", "true": "true", "decoded": "decoded"}
 _WORTH = {"label R2, chunk": "r2_chunk", "by ridge": "r2_ridge", "mean movement": "r2", "from a still pair": "r2_still"}
 
@@ -97,11 +98,11 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
         )
         for arm in arms
     ])))  # fmt: skip
-    solved = act(s, {arm: folder / "policy.pt" for arm, folder in trained.items()}, world, stage)
+    outcomes = act(s, {arm: folder / "policy.pt" for arm, folder in trained.items()}, world, stage)
     rows = []
     for arm, folder in trained.items():
         row: Row = {"regime": regime, "seed": seed, "arm": arm, "settings": s.same()}
-        row["solved"] = solved[arm]
+        row["solved"] = outcomes[arm]
         row["action_error"] = read_json(folder / "action_error.json")["action_error"]
         if (folder / "labels.json").is_file():
             row["labels"] = read_numbers(folder / "labels.json")
@@ -115,47 +116,54 @@ def success_of(row: Row) -> float:
 
 
 def as_table(rows: list[Row], regime: str) -> str:
-    """Success of each arm, and paired over seeds its difference to the demonstrations alone with a 95 % interval."""
+    """Success of each arm, and paired over seeds its difference to the demonstrations alone with 95 % intervals."""
     found = {(row["arm"], row["seed"]): row for row in rows if row["regime"] == regime}
-    head, lines = (
-        ["arm", "success", "minus labelled (95 %, t over seeds)", "seeds", *_WORTH],
-        list[list[str]](),
-    )
+    head = ["arm", "success", "minus labelled (95 %, t over seeds)", "bootstrap", "seeds", *_WORTH]
+    lines = list[list[str]]()
     for arm in ARMS:
         own = {seed: row for (name, seed), row in found.items() if name == arm}
         if not own:
             continue
-        pairs = [
-            success_of(row) - success_of(found["labelled", seed])
-            for seed, row in own.items()
-            if ("labelled", seed) in found
-        ]
-        interval = t_interval(pairs) if arm != "labelled" else None
-        difference = "" if arm == "labelled" or not pairs else f"{mean(pairs):+.1f}"
-        difference += "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+        pairs = [(row, found["labelled", seed]) for seed, row in own.items() if ("labelled", seed) in found]
+        difference = drawn = ""
+        if arm != "labelled" and pairs:
+            gained = [success_of(row) - success_of(base) for row, base in pairs]
+            interval = t_interval(gained)
+            difference = f"{mean(gained):+.1f}"
+            difference += "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+            low, high = bootstrap(*(list(map(solved, side)) for side in zip(*pairs)))
+            drawn = f"{100 * low:+.1f} to {100 * high:+.1f}"
         labels = [row["labels"] for row in own.values() if "labels" in row]
         worth = [f"{mean(each[key] for each in labels):.2f}" if labels else "" for key in _WORTH.values()]
-        lines.append([arm, f"{mean(map(success_of, own.values())):.1f} %", difference, str(len(own)), *worth])
+        lines.append([arm, f"{mean(map(success_of, own.values())):.1f} %", difference, drawn, str(len(own)), *worth])
     return markdown.table(head, lines)
+
+
+def gains(rows: list[Row], regime: str, arm: str) -> list[float]:
+    """Points of success over `labelled`, for each seed that has all arms."""
+    found = {(row["arm"], row["seed"]): success_of(row) for row in rows if row["regime"] == regime}
+    seeds = [seed for name, seed in found if name == "labelled" and all((each, seed) in found for each in ARMS)]
+    return [found[arm, seed] - found["labelled", seed] for seed in seeds]
 
 
 def reading(rows: list[Row], regime: str) -> str:
     """How much of what true actions add the decoded ones add."""
-    found = {(row["arm"], row["seed"]): success_of(row) for row in rows if row["regime"] == regime}
-    seeds = [seed for arm, seed in found if arm == "labelled" and all((each, seed) in found for each in ARMS)]
-    if not seeds:
+    decoded, true = (gains(rows, regime, arm) for arm in ("decoded", "true"))
+    if not decoded:
         return ""
-    gained, possible = (
-        mean(found[arm, seed] - found["labelled", seed] for seed in seeds) for arm in ("decoded", "true")
-    )
-    share = f"{gained / possible:.0%} of it" if possible > 0 else "there is nothing to close"
-    added = f"of {possible:+.1f} points that true actions add, decoded ones add {gained:+.1f}, {share}"
-    return f"{regime.capitalize()}, {len(seeds)} seeds: {added}."
+    share = f"{mean(decoded) / mean(true):.0%} of it" if mean(true) > 0 else "there is nothing to close"
+    added = f"of {mean(true):+.1f} points that true actions add, decoded ones add {mean(decoded):+.1f}, {share}"
+    return f"{regime.capitalize()}, {len(decoded)} seeds: {added}."
+
+
+def recorded() -> list[Row]:
+    """The committed rows."""
+    return [row for row in read_rows(ROWS) if row["settings"] == Settings().same()]
 
 
 def section() -> str:
     """Tables and reading of the committed rows."""
-    rows = [row for row in read_rows(ROWS) if row["settings"] == Settings().same()]
+    rows = recorded()
     parts = []
     for regime in Settings().regimes:
         if any(row["regime"] == regime for row in rows):
@@ -163,7 +171,12 @@ def section() -> str:
     return "\n\n".join(filter(None, parts)) or "Not run yet."
 
 
-SECTIONS = {"benchmarks/README.md": {"expert video": section}}
+def demo_section() -> str:
+    """What `make demo-video` gave."""
+    return as_table(read_rows(DEMO_ROWS), "clean")
+
+
+SECTIONS = {"benchmarks/README.md": {"expert video": section}, "docs/demo.md": {"demo video": demo_section}}
 
 
 def main() -> int:

@@ -20,8 +20,8 @@ def test_differences_are_paired_over_seeds():
     rows += [row(seed, "decoded", 25 + 10 * seed, labels=worth) for seed in range(3)]
     rows += [row(9, "decoded", 50, labels=worth)]  # without its pair
     text = video.as_table(rows, "clean")
-    assert "| decoded | 77.5 % | +10.0 (+10.0 to +10.0) | 4 | 0.60 | 0.50 | 0.80 | 0.70 |" in text
-    assert "| labelled | 60.0 % |  | 3 |  |  |  |  |" in text
+    assert "| decoded | 77.5 % | +10.0 (+10.0 to +10.0) | +6.7 to +13.7 | 4 | 0.60 | 0.50 | 0.80 | 0.70 |" in text
+    assert "| labelled | 60.0 % |  |  | 3 |  |  |  |  |" in text
     assert "decoded" not in video.as_table(rows, "distractors")
 
 

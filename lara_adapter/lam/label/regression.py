@@ -31,8 +31,7 @@ class Kernel(NamedTuple):
 class Regression:
     """A ridge regression with the kernel exp(-|u - v|^2 / width) + <u, v> / 2, on rows brought to a common scale.
 
-    A linear map alone must say "where the hand is" and "what it does" by one sum; the product of both, which an action is
-    on few demonstrations, is left to the Gaussian.
+    A linear map can only add up what z says of where the hand is and of how it moves; the Gaussian has them act together.
 
     Args:
         x: [R, W] double.
