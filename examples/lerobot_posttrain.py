@@ -341,6 +341,12 @@ def main() -> int:
     accelerator = Accelerator(**ACCELERATOR)
     taken = settings.output.exists()
     accelerator.wait_for_everyone()  # every process checks before one of them writes
+    if taken and settings.smoke and not (settings.output / "data").is_dir():
+        print(
+            f"{settings.output} exists and is not of --smoke, which would delete it; choose another --output",
+            file=sys.stderr,
+        )
+        return 2
     if taken and not settings.smoke and not settings.resume:
         print(f"{settings.output} exists; pass --resume to resume, or choose another --output", file=sys.stderr)
         return 2

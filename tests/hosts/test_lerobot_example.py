@@ -120,11 +120,14 @@ def test_post_trains_a_saved_policy(smoke, tmp_path):
 
 
 @pytest.mark.long
-def test_nothing_is_overwritten(smoke):
+def test_nothing_is_overwritten(smoke, tmp_path):
+    (tmp_path / "policy").mkdir()  # of a run that was none of --smoke
     for done in (
+        posttrain("--smoke", "--output", tmp_path),
         run(ROOT / "examples" / "record_metaworld.py", "--root", smoke[0] / "data"),
         posttrain("--root", smoke[0] / "data", "--output", smoke[0], "--episodes", "0"),
     ):
         assert done.returncode == 2
         assert "exists" in done.stderr
         assert "Traceback" not in done.stderr
+    assert (tmp_path / "policy").is_dir()
