@@ -191,7 +191,7 @@ def main() -> int:
                 append_missing(settings.rows, regime, seed, settings.same(), settings.arms, run)
     rows = [row for row in read_rows(settings.rows) if row["settings"] == settings.same()]
     for regime in settings.regimes:
-        print(f"\n{regime}\n\n{as_table(rows, regime)}")
+        print(f"\n{regime}\n\n{as_table(rows, regime)}\n\n{reading(rows, regime)}")
     return 0
 
 
