@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
 
 
 class Regression:
-    """A ridge regression with the kernel exp(-|u - v|^2 / width) + <u, v> / 2, on rows brought to a common scale.
+    """A ridge regression with the kernel exp(-|u - v|^2 / (width m)) + <u, v> / (2 m), m the rows' median squared distance.
 
     A linear map can only add up what z says of where the hand is and of how it moves; the Gaussian has them act together.
 
