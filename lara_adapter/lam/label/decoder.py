@@ -169,9 +169,7 @@ def _rows(demonstrations: Sequence[Demonstration], gap: int) -> tuple[Tensor, Te
 
 
 def _around(latent: Tensor, places: Tensor, gap: int) -> Tensor:
-    """Latent actions [P, 5 W] of the pairs half a gap and a gap before and after; the nearest of `places` at the ends."""
-    if not len(places):
-        return latent.new_zeros(0, 5 * latent.shape[1]).double()
+    """Latent actions [P, 5 W] at each of P >= 1 places, half a gap and a gap before and after; at the ends the nearest."""
     moves = [-gap, -(gap // 2), 0, gap // 2, gap]
     near = [places[torch.searchsorted(places, places + move).clamp_max(len(places) - 1)] for move in moves]
     return torch.cat([latent[each] for each in near], 1).double()

@@ -12,7 +12,7 @@ from ..health.ridge import fold_rows
 
 __all__ = ["Kernel", "Regression", "choose_kernel"]
 
-_LANDMARKS = 512  # rows that a regression is made of (Nystroem's method); it is exact where there are no more
+_LANDMARKS = 512  # Nystroem's method: a regression on more rows than this is approximated from as many of them
 _WIDTHS = (1.0, 4.0, 16.0)
 _PENALTIES = tuple(10.0 ** (power / 2) for power in range(-8, 5))
 
