@@ -25,6 +25,7 @@ MAKERS = (
     "benchmarks.success.reading",
     "benchmarks.success.libero_expert",
     "benchmarks.success.libero_report",
+    "benchmarks.success.motion",
     "benchmarks.success.libero_motion",
     "benchmarks.success.video",
     "benchmarks.success.reconstruct",

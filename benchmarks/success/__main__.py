@@ -132,7 +132,9 @@ def train_arms(settings: Settings, regime: str, seed: int, arms: list[str]) -> T
             continue
         lam = random_folder if ARMS[arm].lam == "random" else before[_key(worlds[arm])]
         given |= {"lam": None if ARMS[arm].options is None else lam, "lara_options": ARMS[arm].options}
-        given |= {"execute": s.execute, **gaps[arm], **({"size": s.size()} if s.size() else {})}
+        given |= {"execute": s.execute, **gaps[arm]}
+        changed = s.size() | ARMS[arm].policy
+        given |= {"config": changed} if changed else {}
         jobs.append(Job(f"policy-{arm}", train_policy, given, s.policy_steps))
     trained = dict(zip(arms, stage("train", jobs)))
     lams = {"before": before[""], **{arm: trained[arm] / "lam" for arm in arms if (trained[arm] / "lam").is_dir()}}

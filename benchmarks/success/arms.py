@@ -20,12 +20,14 @@ class Arm:
         lam: which latent action model it starts from: one trained on the seed's video, or one that never learnt.
         gap: C, steps from the present frame to the future one, of the LAM's training too; even, as every second is kept.
         video: episodes of play video per task that the LAM learnt from; None: all.
+        policy: fields of `MiniVLAConfig` that are not the default's.
     """
 
     options: dict[str, Any] | None
     lam: Literal["video", "random"] = "video"
     gap: int = HORIZON
     video: int | None = None
+    policy: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 MAIN = {
@@ -57,7 +59,12 @@ ABLATIONS = {
 # the paper's own figure: depth of the alignment, by its cosine
 COSINE_DEPTH = {f"cosine, layer={layer}": Arm({**W, "layer": layer}) for layer in (0, 1, 3, 4)}
 
-ARMS = {**MAIN, **GRADIENT, **ABLATIONS, **COSINE_DEPTH}
+# flow times near 1, where the tapped state knows the action and not only what is seen: 0.89 on average, by default 0.4.
+# The whole policy is trained at them, so that all of the alignment is; for what its LAM learns, not for acting.
+LATE = {"time_alpha": 1.0, "time_beta": 8.0}
+FLOW_TIME = {"cosine_late": Arm(W, policy=LATE), "contrastive_late": Arm(CONTRASTIVE, policy=LATE)}
+
+ARMS = {**MAIN, **GRADIENT, **ABLATIONS, **COSINE_DEPTH, **FLOW_TIME}
 # what each knob stands at in the arm that it is changed of
 DEFAULTS = {
     "layer": "2", "w1": "0.1", "w2": "0.1", "joint": "yes", "C": str(HORIZON), "video": "40", "token": "last_valid",

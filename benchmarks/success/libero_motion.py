@@ -14,14 +14,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 
 import tyro
 
-from benchmarks import RESULTS, markdown
-from benchmarks.success import libero, report
+from benchmarks import RESULTS
+from benchmarks.success import libero, motion_report, report
 from benchmarks.success.arms import CONTROL
 from benchmarks.success.jobs import open_stages
 from benchmarks.success.rows import Row, append_missing, environment, read_rows
@@ -66,28 +64,9 @@ def recorded() -> report.Rows:
     return {(row["seed"], row["arm"]): row for row in read_rows(ROWS)}
 
 
-def number(key: str) -> Callable[[Row], float]:
-    """Reads one number about the displacement, of :class:`~lara_adapter.lam.health.motion.Motion`, from a row."""
-    return lambda row: float(row["motion"]["displacement"][key]["value"])
-
-
-def over_control(arm: str, key: str) -> str:
-    """What an arm adds to as many steps without alignment, paired over seeds."""
-    return report.gain(report.compare(recorded(), arm, CONTROL, number(key)), 1, 2)
-
-
 def section() -> str:
-    """A row for each arm: means over seeds, and what it adds to as many steps without alignment."""
-    lines = []
-    for arm in ("before", CONTROL, "cosine", "contrastive"):
-        own = [row for (_, name), row in recorded().items() if name == arm]
-        mean_of = {key: f"{mean(map(number(key), own)):.2f}" for key in ("pair", "beyond", "ceiling_beyond")}
-        added = ["" if arm in ("before", CONTROL) else over_control(arm, key) for key in ("pair", "beyond")]
-        seen = f"{mean_of['beyond']} of {mean_of['ceiling_beyond']}"
-        lines.append([arm, str(len(own)), mean_of["pair"], added[0], seen, added[1]])
-    over = "over control (t, 95 %)"
-    head = ["arm", "seeds", "R2 of the displacement, z alone", over, "beyond the present, of what can be seen", over]
-    return markdown.table(head, lines)
+    """The table of the committed rows."""
+    return motion_report.table(recorded())
 
 
 SECTIONS = {"benchmarks/README.md": {"libero motion": section}}

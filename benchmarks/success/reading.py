@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import RESULTS
 from benchmarks.markdown import bullets
 from benchmarks.speed import step_overhead
-from benchmarks.success import libero_motion, libero_report, video
+from benchmarks.success import libero_motion, libero_report, motion_report, video
 from benchmarks.success.arms import CONTROL, DEFAULTS
 from benchmarks.success.report import compare, gain, recorded, success_rate, t_interval
 from lara_adapter.storage.files import read_json
@@ -141,7 +141,9 @@ def evidence() -> str:
     beyond = {arm: demo[name]["displacement"]["beyond"] for arm, name in names.items()}
     moved = {arm: f"{of['value']:.2f} ({of['low']:.2f} to {of['high']:.2f})" for arm, of in beyond.items()}
     seen = demo["before"]["displacement"]["ceiling_beyond"]["value"]
-    alone, beyond_present = (libero_motion.over_control("contrastive", key) for key in ("pair", "beyond"))
+    alone, beyond_present = (
+        motion_report.over_control(libero_motion.recorded(), "contrastive", key) for key in ("pair", "beyond")
+    )
     twenty, five = (
         libero_report.recorded()[f"libero_object, 10 tasks, {count} demonstrations each"][1] for count in (20, 5)
     )

@@ -90,7 +90,7 @@ def train_policy(
     execute: int,
     seed: int,
     gap: int = HORIZON,
-    size: dict[str, int] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> None:
     """Train the policy on a few demonstrations. A job.
 
@@ -110,11 +110,11 @@ def train_policy(
         execute: actions of a chunk that are executed; their error is measured.
         seed: of weights, data order and noise.
         gap: C, steps between the two frames of the LAM.
-        size: fields of `MiniVLAConfig` to change; None: the default sizes.
+        config: fields of `MiniVLAConfig` to change; None: the defaults.
     """
     demos = load_table(data, "demos", distractors=distractors, seed=seed, gap=gap)
     torch.manual_seed(seed)
-    policy, lara, history = MiniVLA(MiniVLAConfig(num_tasks=len(data), **(size or {}))), None, {}
+    policy, lara, history = MiniVLA(MiniVLAConfig(num_tasks=len(data), **(config or {}))), None, {}
     policy.set_state_statistics(demos["state"])
 
     if lara_options is not None:

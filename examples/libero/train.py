@@ -29,7 +29,7 @@ def table_jobs(root: Path, tasks: list[str], splits: dict[str, list[int]]) -> li
 
 
 def train(
-    folder: Path, progress: Progress, *, instructions: list[str], size: dict[str, int] | None = None, **options: Any
+    folder: Path, progress: Progress, *, instructions: list[str], config: dict[str, Any] | None = None, **options: Any
 ) -> None:
     """Train a MiniVLA. A job.
 
@@ -37,11 +37,11 @@ def train(
         folder: gets what `examples.demo.train.train_policy` writes, and what :mod:`examples.libero.served` reads.
         progress: called after each step.
         instructions: text of each task.
-        size: fields of `MiniVLAConfig` to change, beside LIBERO's shapes.
+        config: fields of `MiniVLAConfig` to change, beside LIBERO's shapes.
         options: of `train_policy`.
     """
-    shapes = {**SHAPES, **(size or {})}
-    train_policy(folder, progress, distractors=False, size=shapes, **options)
+    shapes = {**SHAPES, **(config or {})}
+    train_policy(folder, progress, distractors=False, config=shapes, **options)
     describe(folder, MiniVLAConfig(num_tasks=len(instructions), **shapes), instructions)
 
 

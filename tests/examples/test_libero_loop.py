@@ -84,7 +84,7 @@ def test_each_arm_trains_and_its_policy_is_served(root, tables, tmp_path, monkey
     folder.mkdir()
     train(
         folder, nothing, instructions=instructions(root), data=tables, steps=2, batch=4, lr=1e-4, execute=8, seed=0,
-        lam=None if ARMS[arm] is None else tmp_path / "lam", lara_options=ARMS[arm], size={"width": 32, "depth": 3},
+        lam=None if ARMS[arm] is None else tmp_path / "lam", lara_options=ARMS[arm], config={"width": 32, "depth": 3},
     )  # fmt: skip
     assert (folder / "adapter").is_dir() == (ARMS[arm] is not None)
     monkeypatch.setenv(VARIABLE, str(folder))

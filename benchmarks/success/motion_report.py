@@ -1,0 +1,36 @@
+"""Tables of the motion that latent action models hold: rows of benchmarks.success.motion and of its twin for LIBERO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import mean
+
+from benchmarks import markdown
+from benchmarks.success import report
+from benchmarks.success.arms import CONTROL
+from benchmarks.success.rows import Row
+
+
+def number(key: str) -> Callable[[Row], float]:
+    """Reads one number about the displacement, of :class:`~lara_adapter.lam.health.motion.Motion`, from a row."""
+    return lambda row: float(row["motion"]["displacement"][key]["value"])
+
+
+def over_control(rows: report.Rows, arm: str, key: str) -> str:
+    """What an arm adds to as many steps without alignment, paired over seeds."""
+    return report.gain(report.compare(rows, arm, CONTROL, number(key)), 1, 2)
+
+
+def table(rows: report.Rows) -> str:
+    """A row for each arm: means over seeds, and what it adds to as many steps without alignment."""
+    lines = []
+    for arm in (name for name in report.ORDER if name in {name for _, name in rows}):
+        own = [row for (_, name), row in rows.items() if name == arm]
+        mean_of = {key: f"{mean(map(number(key), own)):.2f}" for key in ("pair", "still", "beyond", "ceiling_beyond")}
+        added = ["" if arm in ("before", CONTROL) else over_control(rows, arm, key) for key in ("pair", "beyond")]
+        seen = f"{mean_of['beyond']} of {mean_of['ceiling_beyond']}"
+        lines.append([arm, str(len(own)), mean_of["pair"], mean_of["still"], added[0], seen, added[1]])
+    over = "over control (t, 95 %)"
+    head = ["arm", "seeds", "R2 of the displacement, z alone", "of a still pair", over]
+    head += ["beyond the present, of what can be seen", over]
+    return markdown.table(head, lines)
