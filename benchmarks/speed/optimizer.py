@@ -133,7 +133,8 @@ def section() -> str:
         pairs it is {share["default"] / 16:.1%} of the LAM's part of a step. It reads and writes every weight, gradient and
         moment; what else there is to gain is calls, {calls["loop"]} in a loop, {calls["foreach"]} with foreach,
         {calls["fused"]} fused, which count on a GPU. So give the host's optimizer `fused=True` (`--optim
-        adamw_torch_fused` in transformers' Trainer); LARA's parameters are in it like all others."""
+        adamw_torch_fused` in transformers' Trainer); LARA's parameters are in it like all others. `lara
+        train-lam` does so itself."""
     )
     return f"{table(report)}\n\n{advice}"
 

@@ -103,7 +103,7 @@ class _Run:
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.stream = self.videos.stream(size)
         self.held_out = self.videos.held_out(size)
-        self.optimizer = make_optimizer(self.model, settings)
+        self.optimizer = make_optimizer(self.model, settings, self.accelerator.device)
         self.wrapped = self.accelerator.prepare(self.model)
         self.mean = MeanWeights(self.model, settings.ema) if settings.ema else None
         self.step = 0

@@ -196,7 +196,8 @@ def load_checkpoint(
         if owner not in parameters:
             raise AdapterFormatError(f"{folder / 'optimizer.safetensors'}: {owner} is not a parameter of this model")
         # AdamW keeps its count of steps on the CPU unless it is fused or capturable
-        device = "cpu" if kind == "step" else parameters[owner].device
+        on_cpu = kind == "step" and not optimizer.defaults["fused"]
+        device = "cpu" if on_cpu else parameters[owner].device
         optimizer.state[parameters[owner]][kind] = value.to(device)
     if mean is not None:
         mean.load(read_tensors(folder / "ema.safetensors"), model)
