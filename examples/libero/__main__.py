@@ -7,7 +7,7 @@
 5. A table, and a picture of the films, are written to the output folder.
 
 With `--policy lerobot` (make libero-lerobot) the policy is LeRobot's Multi-Task DiT, trained and served in LeRobot's own
-environment. A run that was killed resumes where it stopped. `--preset smoke` takes a few minutes; `full` about two hours on
+environment. A run that was killed resumes where it stopped. `--preset smoke` takes a few minutes; `full` about an hour on
 two idle cores. LIBERO tasks with scripted demonstrations: rates are not comparable with published ones.
 """
 
