@@ -35,7 +35,7 @@ def make_tiny_clip(folder: Path, texts: list[str], image_size: int) -> Path:
     layers = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
     text = {"vocab_size": len(words), "max_position_embeddings": 77, "eos_token_id": 2, "bos_token_id": 1,
             "pad_token_id": 0}  # fmt: skip
-    vision = {"image_size": image_size, "patch_size": 8}
+    vision = {"image_size": image_size, "patch_size": image_size // 8}
     config = CLIPConfig(projection_dim=96, text_config={**layers, **text}, vision_config={**layers, **vision})
     CLIPModel(config).save_pretrained(folder)
     return folder
