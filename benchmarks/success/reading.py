@@ -5,15 +5,14 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from benchmarks import RESULTS
 from benchmarks.markdown import bullets
 from benchmarks.speed import step_overhead
-from benchmarks.success import libero_motion, libero_report, motion_report, video
+from benchmarks.success import libero_motion, libero_report, motion, motion_report, video
 from benchmarks.success.arms import CONTROL, DEFAULTS
 from benchmarks.success.report import compare, gain, recorded, success_rate, t_interval
-from lara_adapter.storage.files import read_json
 
 LIBERO = "benchmarks/README.md#libero-tasks-with-scripted-demonstrations"
+MOTION = "benchmarks/README.md#motion-in-the-lams"
 VIDEO = "benchmarks/README.md#video-of-experts-without-actions"
 # One seed, measured beside the rows and not yet a record of its own.
 STILL_PAIRS = (
@@ -136,11 +135,9 @@ def evidence() -> str:
     ten, three, again = Group("distractors", 10), Group("distractors", 3), Group("distractors", 3, ", confirmation")
     ratios = {row["settings"]["host"]: row["ratio"] for row in step_overhead.recorded()}
     head = ratios["gr00t-head"]
-    demo = read_json(RESULTS / "quickstart" / "results.json")["motion"]
-    names = {"contrastive": "lara_contrastive", "cosine": "lara_cosine", CONTROL: "control"}
-    beyond = {arm: demo[name]["displacement"]["beyond"] for arm, name in names.items()}
-    moved = {arm: f"{of['value']:.2f} ({of['low']:.2f} to {of['high']:.2f})" for arm, of in beyond.items()}
-    seen = demo["before"]["displacement"]["ceiling_beyond"]["value"]
+    play = motion.recorded("distractors")
+    moved = {arm: motion_report.over_control(play, arm, "beyond") for arm in ("contrastive", "cosine")}
+    beyond, seen = (motion_report.average(play, CONTROL, key) for key in ("beyond", "ceiling_beyond"))
     alone, beyond_present = (
         motion_report.over_control(libero_motion.recorded(), "contrastive", key) for key in ("pair", "beyond")
     )
@@ -162,12 +159,12 @@ def evidence() -> str:
         each: contrastive {gain(twenty["contrastive"]["success_gain"], 100, 1)} over
         {100 * twenty["dit_only"]["success"]:.0f} %, or 5: {gain(five["contrastive"]["success_gain"], 100, 1)} over
         {100 * five["dit_only"]["success"]:.0f} %, three seeds. The paper's gains are on larger, pre-trained policies.""",
-        f"""**A linear probe reads more of the action from the LAM**, contrastive {ten.probe("contrastive")} in R2
-        over as many steps without alignment, cosine {ten.probe("cosine")}; most of it is where the hand is, not how
-        it moves. Of the movement in play it says little more: R2 beyond the present frame {moved["contrastive"]},
-        cosine {moved["cosine"]}, without alignment {moved[CONTROL]}, of {seen:.2f} that regressions with labels see
-        ([demo](docs/demo.md), one seed). On LIBERO's play, five seeds, contrastive adds {alone} to what z alone says,
-        and {beyond_present} beyond the present frame, state and task: easier to read, not more.""",
+        f"""**What the LAM learns of motion**: R2 for the displacement of the hand in play beyond the present frame, [over
+        as many steps without alignment]({MOTION}): contrastive {moved["contrastive"]}, cosine {moved["cosine"]}
+        ({beyond:.2f} without, {seen:.2f} can be seen; {len({seed for seed, _ in play})} seeds, distractors). On LIBERO's
+        play, five seeds, contrastive adds {alone} to what z alone says, and {beyond_present} beyond the present frame,
+        state and task: easier to read there, not more. A linear probe for the action, which mostly reads where the hand is,
+        gains more: contrastive {ten.probe("contrastive")} in R2, cosine {ten.probe("cosine")}.""",
         f"""**A training step costs** [{head["joint"]:.2f} times as
         much](benchmarks/README.md#what-lara-adds-to-a-training-step) with the paper's LAM on GR00T N1.6's action
         head, {head["cached"]:.2f} with the feature cache; acting costs nothing.""",
