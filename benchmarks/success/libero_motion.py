@@ -22,7 +22,7 @@ from benchmarks import RESULTS
 from benchmarks.success import libero, motion_report, report
 from benchmarks.success.arms import CONTROL
 from benchmarks.success.jobs import open_stages
-from benchmarks.success.rows import Row, append_missing, environment, read_rows
+from benchmarks.success.rows import Row, append_missing, environment
 from examples.demo.motion import examine_motion, find_ceiling
 from examples.demo.stages import Job
 from lara_adapter.storage.files import read_json
@@ -61,7 +61,7 @@ def run_seed(s: Settings, seed: int, arms: list[str]) -> list[Row]:
 
 def recorded() -> report.Rows:
     """The committed rows by seed and arm."""
-    return {(row["seed"], row["arm"]): row for row in read_rows(ROWS)}
+    return motion_report.recorded(ROWS, libero.REGIME)
 
 
 def section() -> str:

@@ -28,7 +28,7 @@ from benchmarks.success import __main__ as success
 from benchmarks.success import motion_report, report
 from benchmarks.success.arms import ARMS, CONTROL, FLOW_TIME
 from benchmarks.success.jobs import open_stages
-from benchmarks.success.rows import MOTION, append_missing, environment, read_rows
+from benchmarks.success.rows import MOTION, append_missing, environment
 from examples.demo.data import collect_heldout_play
 from examples.demo.motion import examine_motion, find_ceiling
 from examples.demo.stages import Job
@@ -89,7 +89,7 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
 
 def recorded(regime: str) -> report.Rows:
     """The committed rows of a regime, by seed and arm."""
-    return {(row["seed"], row["arm"]): row for row in read_rows(MOTION) if row["regime"] == regime}
+    return motion_report.recorded(MOTION, regime)
 
 
 def reading() -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean
 
 from benchmarks import markdown
 from benchmarks.success import report
 from benchmarks.success.arms import CONTROL
-from benchmarks.success.rows import Row
+from benchmarks.success.rows import Row, read_rows
+
+
+def recorded(path: Path, regime: str) -> report.Rows:
+    """The rows of a regime, by seed and arm."""
+    return {(row["seed"], row["arm"]): row for row in read_rows(path) if row["regime"] == regime}
 
 
 def number(key: str) -> Callable[[Row], float]:
