@@ -7,14 +7,16 @@ permission, a mount, a bad disk), so it is found out again each time, which take
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import os
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy as tensors
+from safetensors import SafetensorError
 
 from ..errors import DatasetError
 from ..storage.files import replace_file
@@ -25,6 +27,7 @@ from .sources import Source, list_pictures, shown
 __all__ = ["has_scan", "load_scan", "read_scan", "scan_key"]
 
 _SCHEMA = 1
+_TEXTS = "note", "turned"
 
 
 def load_scan(source: Source, gap: Gap, folder: Path, key: str = "") -> tuple[Scan | str, int]:
@@ -46,24 +49,27 @@ def load_scan(source: Source, gap: Gap, folder: Path, key: str = "") -> tuple[Sc
         return str(error), 0
     except OSError as error:  # a folder of pictures that cannot be listed
         return f"{shown(source.path)} cannot be read ({type(error).__name__}: {error})", 0
-    with replace_file(folder / f"{key}.npz") as fresh, fresh.open("wb") as file:
-        np.savez_compressed(file, **scan._asdict())
+    arrays: dict[str, Any] = scan._asdict()
+    arrays |= {name: np.frombuffer(arrays[name].encode(), np.uint8) for name in _TEXTS}
+    with replace_file(_path(folder, key)) as fresh:
+        fresh.write_bytes(gzip.compress(tensors.save(arrays), compresslevel=6))
     return scan, len(scan.pts)
 
 
 def read_scan(folder: Path, key: str) -> Scan | None:
     """The scan that is kept under a key; None if there is none, or a damaged one."""
+    # not .npz: numpy reads its headers with ast, which fails at times if two threads do (python/cpython#106905)
     try:
-        with np.load(folder / f"{key}.npz", allow_pickle=False) as stored:
-            fields: dict[str, Any] = {name: stored[name] for name in Scan._fields}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        stored = tensors.load(gzip.decompress(_path(folder, key).read_bytes()))  # gzip has a checksum, safetensors none
+        fields: dict[str, Any] = {name: stored[name] for name in Scan._fields}
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, SafetensorError):
         return None
-    return Scan(**{name: value if value.ndim else value.item() for name, value in fields.items()})
+    return Scan(**{name: value.tobytes().decode() if name in _TEXTS else value for name, value in fields.items()})
 
 
 def has_scan(folder: Path, key: str) -> bool:
     """Whether a scan is kept under a key; it is not looked at."""
-    return (folder / f"{key}.npz").is_file()
+    return _path(folder, key).is_file()
 
 
 def scan_key(source: Source, gap: Gap) -> str:
@@ -79,6 +85,10 @@ def scan_key(source: Source, gap: Gap) -> str:
     if source.inside or source.kind == "episode":
         parts += [source.inside, [segment[1:] for segment in source.segments]]
     return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:32]
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key}.safetensors.gz"
 
 
 def _stat(path: Path) -> tuple[int, int]:

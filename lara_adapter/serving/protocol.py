@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ _MAX_ENTRIES = 2**20  # of all lists and maps of a message: an empty map is one 
 _ARRAY, _MODALITY = "__ndarray_class__", "__ModalityConfig_class__"
 _KINDS = "biufcSU"  # bool, integers, floats, complex, strings: never objects, records, dates
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_PARSING = threading.Lock()  # headers are parsed with ast, which two threads may not do at once (python/cpython#106905)
 
 
 @dataclasses.dataclass
@@ -177,7 +179,8 @@ def _from_npy(content: Any) -> NDArray[Any]:
         version = npy.read_magic(file)
         if version not in _HEADERS:
             raise ValueError(f"version {version} of .npy, but 1.0 or 2.0 is expected")
-        shape, fortran, dtype = _HEADERS[version](file)
+        with _PARSING:
+            shape, fortran, dtype = _HEADERS[version](file)
     except Exception as error:  # a header is a Python literal: its parser may raise nearly anything
         raise ServingError(f"{len(content)} bytes are not a .npy array: {error}") from error
     if dtype.hasobject or dtype.kind not in _KINDS or dtype.subdtype is not None:
