@@ -89,6 +89,20 @@ class Dataset(abc.ABC):
         """
         return None
 
+    def known_actions(self, episode: Any) -> np.ndarray:
+        """The actions of an episode of a dataset that has to have them, as of :meth:`actions`.
+
+        Raises:
+            DatasetError: they are damaged or not finite.
+            LaraArgumentError: the dataset has none.
+        """
+        actions = self.actions(episode)
+        if actions is None:
+            raise LaraArgumentError(f"actions: {self.name} does not have a column 'action' of numbers")
+        if not np.isfinite(actions).all():
+            raise DatasetError("its actions are not finite")
+        return actions
+
     def states(self, episode: Any) -> np.ndarray | None:
         """The robot's state at each frame, [length, K] of a float type; None: the format or the dataset has none.
 

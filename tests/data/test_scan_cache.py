@@ -34,7 +34,8 @@ def test_a_scan_is_kept(tmp_path, monkeypatch):
     assert decoded == 0
     assert (again.note, again.turned) == (note, "90°")
     assert all(
-        np.array_equal(one, other) and one.dtype == other.dtype for one, other in zip(first[:-2], again[:-2], strict=True)
+        np.array_equal(one, other) and one.dtype == other.dtype
+        for one, other in zip(first[:-2], again[:-2], strict=True)
     )
     key = scan_key(SOURCE, Gap(5))
     assert has_scan(tmp_path, key)

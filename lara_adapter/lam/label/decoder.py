@@ -136,17 +136,14 @@ def encode_demonstrations(
     """The latent actions of every frame of a dataset, beside its actions; damaged episodes are left out.
 
     Raises:
-        DatasetError: the dataset has no actions, or none that can be used.
+        LaraArgumentError: the dataset has no actions.
+        DatasetError: it has none that can be used.
     """
     found = []
     damaged: dict[int, str] = {}
     for episode in dataset.episodes:
         try:
-            actions = dataset.actions(episode)
-            if actions is None:
-                raise LaraArgumentError(f"actions: {dataset.name} does not have a column 'action' of numbers")
-            if not np.isfinite(actions).all():
-                raise DatasetError("its actions are not finite")
+            actions = dataset.known_actions(episode)
             for _, frames in dataset.frames(camera, [episode]):
                 made = encode_sequence(model, frames, gap, batch_size=batch_size, dtype=dtype)
         except DatasetError as error:

@@ -22,13 +22,16 @@ from torch import Tensor, nn
 
 from ...data import PairBatch
 from ...data.decode import require_decoder
+from ...data.gap import parse_gap
 from ...errors import LaraArgumentError, NonFiniteError
 from ...storage.files import replace_file, write_json, write_tensors
 from ..checkpoint import CONFIG, WEIGHTS
 from ..measure import LatentHealth
+from ..model import LatentActionOutput
+from .labelled import read_labelled
 from .pictures import write_predictions
 from .settings import PretrainSettings
-from .setup import make_accelerator, make_model, make_optimizer, move, progress_bar
+from .setup import make_accelerator, make_model, make_optimizer, make_trained, move, progress_bar
 from .shared_frames import share_frames
 from .state import MeanWeights, list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from .videos import Videos, find_videos
@@ -97,19 +100,25 @@ class _Run:
             read_state(left[-1], {name: value for name, value in settings.to_dict().items() if name != "index"})
         sources = find_videos(settings)  # before an image encoder is downloaded for a folder that is not there
         self.model = make_model(settings, backbone)
+        size = self.model.config.image_size
+        self.labelled = None
+        if settings.actions is not None:
+            self.labelled = read_labelled(
+                settings.actions, parse_gap(settings.gap), settings.cameras, size, settings.seed
+            )
         self.videos = Videos(settings, sources, self.accelerator, fresh=not left)
         self.record = settings.to_dict() | {"index": self.videos.mode}  # of the checkpoints
-        size = self.model.config.image_size
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.stream = self.videos.stream(size)
         self.held_out = self.videos.held_out(size)
-        self.optimizer = make_optimizer(self.model, settings, self.accelerator.device)
-        self.wrapped = self.accelerator.prepare(self.model)
+        self.trained = make_trained(self.model, self.labelled, settings.seed)
+        self.optimizer = make_optimizer(self.trained, settings, self.accelerator.device)
+        self.wrapped = self.accelerator.prepare(self.trained)
         self.mean = MeanWeights(self.model, settings.ema) if settings.ema else None
         self.step = 0
         if left:
             self.step, random = load_checkpoint(
-                left[-1], self.model, self.optimizer, self.mean, self.record, rank=rank, ranks=ranks
+                left[-1], self.trained, self.optimizer, self.mean, self.record, rank=rank, ranks=ranks
             )
             if random is not None and self.accelerator.device.type == "cuda":
                 torch.cuda.set_rng_state(random, self.accelerator.device)
@@ -162,7 +171,7 @@ class _Run:
         return PretrainResult(self.output, self.step, speed, self.health)
 
     def _advance(self, batches: Iterator[PairBatch]) -> Tensor:
-        """One optimiser step; returns what is logged, float32 [8], on the device, without waiting for it."""
+        """One optimiser step; returns what is logged, float32 [8 or 9], on the device, without waiting for it."""
         settings, accelerator = self.settings, self.accelerator
         rate = rate_at(self.step, _filled(settings.steps), _filled(settings.lr), settings.warmup)
         for group in self.optimizer.param_groups:
@@ -172,27 +181,41 @@ class _Run:
             batch = move(next(batches), accelerator.device)
             last = part + 1 == settings.accumulate
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
-                with share_frames(self.model, batch), self._precision():
-                    draw = settings.seed + self.step * settings.accumulate + part
-                    output = self.wrapped(*batch.pair(), reconstruct=settings.reconstruct, draw=draw)
-                accelerator.backward(output.loss / settings.accumulate)
+                loss, output, errors = self._forward(batch, self.step * settings.accumulate + part)
+                accelerator.backward(loss / settings.accumulate)
             values.append(
-                torch.stack([output.loss, output.reconstruction_loss, output.copy_loss, output.codebook_loss,
-                             output.perceptual_loss, output.codes_used, output.perplexity]).detach()
+                torch.stack([loss, output.reconstruction_loss, output.copy_loss, output.codebook_loss,
+                             output.perceptual_loss, output.codes_used, output.perplexity, *errors]).detach()
             )  # fmt: skip
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), settings.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.epoch = batch.epoch
         if self.mean is not None:
-            self.mean.update(self.model, self.step)
+            self.mean.update(self.step)
         return torch.cat([torch.stack(values).mean(0), norm.detach().float().view(1)])
+
+    def _forward(self, batch: PairBatch, number: int) -> tuple[Tensor, LatentActionOutput, list[Tensor]]:
+        """The loss of batch number `number`, what the LAM gave, and the error of the actions if there are any."""
+        settings, labelled = self.settings, self.labelled
+        options: dict[str, Any] = {"reconstruct": settings.reconstruct, "draw": settings.seed + number}
+        with self._precision():
+            if labelled is None:
+                with share_frames(self.model, batch):
+                    output = self.wrapped(*batch.pair(), **options)
+                return output.loss, output, []
+            device, rank = self.accelerator.device, self.accelerator.process_index
+            known = labelled.draw(len(batch.present), number, rank, device)
+            output, error = self.wrapped(batch, known, **options)
+            return output.loss + settings.action_weight * error, output, [error]
 
     def _log(self, values: Tensor, speed: float) -> dict[str, str]:
         values = self.accelerator.reduce(values, reduction="mean")
-        names = ("loss", "reconstruction", "copy", "codebook", "perceptual", "codes_used", "perplexity", "grad_norm")
-        record = dict(zip(names, values.tolist()))
+        names = ["loss", "reconstruction", "copy", "codebook", "perceptual", "codes_used", "perplexity", "grad_norm"]
+        if self.labelled is not None:
+            names.insert(-1, "action_error")
+        record = dict(zip(names, values.tolist(), strict=True))
         if not math.isfinite(record["loss"]) or not math.isfinite(record["grad_norm"]):
             raise NonFiniteError(
                 f"step {self.step}: loss {record['loss']}, norm of the gradient {record['grad_norm']}. The checkpoints in "
@@ -201,8 +224,9 @@ class _Run:
         record["ratio"] = record["reconstruction"] / record["copy"] if record["copy"] else math.nan
         record |= {"lr": self.optimizer.param_groups[0]["lr"], "pairs_per_second": speed, "epoch": self.epoch}
         self._say(
-            "step %d: loss %.4f, reconstruction / copy %.3f, %.0f codes, %.1f pairs/s, epoch %d",
+            "step %d: loss %.4f, reconstruction / copy %.3f, %.0f codes, %.1f pairs/s, epoch %d%s",
             self.step, record["loss"], record["ratio"], record["codes_used"], speed, self.epoch,
+            f", action error {record['action_error']:.3f} (1: their mean)" if self.labelled is not None else "",
         )  # fmt: skip
         self.accelerator.log({f"train/{name}": value for name, value in record.items()}, step=self.step)
         self.videos.report()
@@ -211,7 +235,7 @@ class _Run:
     def _measure(self) -> None:
         """Health and pictures on held-out pairs, of the mean weights where there are; the main process does it."""
         if self.held_out:
-            weights = contextlib.nullcontext() if self.mean is None else self.mean.in_place(self.model)
+            weights = contextlib.nullcontext() if self.mean is None else self.mean.in_place()
             with weights, self._precision():
                 self.health = self.model.health(self.held_out)
                 write_predictions(self.model, self.held_out, self.output / "pictures" / f"step-{self.step:08d}.png")
@@ -236,7 +260,7 @@ class _Run:
         gathered = self.accelerator.gather(state.to(self.accelerator.device)[None])
         if self.main:
             save_checkpoint(
-                self.output, self.step, self.model, self.optimizer, self.mean, self.record,
+                self.output, self.step, self.trained, self.optimizer, self.mean, self.record,
                 keep=self.settings.keep, random=list(gathered.cpu()), device=str(self.accelerator.device),
             )  # fmt: skip
             # file by file: replacing the folder would copy the checkpoints

@@ -42,6 +42,9 @@ class PretrainSettings:
         still_threshold: a pair whose most moving pixels change by less, [0, 1], is still.
         still_keep: share of the still pairs that is trained on, [0, 1].
         held_out: share of episodes that is only measured on, (0, 1).
+        actions: dataset of a few demonstrations of the same robot, any format with actions: beside L_LAM their actions have
+            to be read off z, so that it holds what the robot did. They are held in memory. None: video alone, the paper's.
+        action_weight: of that mean squared error, of standardised actions, > 0.
         steps: optimiser steps; paper: 350000, tiny: 3000.
         batch_size: pairs of a step and process; paper: 64, tiny: 32.
         accumulate: batches that make up one step.
@@ -85,6 +88,8 @@ class PretrainSettings:
     still_threshold: float = 0.02
     still_keep: float = 0.1
     held_out: float = 0.05
+    actions: Path | None = None
+    action_weight: float = 1.0
     steps: int | None = None
     batch_size: int | None = None
     accumulate: int = 1
@@ -124,7 +129,7 @@ class PretrainSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise LaraArgumentError(f"{name}={value}, but a number >= {least} is expected")
-        for name in ("lr", "picture_fps"):
+        for name in ("lr", "picture_fps", "action_weight"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise LaraArgumentError(f"{name}={value}, but a number > 0 is expected")
@@ -173,6 +178,7 @@ class PretrainSettings:
             "episodes": list(self.episodes),
             "skip": list(self.skip),
             "config": None if self.config is None else str(self.config),
+            "actions": None if self.actions is None else str(self.actions),
         }
 
 
@@ -196,6 +202,8 @@ def upgrade_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
         "episodes": [],
         "skip": [],
         "reconstruct": 1.0,
+        "actions": None,
+        "action_weight": 1.0,
         **saved,
     }  # once the only choices
     frames, seconds = settings.pop("gap_frames", None), settings.pop("gap_seconds", None)

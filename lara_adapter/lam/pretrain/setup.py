@@ -11,9 +11,10 @@ from torch import nn
 from ...data import PairBatch
 from ...errors import LaraArgumentError
 from ..model import LatentActionModel
+from .labelled import LabelledPairs, SupervisedLam
 from .settings import PretrainSettings
 
-__all__ = ["make_accelerator", "make_model", "make_optimizer", "move", "progress_bar"]
+__all__ = ["make_accelerator", "make_model", "make_optimizer", "make_trained", "move", "progress_bar"]
 
 # one process may still scan videos when the others are through; the defaults end the run after some minutes
 _PATIENCE = datetime.timedelta(days=1)
@@ -71,11 +72,20 @@ def make_model(settings: PretrainSettings, backbone: nn.Module | None) -> Latent
     return model.train()
 
 
+def make_trained(model: LatentActionModel, labelled: LabelledPairs | None, seed: int) -> nn.Module:
+    """What is optimised: the LAM, and with labelled pairs what reads their actions off it."""
+    if labelled is None:
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SupervisedLam(model, labelled.width)
+
+
 def make_optimizer(model: nn.Module, settings: PretrainSettings, device: torch.device) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only, and not on the codes. Fused where every torch from 2.4 on can be."""
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
     for name, parameter in model.named_parameters():
-        groups[parameter.ndim < 2 or name.startswith("quantizer.")].append(parameter)
+        groups[parameter.ndim < 2 or name.removeprefix("lam.").startswith("quantizer.")].append(parameter)
     assert settings.lr is not None
     return torch.optim.AdamW(
         [{"params": groups[0], "weight_decay": settings.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],

@@ -1,6 +1,6 @@
 """Checkpoints of pre-training: everything that the next step depends on, in safetensors and JSON, whole or not at all.
 
-    OUTPUT/checkpoints/step-00001000/model.safetensors       the LAM as it trains
+    OUTPUT/checkpoints/step-00001000/model.safetensors       the LAM as it trains, and what reads actions off it
                                      optimizer.safetensors   AdamW's moments
                                      ema.safetensors         the running mean of the weights, if there is one
                                      random-0.safetensors    generators, one file for each process
@@ -36,6 +36,7 @@ _FIXED = (
     "preset", "config", "init", "gap", "cameras", "held_out", "seed", "batch_size", "accumulate",
     "steps", "lr", "warmup", "weight_decay", "clip", "ema", "chain", "shuffle_frames", "cut_threshold",
     "still_threshold", "still_keep", "bf16", "reconstruct", "decoder", "index", "episodes", "skip",
+    "actions", "action_weight",
 )  # fmt: skip
 
 
@@ -50,16 +51,17 @@ class MeanWeights:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.decay, self._model = decay, model
         self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._offset = self.tensors["quantizer.offset"].clone() if "quantizer.offset" in self.tensors else None
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Take in the weights after step number `step` (from 1)."""
+        now = self._model.state_dict()
         rate = 1 - min(self.decay, (1 + step) / (10 + step))
         mine, theirs = [], []
-        for name, tensor in model.state_dict().items():
+        for name, tensor in now.items():
             if tensor.is_floating_point():
                 mine.append(self.tensors[name])
                 theirs.append(tensor.detach())
@@ -67,28 +69,28 @@ class MeanWeights:
                 self.tensors[name].copy_(tensor)
         torch._foreach_lerp_(mine, theirs, rate)
         if self._offset is not None:
-            now = model.state_dict()["quantizer.offset"]
+            offset = now["quantizer.offset"]
             self.tensors["quantizer.offset"].copy_(
-                torch.where(now != self._offset, now, self.tensors["quantizer.offset"])
+                torch.where(offset != self._offset, offset, self.tensors["quantizer.offset"])
             )
-            self._offset.copy_(now)
+            self._offset.copy_(offset)
 
     @contextlib.contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
+    def in_place(self) -> Iterator[None]:
         """Within this context the model has the mean weights; afterwards its own, to the bit."""
-        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self.tensors)
+        own = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        self._model.load_state_dict(self.tensors)
         try:
             yield
         finally:
-            model.load_state_dict(own)
+            self._model.load_state_dict(own)
 
-    def load(self, tensors: dict[str, Tensor], model: nn.Module) -> None:
-        """Continue from what :func:`save_checkpoint` wrote; `model` is loaded already."""
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from what :func:`save_checkpoint` wrote; the model is loaded already."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
         if self._offset is not None:
-            self._offset.copy_(model.state_dict()["quantizer.offset"])
+            self._offset.copy_(self._model.state_dict()["quantizer.offset"])
 
 
 def list_checkpoints(output: Path) -> list[Path]:
@@ -200,6 +202,6 @@ def load_checkpoint(
         device = "cpu" if on_cpu else parameters[owner].device
         optimizer.state[parameters[owner]][kind] = value.to(device)
     if mean is not None:
-        mean.load(read_tensors(folder / "ema.safetensors"), model)
+        mean.load(read_tensors(folder / "ema.safetensors"))
     own = folder / f"random-{rank}.safetensors"
     return int(state["step"]), read_tensors(own)["torch"] if own.is_file() else None

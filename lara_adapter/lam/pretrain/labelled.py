@@ -1,0 +1,132 @@
+"""A few pairs whose actions are known, in the training of a LAM (LAOM, https://arxiv.org/abs/2502.00379).
+
+What moves in a video is not the robot alone. Beside L_LAM a small network reads the action off z on pairs of a few
+demonstrations; z then holds more of what the robot did and less of the rest. The network is thrown away at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...data import PairBatch
+from ...data.formats import open_dataset
+from ...data.gap import Gap
+from ...errors import DatasetError, LaraArgumentError
+from ..model import LatentActionModel, LatentActionOutput
+from ..pixels import resize
+from .shared_frames import share_frames
+
+__all__ = ["Labelled", "LabelledPairs", "SupervisedLam", "read_labelled"]
+
+_HIDDEN = 128
+
+
+class Labelled(NamedTuple):
+    """B pairs: present and future uint8 [B, 3, S, S], and their mean actions float32 [B, A], standardised."""
+
+    present: Tensor
+    future: Tensor
+    actions: Tensor
+
+
+class LabelledPairs:
+    """All pairs of the demonstrations, in memory.
+
+    Args:
+        frames: [F, 3, S, S] uint8.
+        present: [P] int64, which frame is I_t.
+        gap: C in frames; the other frame of a pair is so many further on.
+        actions: [P, A] float32, the mean action of the C steps.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, frames: Tensor, present: Tensor, gap: int, actions: Tensor, seed: int) -> None:
+        spread = actions.std(0, correction=0)
+        self.frames, self.present, self.gap, self.seed = frames, present, gap, seed
+        # what hardly moves would be noise of unit size
+        self.actions = (actions - actions.mean(0)) / torch.where(spread > 1e-6, spread, torch.inf)
+
+    @property
+    def width(self) -> int:
+        """A, numbers of an action."""
+        return self.actions.shape[1]
+
+    def draw(self, count: int, number: int, rank: int, device: torch.device) -> Labelled:
+        """Pairs number `number` of a process, a function of seed, number and rank alone."""
+        pick = torch.from_numpy(
+            np.random.default_rng([self.seed, number, rank]).integers(len(self.present), size=count)
+        )
+        present = self.present[pick]
+        drawn = self.frames[present], self.frames[present + self.gap], self.actions[pick]
+        return Labelled(*(tensor.to(device) for tensor in drawn))
+
+
+def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed: int) -> LabelledPairs:
+    """Read every pair of a dataset with actions, of all its cameras or of those named; 3 size^2 bytes a frame.
+
+    Raises:
+        LaraArgumentError: the dataset has no actions, none that change, no such camera, or no pair that far apart.
+        DatasetError: it is none, or every episode is damaged.
+    """
+    dataset = open_dataset(path)
+    steps = gap.in_frames(dataset.fps)
+    frames: list[Tensor] = []
+    present: list[Tensor] = []
+    actions: list[Tensor] = []
+    damaged: dict[int, str] = {}
+    for episode in dataset.episodes:
+        try:
+            known = dataset.known_actions(episode)
+            sums = np.concatenate([np.zeros_like(known[:1]), known]).cumsum(0, dtype=np.float64)
+            means = torch.from_numpy((sums[steps:] - sums[:-steps])[: max(0, len(known) - steps)] / steps).float()
+            seen = [_decode(dataset, camera, episode, size) for camera in dataset.select_cameras(cameras)]
+            if any(len(each) != len(known) for each in seen):
+                raise DatasetError(f"it has {len(known)} actions and {[len(each) for each in seen]} frames")
+        except DatasetError as error:
+            damaged[episode.number] = str(error)
+            continue
+        for each in seen:
+            present.append(torch.arange(len(means)) + sum(map(len, frames)))
+            frames.append(each)
+            actions.append(means)
+    dataset.leave_out(damaged)
+    labels = torch.cat(actions)
+    if not len(labels):
+        raise LaraArgumentError(f"actions: no episode of {dataset.name} is longer than the gap of {steps} frames")
+    if not (labels.std(0, correction=0) > 1e-6).any():
+        raise LaraArgumentError(f"actions: the actions of {dataset.name} never change")
+    return LabelledPairs(torch.cat(frames), torch.cat(present), steps, labels, seed)
+
+
+def _decode(dataset: Any, camera: str, episode: Any, size: int) -> Tensor:
+    """[T, 3, S, S] uint8."""
+    for _, frames in dataset.frames(camera, [episode]):
+        return torch.stack([resize(torch.from_numpy(frame).permute(2, 0, 1), size) for frame in frames])
+    raise DatasetError("it has no frames")
+
+
+class SupervisedLam(nn.Module):
+    """A LAM, and a network that reads actions off its continuous z.
+
+    Args:
+        lam: the model.
+        width: A, numbers of an action.
+    """
+
+    def __init__(self, lam: LatentActionModel, width: int) -> None:
+        super().__init__()
+        self.lam = lam
+        self.head = nn.Sequential(nn.Linear(lam.latent_width, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, width))
+
+    def forward(self, batch: PairBatch, labelled: Labelled, **options: Any) -> tuple[LatentActionOutput, Tensor]:
+        """What the LAM gives for a batch of video, and the mean squared error of the actions; 1: that of their mean."""
+        with share_frames(self.lam, batch):
+            output: LatentActionOutput = self.lam(*batch.pair(), **options)
+        latent = self.lam.encode(labelled.present, labelled.future).continuous
+        return output, (self.head(latent.flatten(1)).float() - labelled.actions).square().mean()
