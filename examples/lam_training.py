@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lara_adapter import LatentActionModel
+from lara_adapter.lam.pretrain.labelled import LabelledPairs, SupervisedLam
 
 LOG_EVERY = 10
 
@@ -40,8 +41,9 @@ def optimise_lam(
     steps: int,
     progress: Callable[[int], object],
     reconstruct: float = 1.0,
+    labelled: LabelledPairs | None = None,
 ) -> History:
-    """Train a LAM by its own loss (LARA, Eq. 3), without actions and without a policy.
+    """Train a LAM by its own loss (LARA, Eq. 3), without a policy.
 
     Args:
         lam: the model.
@@ -50,18 +52,26 @@ def optimise_lam(
         steps: how many.
         progress: called with 1 after each step.
         reconstruct: part of the pairs whose future frame is predicted, drawn at each step.
+        labelled: pairs whose actions have to be read off z, as many at each step as of the stream.
 
     Returns:
         Curves: `step`, `reconstruction_over_copy`, `codes_used`.
     """
     history: History = {}
-    optimizer, schedule = adamw_cosine(lam, lr, steps)
+    trained = lam if labelled is None else SupervisedLam(lam, labelled.width)
+    optimizer, schedule = adamw_cosine(trained, lr, steps)
     lam.train()
     for step, batch in enumerate(stream):
-        now, future = batch["lara_frames"].unbind(1)
-        output = lam(now, future, batch["lara_frames_valid"], reconstruct=reconstruct, draw=step)
+        pair = (*batch["lara_frames"].unbind(1), batch["lara_frames_valid"])
+        if labelled is None:
+            output = lam(*pair, reconstruct=reconstruct, draw=step)
+            loss = output.loss
+        else:
+            known = labelled.draw(len(pair[0]), step)
+            output, error = trained(*pair, labelled=known, reconstruct=reconstruct, draw=step)
+            loss = output.loss + error
         optimizer.zero_grad()
-        output.loss.backward()
+        loss.backward()
         optimizer.step()
         schedule.step()
         progress(1)

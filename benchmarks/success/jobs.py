@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
-from examples.demo.data import collect
+from benchmarks.success.rows import Row, environment
+from examples.demo.data import collect, collect_heldout_play
 from examples.demo.eval import closed_loop
+from examples.demo.motion import examine_motion, find_ceiling
 from examples.demo.settings import Experiment
 from examples.demo.stages import Job, Progress, run_jobs
 from lara_adapter import LatentActionConfig, LatentActionModel
+from lara_adapter.storage.files import read_json
 
 Stage = Callable[[str, Sequence[Job]], list[Path]]
 
@@ -41,6 +44,43 @@ def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> No
     torch.manual_seed(seed)
     LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4)).save_pretrained(folder / "lam")
     progress(1)
+
+
+def measure_motions(
+    s: Experiment, episodes: int, lams: Mapping[str, Path], stage: Stage, *, seed: int, distractors: bool, folds: int,
+    widths: Sequence[int] = (), rates: Sequence[float] = (),
+) -> dict[str, Row]:  # fmt: skip
+    """What latent action models hold of the hand's motion, on play that none learnt from; the end of a row for each.
+
+    Args:
+        s: the experiment.
+        episodes: of play per task.
+        lams: folders of the models by name.
+        stage: runs jobs.
+        seed: of the run.
+        distractors: whether frames have distractors.
+        folds: see :func:`~examples.demo.motion.find_ceiling`.
+        widths: likewise.
+        rates: likewise.
+    """
+    world = {"seed": seed, "distractors": distractors}
+    recording = {"episodes": episodes, "play_steps": s.play_steps, "seed": seed}
+    play = stage(
+        "held-out play",
+        [Job(f"record-play-{task}", collect_heldout_play, {"task": task, **recording}, episodes) for task in s.tasks],
+    )
+    training = {"folds": folds, "widths": list(widths), "rates": list(rates)}
+    (ceiling,) = stage("ceiling", [Job("ceiling", find_ceiling, {"play": play, **training, **world}, 1)])
+    measuring = {"play": play, "ceiling": ceiling, **world}
+    jobs = [Job(f"motion-{name}", examine_motion, {**measuring, "lam": lam}, 1) for name, lam in lams.items()]
+    return {
+        name: {
+            "ceiling": read_json(ceiling / "ceiling.json"),
+            "motion": read_json(folder / "motion.json"),
+            "environment": environment("metaworld", "mujoco"),
+        }
+        for name, folder in zip(lams, stage("motion", jobs))
+    }
 
 
 def act(

@@ -27,13 +27,9 @@ from benchmarks import markdown
 from benchmarks.success import __main__ as success
 from benchmarks.success import motion_report, report
 from benchmarks.success.arms import ARMS, CONTROL, FLOW_TIME
-from benchmarks.success.jobs import open_stages
-from benchmarks.success.rows import MOTION, append_missing, environment
-from examples.demo.data import collect_heldout_play
-from examples.demo.motion import examine_motion, find_ceiling
-from examples.demo.stages import Job
+from benchmarks.success.jobs import measure_motions, open_stages
+from benchmarks.success.rows import MOTION, append_missing
 from examples.metaworld_sim import find_gl
-from lara_adapter.storage.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,27 +60,9 @@ def run_seed(settings: Settings, regime: str, seed: int, arms: list[str]) -> lis
     s, world = settings, {"distractors": regime == "distractors", "seed": seed}
     lams = success.train_arms(settings, regime, seed, arms).lams
     stage = open_stages(f"{regime} {seed}", s.cache, s.workers)
-    recording = {"episodes": s.heldout_play, "play_steps": s.play_steps, "seed": seed}
-    play = stage(
-        "held-out play",
-        [
-            Job(f"record-play-{task}", collect_heldout_play, {"task": task, **recording}, s.heldout_play)
-            for task in s.tasks
-        ],
-    )
-    training = {"folds": s.folds, "widths": list(s.widths), "rates": list(s.rates)}
-    (ceiling,) = stage("ceiling", [Job("ceiling", find_ceiling, {"play": play, **training, **world}, 1)])
-    measuring = {"play": play, "ceiling": ceiling, **world}
-    jobs = [Job(f"motion-{name}", examine_motion, {**measuring, "lam": lam}, 1) for name, lam in lams.items()]
-    rows = []
-    for arm, folder in zip(lams, stage("motion", jobs)):
-        measured = {
-            "ceiling": read_json(ceiling / "ceiling.json"),
-            "motion": read_json(folder / "motion.json"),
-        }
-        key = {"regime": regime, "seed": seed, "arm": arm, "settings": settings.same()}
-        rows.append({**key, **measured, "environment": environment("metaworld", "mujoco")})
-    return rows
+    key = {"regime": regime, "seed": seed, "settings": settings.same()}
+    measured = measure_motions(s, s.heldout_play, lams, stage, folds=s.folds, widths=s.widths, rates=s.rates, **world)
+    return [{**key, "arm": arm, **found} for arm, found in measured.items()]
 
 
 def recorded(regime: str) -> report.Rows:

@@ -14,6 +14,7 @@ from examples.demo.stages import Progress
 from examples.lam_training import LOG_EVERY, adamw_cosine, log, optimise_lam
 from examples.mini_vla import MiniVLA, MiniVLAConfig
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara
+from lara_adapter.lam.pretrain.labelled import LabelledPairs
 from lara_adapter.storage.files import read_json, write_json
 
 
@@ -30,6 +31,7 @@ def pretrain_lam(
     gap: int = HORIZON,
     video: int | None = None,
     reconstruct: float = 1.0,
+    labelled: int = 0,
 ) -> None:
     """Stage 1 of the paper at small scale: a latent action model from play video without actions. A job.
 
@@ -45,12 +47,18 @@ def pretrain_lam(
         gap: C, steps between the frames of a pair.
         video: number of play episodes per task; None: all.
         reconstruct: part of the pairs whose future frame is predicted, drawn at each step.
+        labelled: demonstrations per task whose actions have to be read off z beside that.
     """
     torch.manual_seed(seed)
+    known = None
+    if labelled:
+        demos = load_table(data, "demos", distractors=distractors, seed=seed, gap=gap, first=labelled)
+        rows = demos["valid"].nonzero().squeeze(1)
+        known = LabelledPairs(demos["image"], rows, demos["future"][rows], demos["action"][rows].mean(1), seed)
     play = load_table(data, "play", distractors=distractors, seed=seed, gap=gap, first=video)
     lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4))
     stream = batches(play, batch, steps, seed, pairs_only=True)
-    history = optimise_lam(lam, stream, lr, steps, progress, reconstruct)
+    history = optimise_lam(lam, stream, lr, steps, progress, reconstruct, known)
     lam.save_pretrained(folder / "lam")
     write_json(folder / "history.json", history)
 

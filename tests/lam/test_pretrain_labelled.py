@@ -65,9 +65,10 @@ def test_the_pairs_are_those_of_the_dataset(sets):
     shown = torch.from_numpy(np.concatenate([frames for frames, _ in true])).permute(0, 3, 1, 2)
     assert (pairs.frames.int() - shown.int()).abs().max() <= 3  # YUV rounds
     assert pairs.present.tolist() == [40 * episode + t for episode in range(6) for t in range(40 - GAP)]
+    assert torch.equal(pairs.future, pairs.present + GAP)
     means = np.concatenate([[a[t : t + GAP].mean(0) for t in range(40 - GAP)] for _, a in true])
     assert np.allclose(pairs.actions, (means - means.mean(0)) / means.std(0), atol=1e-5)
-    drawn, again, other = (pairs.draw(5, 3, rank, torch.device("cpu")) for rank in (0, 0, 1))
+    drawn, again, other = (pairs.draw(5, 3, rank) for rank in (0, 0, 1))
     assert [list(each.shape) for each in drawn] == [[5, 3, 32, 32], [5, 3, 32, 32], [5, 2]]
     assert all(torch.equal(one, two) for one, two in zip(drawn, again))
     assert not torch.equal(drawn.actions, other.actions)

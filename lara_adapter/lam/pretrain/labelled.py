@@ -6,6 +6,7 @@ demonstrations; z then holds more of what the robot did and less of the rest. Th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,14 +42,14 @@ class LabelledPairs:
     Args:
         frames: [F, 3, S, S] uint8.
         present: [P] int64, which frame is I_t.
-        gap: C in frames; the other frame of a pair is so many further on.
+        future: [P] int64, which one is I_{t+C}.
         actions: [P, A] float32, the mean action of the C steps.
         seed: of what is drawn.
     """
 
-    def __init__(self, frames: Tensor, present: Tensor, gap: int, actions: Tensor, seed: int) -> None:
+    def __init__(self, frames: Tensor, present: Tensor, future: Tensor, actions: Tensor, seed: int) -> None:
         spread = actions.std(0, correction=0)
-        self.frames, self.present, self.gap, self.seed = frames, present, gap, seed
+        self.frames, self.present, self.future, self.seed = frames, present, future, seed
         # what hardly moves would be noise of unit size
         self.actions = (actions - actions.mean(0)) / torch.where(spread > 1e-6, spread, torch.inf)
 
@@ -57,13 +58,12 @@ class LabelledPairs:
         """A, numbers of an action."""
         return self.actions.shape[1]
 
-    def draw(self, count: int, number: int, rank: int, device: torch.device) -> Labelled:
+    def draw(self, count: int, number: int, rank: int = 0, device: torch.device | str = "cpu") -> Labelled:
         """Pairs number `number` of a process, a function of seed, number and rank alone."""
         pick = torch.from_numpy(
             np.random.default_rng([self.seed, number, rank]).integers(len(self.present), size=count)
         )
-        present = self.present[pick]
-        drawn = self.frames[present], self.frames[present + self.gap], self.actions[pick]
+        drawn = self.frames[self.present[pick]], self.frames[self.future[pick]], self.actions[pick]
         return Labelled(*(tensor.to(device) for tensor in drawn))
 
 
@@ -101,7 +101,8 @@ def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed:
         raise LaraArgumentError(f"actions: no episode of {dataset.name} is longer than the gap of {steps} frames")
     if not (labels.std(0, correction=0) > 1e-6).any():
         raise LaraArgumentError(f"actions: the actions of {dataset.name} never change")
-    return LabelledPairs(torch.cat(frames), torch.cat(present), steps, labels, seed)
+    first = torch.cat(present)
+    return LabelledPairs(torch.cat(frames), first, first + steps, labels, seed)
 
 
 def _decode(dataset: Any, camera: str, episode: Any, size: int) -> Tensor:
@@ -124,9 +125,17 @@ class SupervisedLam(nn.Module):
         self.lam = lam
         self.head = nn.Sequential(nn.Linear(lam.latent_width, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, width))
 
-    def forward(self, batch: PairBatch, labelled: Labelled, **options: Any) -> tuple[LatentActionOutput, Tensor]:
-        """What the LAM gives for a batch of video, and the mean squared error of the actions; 1: that of their mean."""
-        with share_frames(self.lam, batch):
-            output: LatentActionOutput = self.lam(*batch.pair(), **options)
+    def forward(
+        self, *pair: Tensor, labelled: Labelled, shared: PairBatch | None = None, **options: Any
+    ) -> tuple[LatentActionOutput, Tensor]:
+        """What the LAM gives for pairs of video, and the mean squared error of the actions; 1: that of their mean.
+
+        Args:
+            pair: arguments of the LAM, as are `options`.
+            labelled: pairs whose actions are known.
+            shared: the batch that the pairs are of, so that a frozen encoder sees each of its frames once.
+        """
+        with contextlib.nullcontext() if shared is None else share_frames(self.lam, shared):
+            output: LatentActionOutput = self.lam(*pair, **options)
         latent = self.lam.encode(labelled.present, labelled.future).continuous
         return output, (self.head(latent.flatten(1)).float() - labelled.actions).square().mean()

@@ -207,7 +207,7 @@ class _Run:
                 return output.loss, output, []
             device, rank = self.accelerator.device, self.accelerator.process_index
             known = labelled.draw(len(batch.present), number, rank, device)
-            output, error = self.wrapped(batch, known, **options)
+            output, error = self.wrapped(*batch.pair(), labelled=known, shared=batch, **options)
             return output.loss + settings.action_weight * error, output, [error]
 
     def _log(self, values: Tensor, speed: float) -> dict[str, str]:
