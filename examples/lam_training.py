@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lara_adapter import LatentActionModel
+from lara_adapter.lam.pretrain.augment import augment
 from lara_adapter.lam.pretrain.labelled import LabelledPairs, SupervisedLam
 
 LOG_EVERY = 10
@@ -42,6 +45,7 @@ def optimise_lam(
     progress: Callable[[int], object],
     reconstruct: float = 1.0,
     labelled: LabelledPairs | None = None,
+    augmented: int | None = None,
 ) -> History:
     """Train a LAM by its own loss (LARA, Eq. 3), without a policy.
 
@@ -53,6 +57,7 @@ def optimise_lam(
         progress: called with 1 after each step.
         reconstruct: part of the pairs whose future frame is predicted, drawn at each step.
         labelled: pairs whose actions have to be read off z, as many at each step as of the stream.
+        augmented: seed of the random squares and light that the inverse dynamics model sees; None: there are none.
 
     Returns:
         Curves: `step`, `reconstruction_over_copy`, `codes_used`.
@@ -63,12 +68,15 @@ def optimise_lam(
     lam.train()
     for step, batch in enumerate(stream):
         pair = (*batch["lara_frames"].unbind(1), batch["lara_frames_valid"])
+        options: dict[str, Any] = {"reconstruct": reconstruct, "draw": step}
+        if augmented is not None:
+            options["seen"] = tuple(augment(torch.cat(pair[:2]), (augmented, step)).chunk(2))
         if labelled is None:
-            output = lam(*pair, reconstruct=reconstruct, draw=step)
+            output = lam(*pair, **options)
             loss = output.loss
         else:
-            known = labelled.draw(len(pair[0]), step)
-            output, error = trained(*pair, labelled=known, reconstruct=reconstruct, draw=step)
+            known = labelled.draw(len(pair[0]), step, augmented=augmented is not None)
+            output, error = trained(*pair, labelled=known, **options)
             loss = output.loss + error
         optimizer.zero_grad()
         loss.backward()

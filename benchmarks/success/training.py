@@ -9,10 +9,13 @@ the hand's displacement in 16 steps:
 
 - short: 600 steps at 5e-4, the LAM of the demo and of the other studies;
 - long: 3600 steps at 1e-3;
-- labelled: like long, and the mean actions of five demonstrations a task have to be read off z (`train-lam --actions`).
+- augmented: like long, and the inverse dynamics model sees random squares and light (`train-lam --augment`);
+- labelled: like augmented, and the mean actions of five demonstrations a task have to be read off z (`train-lam --actions`).
 
-Fixed before the first row, from one run of each with seed 100, which is not reported: five seeds that nothing was chosen
-on, and what was aimed at: of the ceiling beyond the present frame with distractors 0.6 without labels and 0.8 with, and
+The squares and the light are of the kind that the distractors are: other ones may ask for other augmentation.
+
+Fixed before the first row, after runs with seed 100, which is not reported: these arms, five seeds that nothing was chosen
+on, and what is aimed at: of the ceiling beyond the present frame with distractors 0.6 without labels and 0.8 with, and
 all of it without distractors; a still pair explains at most a tenth of what the pair does.
 """
 
@@ -37,7 +40,7 @@ from examples.demo.train import pretrain_lam
 from examples.metaworld_sim import find_gl
 
 ROWS = RESULTS / "success" / "training.jsonl"
-ARMS = ("short", "long", "labelled")
+ARMS = ("short", "long", "augmented", "labelled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Settings(Experiment):
     """Each is the whole experiment anew."""
     regimes: tuple[Literal["clean", "distractors"], ...] = ("distractors", "clean")
     """Whether every frame gets random squares and light."""
-    arms: tuple[Literal["short", "long", "labelled"], ...] = ("short", "long", "labelled")
+    arms: tuple[Literal["short", "long", "augmented", "labelled"], ...] = ("short", "long", "augmented", "labelled")
     """Ways to train."""
     long_steps: int = 3600
     """Training steps of the others than the short one."""
@@ -81,7 +84,12 @@ class Settings(Experiment):
         if arm == "short":
             return {"steps": self.lam_steps, "lr": self.lr}
         long = {"steps": self.long_steps, "lr": self.long_lr}
-        return long if arm == "long" else {**long, "labelled": self.labelled}
+        more = {
+            "long": {},
+            "augmented": {"augmented": True},
+            "labelled": {"augmented": True, "labelled": self.labelled},
+        }
+        return {**long, **more[arm]}
 
 
 def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:

@@ -32,6 +32,7 @@ def pretrain_lam(
     video: int | None = None,
     reconstruct: float = 1.0,
     labelled: int = 0,
+    augmented: bool = False,
 ) -> None:
     """Stage 1 of the paper at small scale: a latent action model from play video without actions. A job.
 
@@ -48,6 +49,7 @@ def pretrain_lam(
         video: number of play episodes per task; None: all.
         reconstruct: part of the pairs whose future frame is predicted, drawn at each step.
         labelled: demonstrations per task whose actions have to be read off z beside that.
+        augmented: the inverse dynamics model sees random squares and light.
     """
     torch.manual_seed(seed)
     known = None
@@ -58,7 +60,7 @@ def pretrain_lam(
     play = load_table(data, "play", distractors=distractors, seed=seed, gap=gap, first=video)
     lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4))
     stream = batches(play, batch, steps, seed, pairs_only=True)
-    history = optimise_lam(lam, stream, lr, steps, progress, reconstruct, known)
+    history = optimise_lam(lam, stream, lr, steps, progress, reconstruct, known, seed if augmented else None)
     lam.save_pretrained(folder / "lam")
     write_json(folder / "history.json", history)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from ..errors import AdapterFormatError, LaraArgumentError
+from ..errors import AdapterFormatError, FrameError, LaraArgumentError
 from ..schedules import check_share
 from ..storage.files import load_into, read_tensors
 from ..storage.hub import check_target
@@ -153,6 +153,7 @@ class LatentActionModel(nn.Module):
         reconstruct: float = 1.0,
         draw: int | Tensor = 0,
         features: Tensor | None = None,
+        seen: tuple[Tensor, Tensor] | None = None,
     ) -> LatentActionOutput:
         """Infer the latent action, predict the future frame from it, and compute L_LAM (LARA, Eq. 3).
 
@@ -168,6 +169,8 @@ class LatentActionModel(nn.Module):
             reconstruct: part of the pairs that is reconstructed, in (0, 1]; 1: all, the paper's. At least one pair.
             draw: which pairs these are: a number that differs from step to step, an int or a 0-dim int64 tensor.
             features: as for :meth:`encode`; of samples that do not count, any finite number.
+            seen: what the latent action is inferred from instead of (frame_t, frame_future), of their shape: augmented
+                ones, so that z need not hold what changes in these alone. None: the frames themselves, the paper's.
 
         Raises:
             FrameError: wrong dtype or shape.
@@ -175,7 +178,10 @@ class LatentActionModel(nn.Module):
         """
         config, share = self.config, check_share("LatentActionModel: reconstruct", reconstruct)
         frames = prepare_pair(frame_t, frame_future, valid, config.image_size)
-        latent, quantizer_loss, terms = self._quantize(self._infer(frames, features=features)[0], valid)
+        shown = frames if seen is None else prepare_pair(*seen, valid, config.image_size)
+        if shown.shape != frames.shape:
+            raise FrameError(f"seen is {list(shown.shape)}, but {list(frames.shape)}, like the frames, is expected")
+        latent, quantizer_loss, terms = self._quantize(self._infer(shown, features=features)[0], valid)
         rows = None if share == 1 else draw_rows(len(latent.indices), share, draw, valid, frames.device)
         result = reconstruct_pairs(self.forward_dynamics, self.perceptual, frames, latent.quantized, valid, rows)
         loss = result.error

@@ -21,9 +21,10 @@ pytest.importorskip("tqdm")
 from helpers import disk_datasets as disk
 from test_pretrain import ENVIRONMENT, SMALL, same
 
-from lara_adapter import LaraArgumentError
+from lara_adapter import FrameError, LaraArgumentError, LatentActionConfig, LatentActionModel
 from lara_adapter.data.gap import Gap
 from lara_adapter.lam.pretrain import PretrainSettings, pretrain_lam
+from lara_adapter.lam.pretrain.augment import augment
 from lara_adapter.lam.pretrain.labelled import read_labelled
 from lara_adapter.storage.files import read_tensors
 
@@ -68,10 +69,42 @@ def test_the_pairs_are_those_of_the_dataset(sets):
     assert torch.equal(pairs.future, pairs.present + GAP)
     means = np.concatenate([[a[t : t + GAP].mean(0) for t in range(40 - GAP)] for _, a in true])
     assert np.allclose(pairs.actions, (means - means.mean(0)) / means.std(0), atol=1e-5)
-    drawn, again, other = (pairs.draw(5, 3, rank) for rank in (0, 0, 1))
+    drawn, again, other = (pairs.draw(5, 3, rank, augmented=True) for rank in (0, 0, 1))
     assert [list(each.shape) for each in drawn] == [[5, 3, 32, 32], [5, 3, 32, 32], [5, 2]]
     assert all(torch.equal(one, two) for one, two in zip(drawn, again))
     assert not torch.equal(drawn.actions, other.actions)
+    plain = pairs.draw(5, 3)
+    assert torch.equal(plain.actions, drawn.actions)
+    assert not torch.equal(plain.present, drawn.present)
+
+
+def test_augmented_frames():
+    frames = torch.full((64, 3, 40, 40), 100, dtype=torch.uint8)
+    seen = augment(frames, (1, 2))
+    assert (seen.dtype, seen.shape) == (frames.dtype, frames.shape)
+    assert torch.equal(seen, augment(frames, (1, 2)))
+    assert not torch.equal(seen, augment(frames, (1, 3)))
+    assert not torch.equal(seen[0], seen[1])  # each its own
+    light = seen.flatten(2).mode(-1).values[:, 0]  # most of a frame is as it was, in another light
+    assert 70 <= int(light.min()) < 80
+    assert 120 < int(light.max()) <= 130
+    covered = (seen != light[:, None, None, None]).any(1).float().mean((1, 2))
+    assert float(covered.min()) >= 0.02
+    assert 0.1 < float(covered.max()) <= 0.2
+
+
+def test_what_is_seen_is_not_what_is_predicted(sets):
+    lam = LatentActionModel(LatentActionConfig.tiny(**SMALL)).eval()
+    frames = read_labelled(sets["known"], Gap(frames=GAP), (), 16, seed=1).frames
+    now, later = frames[:8], frames[2:10]
+    seen = augment(now, (1,)), augment(later, (2,))
+    plain, other = lam(now, later), lam(now, later, seen=seen)
+    assert torch.equal(lam(now, later, seen=(now, later)).loss, plain.loss)
+    assert torch.equal(other.latent.continuous, lam.encode(*seen).continuous)
+    assert torch.equal(other.copy_loss, plain.copy_loss)
+    assert not torch.equal(other.latent.continuous, plain.latent.continuous)
+    with pytest.raises(FrameError, match="like the frames, is expected"):
+        lam(now, later, seen=(seen[0][:4], seen[1][:4]))
 
 
 def test_z_is_trained_to_hold_the_actions(sets, small, tmp_path, caplog):
@@ -90,7 +123,9 @@ def test_z_is_trained_to_hold_the_actions(sets, small, tmp_path, caplog):
     assert not torch.equal(one["inverse_dynamics.queries"], other["inverse_dynamics.queries"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "bf16": True, "ema": 0.9, "reconstruct": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"accumulate": 2, "bf16": True, "ema": 0.9, "reconstruct": 0.5, "augment": True}], ids=str
+)
 def test_a_resumed_run_ends_with_the_same_bits(sets, small, tmp_path, changes, monkeypatch):
     from lara_adapter.lam.pretrain import run as pretrain
 

@@ -21,6 +21,7 @@ from ...data.gap import Gap
 from ...errors import DatasetError, LaraArgumentError
 from ..model import LatentActionModel, LatentActionOutput
 from ..pixels import resize
+from .augment import augment
 from .shared_frames import share_frames
 
 __all__ = ["Labelled", "LabelledPairs", "SupervisedLam", "read_labelled"]
@@ -58,13 +59,17 @@ class LabelledPairs:
         """A, numbers of an action."""
         return self.actions.shape[1]
 
-    def draw(self, count: int, number: int, rank: int = 0, device: torch.device | str = "cpu") -> Labelled:
-        """Pairs number `number` of a process, a function of seed, number and rank alone."""
-        pick = torch.from_numpy(
-            np.random.default_rng([self.seed, number, rank]).integers(len(self.present), size=count)
-        )
-        drawn = self.frames[self.present[pick]], self.frames[self.future[pick]], self.actions[pick]
-        return Labelled(*(tensor.to(device) for tensor in drawn))
+    def draw(
+        self, count: int, number: int, rank: int = 0, device: torch.device | str = "cpu", *, augmented: bool = False
+    ) -> Labelled:
+        """Pairs number `number` of a process, a function of seed, number and rank alone; see :func:`augment`."""
+        seed = (self.seed, number, rank)
+        pick = torch.from_numpy(np.random.default_rng(list(seed)).integers(len(self.present), size=count))
+        frames = self.frames[torch.cat([self.present[pick], self.future[pick]])].to(device)
+        if augmented:
+            frames = augment(frames, (*seed, 1))
+        present, future = frames.chunk(2)
+        return Labelled(present, future, self.actions[pick].to(device))
 
 
 def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed: int) -> LabelledPairs:

@@ -28,6 +28,7 @@ from ...storage.files import replace_file, write_json, write_tensors
 from ..checkpoint import CONFIG, WEIGHTS
 from ..measure import LatentHealth
 from ..model import LatentActionOutput
+from .augment import augment
 from .labelled import read_labelled
 from .pictures import write_predictions
 from .settings import PretrainSettings
@@ -198,15 +199,17 @@ class _Run:
 
     def _forward(self, batch: PairBatch, number: int) -> tuple[Tensor, LatentActionOutput, list[Tensor]]:
         """The loss of batch number `number`, what the LAM gave, and the error of the actions if there are any."""
-        settings, labelled = self.settings, self.labelled
+        settings, labelled, rank = self.settings, self.labelled, self.accelerator.process_index
         options: dict[str, Any] = {"reconstruct": settings.reconstruct, "draw": settings.seed + number}
+        if settings.augment:
+            frames = augment(batch.frames, (settings.seed, number, rank))
+            options["seen"] = frames[batch.present], frames[batch.future]
         with self._precision():
             if labelled is None:
                 with share_frames(self.model, batch):
                     output = self.wrapped(*batch.pair(), **options)
                 return output.loss, output, []
-            device, rank = self.accelerator.device, self.accelerator.process_index
-            known = labelled.draw(len(batch.present), number, rank, device)
+            known = labelled.draw(len(batch.present), number, rank, self.accelerator.device, augmented=settings.augment)
             output, error = self.wrapped(*batch.pair(), labelled=known, shared=batch, **options)
             return output.loss + settings.action_weight * error, output, [error]
 

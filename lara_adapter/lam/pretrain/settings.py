@@ -45,6 +45,8 @@ class PretrainSettings:
         actions: dataset of a few demonstrations of the same robot, any format with actions: beside L_LAM their actions have
             to be read off z, so that it holds what the robot did. They are held in memory. None: video alone, the paper's.
         action_weight: of that mean squared error, of standardised actions, > 0.
+        augment: the inverse dynamics model sees random squares and light in every frame; the frames that are predicted have
+            none of that, so that z holds less of such things.
         steps: optimiser steps; paper: 350000, tiny: 3000.
         batch_size: pairs of a step and process; paper: 64, tiny: 32.
         accumulate: batches that make up one step.
@@ -90,6 +92,7 @@ class PretrainSettings:
     held_out: float = 0.05
     actions: Path | None = None
     action_weight: float = 1.0
+    augment: bool = False
     steps: int | None = None
     batch_size: int | None = None
     accumulate: int = 1
@@ -204,6 +207,7 @@ def upgrade_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
         "reconstruct": 1.0,
         "actions": None,
         "action_weight": 1.0,
+        "augment": False,
         **saved,
     }  # once the only choices
     frames, seconds = settings.pop("gap_frames", None), settings.pop("gap_seconds", None)

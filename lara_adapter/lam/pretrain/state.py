@@ -36,7 +36,7 @@ _FIXED = (
     "preset", "config", "init", "gap", "cameras", "held_out", "seed", "batch_size", "accumulate",
     "steps", "lr", "warmup", "weight_decay", "clip", "ema", "chain", "shuffle_frames", "cut_threshold",
     "still_threshold", "still_keep", "bf16", "reconstruct", "decoder", "index", "episodes", "skip",
-    "actions", "action_weight",
+    "actions", "action_weight", "augment",
 )  # fmt: skip
 
 
