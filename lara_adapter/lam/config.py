@@ -70,6 +70,8 @@ class LatentActionConfig:
         initializer_range: standard deviation of the truncated normal that weights start from.
         idm_position_range: that of the inverse dynamics model's positions.
         fdm_position_range: that of the forward dynamics model's positions.
+        labelled_by: fingerprint of the demonstrations whose actions it learnt from, if it did (`lara train-lam --actions`);
+            see :func:`~lara_adapter.lam.identity.action_fingerprint`. Nothing is built from it.
 
     Raises:
         LaraArgumentError: a value has the wrong type or lies outside its range; the message names the field.
@@ -115,6 +117,7 @@ class LatentActionConfig:
     initializer_range: float = 0.02
     idm_position_range: float = 0.02
     fdm_position_range: float = 0.02
+    labelled_by: str | None = None
 
     @classmethod
     def paper(cls, **changes: Any) -> LatentActionConfig:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..storage.files import sha256
 from . import checkpoint
 from .config import LatentActionConfig
 from .model import LatentActionModel
 
-__all__ = ["open_model"]
+__all__ = ["action_fingerprint", "open_model"]
+
+
+def action_fingerprint(actions: Iterable[np.ndarray]) -> str:
+    """32 hexadecimal digits that stand for the actions of a dataset's episodes, [T, A] each, in their order."""
+    digest = hashlib.sha256()
+    for each in actions:
+        digest.update(np.ascontiguousarray(each, np.float32).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def open_model(source: str | os.PathLike[str], revision: str | None = None) -> tuple[LatentActionModel, dict[str, Any]]:

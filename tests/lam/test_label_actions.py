@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 from helpers import disk_datasets as disk
 from test_model import save_distinct
 
-from lara_adapter import LaraArgumentError, cli
+from lara_adapter import LaraArgumentError, LatentActionModel, cli
+from lara_adapter.data.gap import Gap
 from lara_adapter.lam.label import label_dataset
 from lara_adapter.lam.label.decoder import Decoder, Demonstration, fit_decoder
 from lara_adapter.lam.label.regression import Kernel
+from lara_adapter.lam.pretrain.labelled import read_labelled
 
 GAP = 4
 
@@ -192,3 +195,20 @@ def test_refusals(lam, known, video, tmp_path):
     (slow / "meta/info.json").write_text(json.dumps({**info, "fps": 5}))
     with pytest.raises(LaraArgumentError, match="5 frames per second, but video has 10"):
         label_dataset(video, lam, tmp_path / "a", gap=GAP, actions=slow)
+
+
+def test_a_lam_that_learnt_from_the_demonstrations_is_named(lam, known, video, tmp_path, caplog):
+    """Its z of them is better than of anything else, and so is the decoder."""
+    labels = read_labelled(known, Gap(frames=GAP), (), 16, seed=0)
+    model = LatentActionModel.from_pretrained(lam)
+    model.config = dataclasses.replace(model.config, labelled_by=labels.fingerprint)
+    model.save_pretrained(tmp_path / "lam")
+    options = {"gap": GAP, "actions": known, "least_r2": -100.0, "batch_size": 8}
+    report = label_dataset(video, tmp_path / "lam", tmp_path / "labelled", **options)
+    assert report.actions["seen_by_lam"] is True
+    assert "learnt from the actions of demonstrations: the decoder's R2 of" in caplog.text
+    caplog.clear()
+    other = disk.make_v3(tmp_path / "other", lengths=(14, 16, 21))
+    report = label_dataset(video, tmp_path / "lam", tmp_path / "again", **{**options, "actions": other})
+    assert "seen_by_lam" not in report.actions
+    assert "flatters" not in caplog.text

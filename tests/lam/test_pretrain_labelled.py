@@ -121,6 +121,9 @@ def test_z_is_trained_to_hold_the_actions(sets, small, tmp_path, caplog):
     one, other = (read_tensors(tmp_path / name / "model.safetensors") for name in ("labelled", "alone"))
     assert one.keys() == other.keys()  # what reads the actions is thrown away
     assert not torch.equal(one["inverse_dynamics.queries"], other["inverse_dynamics.queries"])
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("labelled", "alone")]
+    assert configs[0].pop("labelled_by") != configs[1].pop("labelled_by") is None
+    assert configs[0] == configs[1]
 
 
 @pytest.mark.parametrize(

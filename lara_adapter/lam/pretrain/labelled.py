@@ -19,6 +19,7 @@ from ...data import PairBatch
 from ...data.formats import open_dataset
 from ...data.gap import Gap
 from ...errors import DatasetError, LaraArgumentError
+from ..identity import action_fingerprint
 from ..model import LatentActionModel, LatentActionOutput
 from ..pixels import resize
 from .augment import augment
@@ -46,9 +47,19 @@ class LabelledPairs:
         future: [P] int64, which one is I_{t+C}.
         actions: [P, A] float32, the mean action of the C steps.
         seed: of what is drawn.
+        fingerprint: of the actions, see :func:`~lara_adapter.lam.identity.action_fingerprint`.
     """
 
-    def __init__(self, frames: Tensor, present: Tensor, future: Tensor, actions: Tensor, seed: int) -> None:
+    def __init__(
+        self,
+        frames: Tensor,
+        present: Tensor,
+        future: Tensor,
+        actions: Tensor,
+        seed: int,
+        fingerprint: str | None = None,
+    ) -> None:
+        self.fingerprint = fingerprint
         spread = actions.std(0, correction=0)
         self.frames, self.present, self.future, self.seed = frames, present, future, seed
         # what hardly moves would be noise of unit size
@@ -84,6 +95,7 @@ def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed:
     frames: list[Tensor] = []
     present: list[Tensor] = []
     actions: list[Tensor] = []
+    used: list[np.ndarray] = []
     damaged: dict[int, str] = {}
     for episode in dataset.episodes:
         try:
@@ -96,6 +108,7 @@ def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed:
         except DatasetError as error:
             damaged[episode.number] = str(error)
             continue
+        used.append(known)
         for each in seen:
             present.append(torch.arange(len(means)) + sum(map(len, frames)))
             frames.append(each)
@@ -107,7 +120,7 @@ def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed:
     if not (labels.std(0, correction=0) > 1e-6).any():
         raise LaraArgumentError(f"actions: the actions of {dataset.name} never change")
     first = torch.cat(present)
-    return LabelledPairs(torch.cat(frames), first, first + steps, labels, seed)
+    return LabelledPairs(torch.cat(frames), first, first + steps, labels, seed, action_fingerprint(used))
 
 
 def _decode(dataset: Any, camera: str, episode: Any, size: int) -> Tensor:

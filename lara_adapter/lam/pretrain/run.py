@@ -9,6 +9,7 @@ numbers: a run that was interrupted and resumed on the same machine ends with th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -107,6 +108,7 @@ class _Run:
             self.labelled = read_labelled(
                 settings.actions, parse_gap(settings.gap), settings.cameras, size, settings.seed
             )
+            self.model.config = dataclasses.replace(self.model.config, labelled_by=self.labelled.fingerprint)
         self.videos = Videos(settings, sources, self.accelerator, fresh=not left)
         self.record = settings.to_dict() | {"index": self.videos.mode}  # of the checkpoints
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
