@@ -16,7 +16,7 @@ from .binding import Binding, refuse_export
 from .config import LaraConfig
 from .errors import FrameError, HostOutputError, LaraArgumentError, NonFiniteError
 from .frames import frame_keys, read_features
-from .hostcall import HostCall, fold_loss, host_loss, read_frames
+from .hostcall import HostCall, fold_loss, host_loss, read_frames, refuse_prediction
 from .losses import Alignment, Contrastive, CosineDistance, masked_mean, scale_gradient
 from .metrics import CollapseMonitor, History
 from .policies import PolicySpec
@@ -296,13 +296,16 @@ class LaraAdapter(nn.Module):
             if torch.is_grad_enabled() and not self._idle and not torch.compiler.is_compiling():
                 self._without_lara(output)
             return output
-        if not self._verified and not torch.compiler.is_compiling():
+        first = not self._verified and not torch.compiler.is_compiling()
+        if first:
             binding.verify(self, self._trainable)
             self._verified = True
         pair = read_frames(call, self._frames, taken, self.config.frames_optional)
         if pair is None:
             return self._without_frames(module, own, call)
         output, hidden = binding.run(module, own, call, len(pair.valid))
+        if first and self.config.add_to_loss:
+            refuse_prediction(output, spec.loss)
         vectors, has_action = self.select(hidden, call, len(pair.valid))
         real = pair.valid.to(vectors.device)
         valid = real.expand(len(vectors), -1) if has_action is None else real & has_action

@@ -13,7 +13,7 @@ from .batches import lookup, replaced, with_fields, without
 from .errors import FrameError, HostOutputError
 from .frames import FramePair, frame_keys
 
-__all__ = ["HostCall", "fold_loss", "host_loss"]
+__all__ = ["HostCall", "fold_loss", "host_loss", "refuse_prediction"]
 
 
 class HostCall:
@@ -155,6 +155,26 @@ def host_loss(output: Any, key: str | None = None) -> torch.Tensor:
             "attach_lara(spec=PolicySpec(..., loss='name')); otherwise add_to_loss=False and add lara.losses.total yourself"
         )
     return loss
+
+
+def refuse_prediction(output: Any, key: str | None = None) -> None:
+    """Check that what a policy returned in training is a loss, before LARA's is added to it; reads the device.
+
+    Args:
+        output: see :func:`host_loss`.
+        key: likewise.
+
+    Raises:
+        HostOutputError: it is a tensor of two dimensions or more with numbers below zero, as of predicted actions: LARA's
+            loss would move these.
+    """
+    loss = host_loss(output, key)
+    if loss.ndim > 1 and bool((loss.detach() < 0).any()):
+        raise HostOutputError(
+            f"the policy returned {list(loss.shape)} numbers in training, some below zero: predicted actions, it seems, "
+            "not losses. If the loss is computed outside: attach_lara(add_to_loss=False), and add lara.losses.total to it. "
+            "If these are losses, return their mean"
+        )
 
 
 def fold_loss(

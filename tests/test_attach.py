@@ -749,6 +749,44 @@ def test_outputs_without_a_loss(lam, batch):
         policy(batch)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda p: p, lambda p: (p, {}), lambda p: {"loss": p}], ids=["tensor", "tuple", "dict"]
+)
+def test_predicted_actions_are_not_taken_for_losses(lam, batch, wrap):
+    """LARA's loss would be added to every one of them, and a loss computed outside would train it away."""
+
+    class Predicts(DitPolicy):
+        def forward(self, batch):
+            loss = super().forward(batch)["loss"]
+            return wrap(batch["action"] * loss)
+
+    policy = Predicts().train()
+    lara = attach_lara(policy, lam)
+    with pytest.raises(HostOutputError, match=r"some below zero: predicted actions.*add_to_loss=False"):
+        policy(batch)
+    with pytest.raises(HostOutputError, match="predicted actions"):
+        attach_lara(Predicts().train(), OwnLam()).check(batch)
+    lara.detach()
+    lara = attach_lara(policy, lam, add_to_loss=False)
+    policy(batch)
+    assert lara.losses.total.requires_grad
+
+
+def test_unreduced_losses_are_losses(lam, batch):
+    class Unreduced(DitPolicy):
+        def forward(self, batch):
+            return (batch["action"] * super().forward(batch)["loss"]).square()
+
+    policy = Unreduced().train()
+    lara = attach_lara(policy, lam)
+    torch.manual_seed(1)
+    folded, total = policy(batch), lara.losses.total.detach()
+    lara.detach()
+    torch.manual_seed(1)
+    difference = folded - policy(batch)
+    assert torch.allclose(difference, total.expand_as(difference), atol=1e-5)
+
+
 def test_lam_by_folder(policy, tmp_path):
     LatentActionModel(LatentActionConfig.tiny()).save_pretrained(tmp_path / "lam")
     lara = attach_lara(policy, str(tmp_path / "lam"))
