@@ -11,17 +11,19 @@ Arms, which share starts, demonstrations, initial weights, order and noise:
 - decoded: and the video with actions decoded from the latent actions of a LAM that learnt from play video, by the decoder
   of `lara label --actions`, fitted on the demonstrations;
 - supervised: likewise, of a LAM that learnt from play video and these demonstrations, as `lara train-lam --actions
-  --augment` does, for longer.
+  --augment` does, for longer;
+- aligned: no actions for the video, but LARA on it as on the demonstrations: noise goes in for the actions, and the policy's
+  state is aligned (contrastive, w1 = w2 = 0.1) with the LAM's z, in a group of its own.
 
-In the last three each step sees as many rows of video as of demonstrations, with the robot's state hidden.
+In all but the first each step sees as many rows of video as of demonstrations, with the robot's state hidden.
 
 Fixed before the first run: the primary endpoint is success of `decoded` minus `labelled`, clean, mean over tasks, paired
 over the seeds 16 to 23, which nothing was chosen on; the goal is half of `true` minus `labelled`. The same with distractors
 is secondary. Each row holds what the labels are worth: R2 of the decoded chunk, of a plain ridge regression from z, and of
 the mean movement from z of two equal frames. The decoder was chosen on seeds 0 and 1, by R2 on their video.
-`supervised` came later, after the rows of the others on clean pictures and of two seeds with distractors; of its training
-nothing was chosen on these seeds (benchmarks.success.training). Its primary endpoint is success minus `decoded`, with
-distractors.
+`supervised` and `aligned` came later, after the rows of the others on clean pictures and of two seeds with distractors;
+nothing of theirs was chosen on these seeds. The primary endpoint of `supervised` is success minus `decoded`, with
+distractors; that of `aligned` is success minus `labelled`, clean.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import RESULTS, markdown
+from benchmarks.success.arms import CONTRASTIVE
 from benchmarks.success.jobs import act, open_stages, record
 from benchmarks.success.report import bootstrap, solved, t_interval
 from benchmarks.success.rows import Row, append_missing, environment, read_numbers, read_rows
@@ -50,8 +53,12 @@ from lara_adapter.storage.files import read_json
 
 ROWS = RESULTS / "success" / "video.jsonl"
 DEMO_ROWS = RESULTS / "quickstart" / "video.jsonl"  # of `make demo-video`
-ARMS = {"labelled": "none", "true": "true", "decoded": "decoded", "supervised": "decoded"}
-FIRST = ("labelled", "true", "decoded")  # the arms of the protocol that the first row followed
+ARMS = {"labelled": "none", "true": "true", "decoded": "decoded", "supervised": "decoded", "aligned": "aligned"}
+FIRST: tuple[Literal["labelled", "true", "decoded"], ...] = (
+    "labelled",
+    "true",
+    "decoded",
+)  # the arms of the protocol that the first row followed
 _WORTH = {"label R2, chunk": "r2_chunk", "by ridge": "r2_ridge", "mean movement": "r2", "from a still pair": "r2_still"}
 
 
@@ -67,7 +74,13 @@ class Settings(Experiment):
     """Each is the whole experiment anew."""
     regimes: tuple[Literal["clean", "distractors"], ...] = ("clean", "distractors")
     """Whether every frame gets random squares and light."""
-    arms: tuple[Literal["labelled", "true", "decoded", "supervised"], ...] = tuple(ARMS)  # type: ignore[assignment]
+    arms: tuple[Literal["labelled", "true", "decoded", "supervised", "aligned"], ...] = (
+        *FIRST, "supervised", "aligned",
+    )  # fmt: skip
+        *FIRST,
+        "supervised",
+        "aligned",
+    )
     """Ways to use the video."""
     supervised_steps: int = 3600
     """Training steps of the LAM of the last."""
@@ -99,17 +112,15 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
         "video",
         [Job(f"record-expert-{task}", collect_expert_video, {"task": task, **filming}, s.video) for task in s.tasks],
     )
-    decoding = [arm for arm in arms if ARMS[arm] == "decoded"]
+    decoding = [arm for arm in arms if ARMS[arm] in ("decoded", "aligned")]
     jobs = [_lam(s, arm, {"data": data, **training}) for arm in decoding]
     lams = dict(zip(decoding, stage("LAM", jobs))) if jobs else {}
     given = {"data": data, "video": video, "steps": s.policy_steps, "execute": s.execute, **training}
-    trained = dict(zip(arms, stage("train", [
-        Job(
-            f"video-{arm}", train_with_video,
-            {**given, "labels": ARMS[arm], "lam": lams[arm] / "lam" if arm in lams else None}, s.policy_steps,
-        )
-        for arm in arms
-    ])))  # fmt: skip
+    own = {arm: {"labels": ARMS[arm], "lam": lams[arm] / "lam" if arm in lams else None} for arm in arms}
+    if "aligned" in own:
+        own["aligned"]["lara_options"] = CONTRASTIVE
+    jobs = [Job(f"video-{arm}", train_with_video, {**given, **own[arm]}, s.policy_steps) for arm in arms]
+    trained = dict(zip(arms, stage("train", jobs)))
     outcomes = act(s, {arm: folder / "policy.pt" for arm, folder in trained.items()}, world, stage)
     rows = []
     for arm, folder in trained.items():
@@ -124,7 +135,7 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
 
 def _lam(s: Settings, arm: str, given: dict[str, Any]) -> Job:
     """The training of an arm's LAM."""
-    if arm == "decoded":
+    if arm != "supervised":
         return Job("lam-before", pretrain_lam, {**given, "steps": s.lam_steps}, s.lam_steps)
     changed = {"steps": s.supervised_steps, "lr": s.supervised_lr, "labelled": s.demos, "augmented": True}
     return Job("lam-supervised", pretrain_lam, {**given, **changed}, s.supervised_steps)
@@ -168,17 +179,21 @@ def gains(rows: list[Row], regime: str, arm: str, base: str = "labelled") -> lis
 
 
 def reading(rows: list[Row], regime: str) -> str:
-    """How much of what true actions add the decoded ones add; and what labels in the LAM's training add to these."""
+    """How much of what true actions add the decoded ones add; and what the later arms add."""
     decoded, true = (gains(rows, regime, arm) for arm in ("decoded", "true"))
     if not decoded:
         return ""
     share = f"{mean(decoded) / mean(true):.0%} of it" if mean(true) > 0 else "there is nothing to close"
     added = f"of {mean(true):+.1f} points that true actions add, decoded ones add {mean(decoded):+.1f}, {share}"
     text = f"{regime.capitalize()}, {len(decoded)} seeds: {added}."
-    if more := gains(rows, regime, "supervised", "decoded"):
-        interval = t_interval(more)
-        between = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
-        text += f" Labels in the LAM's training add {mean(more):+.1f}{between} to that, {len(more)} of the seeds."
+    for arm, base, what in (
+        ("supervised", "decoded", "Labels in the LAM's training add {} to that"),
+        ("aligned", "labelled", "Alignment on the video, without actions, adds {} to the demonstrations alone"),
+    ):
+        if more := gains(rows, regime, arm, base):
+            interval = t_interval(more)
+            between = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+            text += f" {what.format(f'{mean(more):+.1f}{between}')} ({len(more)} of the seeds)."
     return text
 
 
@@ -214,7 +229,7 @@ def main() -> int:
         for seed in settings.seeds:
             for regime in settings.regimes:
                 run = functools.partial(run_seed, settings, regime, seed)
-                for arms in (FIRST, ("supervised",)):
+                for arms in (FIRST, ("supervised",), ("aligned",)):
                     wanted = [arm for arm in arms if arm in settings.arms]
                     append_missing(settings.rows, regime, seed, settings.same(arms[0]), wanted, run)
     rows = [row for row in read_rows(settings.rows) if row["settings"] == settings.same(row["arm"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from examples.metaworld_sim import FRAME_SKIP
 from examples.mini_vla import MiniVLA, MiniVLAConfig
 from examples.refine_lam.codes import encode
 from examples.refine_lam.pseudo_labels import decode_actions, probe_rows
+from lara_adapter import LaraAdapter, attach_lara
 from lara_adapter.lam.label.decoder import Demonstration, fit_decoder
 from lara_adapter.storage.files import write_json
 
-Labels = Literal["none", "decoded", "true"]
+Labels = Literal["none", "decoded", "true", "aligned"]
 
 _GAP = HORIZON // FRAME_SKIP  # in kept frames
 
@@ -41,6 +42,7 @@ def train_with_video(
     lr: float,
     execute: int,
     seed: int,
+    lara_options: dict[str, Any] | None = None,
 ) -> None:
     """Train the policy on both halves of each batch: demonstrations, and video with the state hidden. A job.
 
@@ -53,8 +55,9 @@ def train_with_video(
         data: recordings of :func:`examples.demo.data.collect`.
         video: recordings of :func:`examples.demo.data.collect_expert_video`.
         labels: what is known of the video's actions: "none" (it is not used), "decoded" from latent actions by a regression
-            fitted on the demonstrations, or "true", the ceiling.
-        lam: folder of the latent action model; for decoded labels alone.
+            fitted on the demonstrations, "true", the ceiling, or "aligned": none, but LARA sees it, and the demonstrations.
+        lam: folder of the latent action model; for decoded labels and for alignment.
+        lara_options: of `attach_lara`, for alignment.
         distractors: whether frames have distractors.
         steps: number of training steps.
         batch: rows per batch, both halves together.
@@ -67,6 +70,7 @@ def train_with_video(
     policy = MiniVLA(MiniVLAConfig(num_tasks=len(data)))
     policy.set_state_statistics(demos["state"])
     pieces: Iterator[Table] | None = None
+    lara: LaraAdapter | None = None
     if labels != "none":
         free = load_table(video, EXPERT_VIDEO, distractors=distractors, seed=seed)
         if labels == "decoded":
@@ -74,6 +78,8 @@ def train_with_video(
             free, quality = label_video(lam, demos, free)
             write_json(folder / "labels.json", quality)
         # a video does not show the state: two frames of it would give the movement away
+        if labels == "aligned":
+            lara = attach_lara(policy, str(lam), **(lara_options or {}))
         free["state"] = policy.state_mean.expand_as(free["state"]).clone()
         pieces = batches(free, batch // 2, steps, seed + 17, pairs_only=True)
 
@@ -86,7 +92,10 @@ def train_with_video(
         if pieces is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1_000_003 * seed + step)
-                loss = loss + policy(next(pieces))["loss"]
+                if lara is None:
+                    loss = loss + policy(next(pieces))["loss"]
+                else:
+                    loss = loss + aligned_loss(policy, lara, next(pieces))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -95,9 +104,18 @@ def train_with_video(
         if step % LOG_EVERY == 0 or step == steps - 1:
             log(history, step=step, action_loss=labelled, video_loss=float(loss.detach()) - labelled)
     write_json(folder / "history.json", history)
+    if lara is not None:
+        lara.detach()
     torch.save(policy.state_dict(), folder / "policy.pt")
     held_out = load_table(data, "heldout", distractors=distractors, seed=seed)
     write_json(folder / "action_error.json", {"action_error": action_error(policy.eval(), held_out, execute, seed)})
+
+
+def aligned_loss(policy: MiniVLA, lara: LaraAdapter, rows: Table) -> Tensor:
+    """LARA's losses on video whose actions are not known: the policy gets noise for them, and no action loss."""
+    unknown = {"action": torch.randn_like(rows["action"]), "action_mask": torch.ones_like(rows["action_mask"])}
+    policy({**rows, **unknown})
+    return lara.losses.total
 
 
 def label_video(lam: Path, demos: Table, free: Table) -> tuple[Table, dict[str, float]]:

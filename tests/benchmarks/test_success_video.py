@@ -33,7 +33,7 @@ def test_the_reading_counts_seeds_that_have_all_arms():
     assert text == "Clean, 2 seeds: of +40.0 points that true actions add, decoded ones add +20.0, 50% of it."
     assert video.reading(rows, "distractors") == ""
     rows.append(row(1, "supervised", 35))
-    assert video.reading(rows, "clean").endswith(" Labels in the LAM's training add +10.0 to that, 1 of the seeds.")
+    assert video.reading(rows, "clean").endswith(" Labels in the LAM's training add +10.0 to that (1 of the seeds).")
     assert video.reading([row(0, arm, 20) for arm in solved], "clean").endswith("nothing to close.")
 
 
@@ -43,7 +43,7 @@ def test_the_protocol():
     assert (settings.demos, settings.video) == (3, 40)
     assert settings.seeds == tuple(range(16, 24))  # others were looked at
     assert video.FIRST == ("labelled", "true", "decoded")
-    assert tuple(video.ARMS) == settings.arms == (*video.FIRST, "supervised")
+    assert tuple(video.ARMS) == settings.arms == (*video.FIRST, "supervised", "aligned")
     assert "seeds" not in settings.same("decoded")
     assert settings.same("supervised").keys() - settings.same("true").keys() == {"supervised_steps", "supervised_lr"}
     assert len(video.recorded()) >= 30  # rows of before still count
