@@ -26,6 +26,7 @@ MAKERS = (
     "benchmarks.success.libero_expert",
     "benchmarks.success.libero_report",
     "benchmarks.success.motion",
+    "benchmarks.success.training",
     "benchmarks.success.libero_motion",
     "benchmarks.success.video",
     "benchmarks.success.reconstruct",

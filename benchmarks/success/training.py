@@ -128,7 +128,7 @@ def section() -> str:
     """Tables of the committed rows."""
     rows = read_rows(ROWS)
     regimes = [regime for regime in ("distractors", "clean") if any(row["regime"] == regime for row in rows)]
-    return "\n\n".join(f"{regime.capitalize()}:\n\n{table(regime, rows)}" for regime in regimes)
+    return "\n\n".join(f"{regime.capitalize()}:\n\n{table(regime, rows)}" for regime in regimes) or "Not run yet."
 
 
 SECTIONS = {"benchmarks/README.md": {"training": section}}

@@ -12,8 +12,8 @@ Arms, which share starts, demonstrations, initial weights, order and noise:
   of `lara label --actions`, fitted on the demonstrations;
 - supervised: likewise, of a LAM that learnt from play video and these demonstrations, as `lara train-lam --actions
   --augment` does, for longer;
-- aligned: no actions for the video, but LARA on it as on the demonstrations: noise goes in for the actions, and the policy's
-  state is aligned (contrastive, w1 = w2 = 0.1) with the LAM's z, in a group of its own.
+- aligned: no actions for the video, but LARA on it as on the demonstrations: noise goes in for the actions, and the state
+  of the policy is aligned (contrastive, w1 = w2 = 0.1) with the LAM's z, in a group of its own.
 
 In all but the first each step sees as many rows of video as of demonstrations, with the robot's state hidden.
 
@@ -75,8 +75,6 @@ class Settings(Experiment):
     regimes: tuple[Literal["clean", "distractors"], ...] = ("clean", "distractors")
     """Whether every frame gets random squares and light."""
     arms: tuple[Literal["labelled", "true", "decoded", "supervised", "aligned"], ...] = (
-        *FIRST, "supervised", "aligned",
-    )  # fmt: skip
         *FIRST,
         "supervised",
         "aligned",
