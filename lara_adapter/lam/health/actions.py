@@ -136,8 +136,8 @@ def _judge_target(name: str, motion: Motion, limits: Thresholds) -> tuple[str, s
         text += ". z says more than regressions on the pixels: they had too few pairs, give more --pairs"
     if motion.share_beyond is not None and motion.share_beyond.high < limits.share:
         return "fail", (
-            f"{text}, at least {limits.share:g}. The motion can be seen, but z does not hold it: train longer, on larger gaps, "
-            "on video without distractors, or with a few demonstrations (lara train-lam --actions)"
+            f"{text}, at least {limits.share:g}. The motion can be seen, but z does not hold it: train longer, on larger "
+            "gaps, on video without distractors, or with a few demonstrations (lara train-lam --actions)"
         )
     if motion.beyond.value < limits.motion:
         return "note", f"{text}. z says next to nothing about the motion; try a larger gap"
