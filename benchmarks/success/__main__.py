@@ -34,7 +34,6 @@ trains, acts and measures are the demo's modules (examples/demo), with the demo'
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,13 +41,12 @@ from typing import Any, Literal, NamedTuple
 import tyro
 
 from benchmarks.success.arms import ARMS, CONTROL, STAGES, Arm
-from benchmarks.success.jobs import act, open_stages, random_lam, record
-from benchmarks.success.rows import ROWS, append_missing, environment, read_numbers
+from benchmarks.success.jobs import act, open_stages, random_lam, record, run_missing
+from benchmarks.success.rows import ROWS, environment, read_numbers
 from examples.demo.probe import examine_lam
 from examples.demo.settings import Experiment
 from examples.demo.stages import Job
 from examples.demo.train import continue_lam, pretrain_lam, train_policy
-from examples.metaworld_sim import find_gl
 from examples.mini_vla import MiniVLAConfig
 from lara_adapter.storage.files import read_json
 
@@ -184,13 +182,7 @@ def main() -> int:
             f"--arms: unknown {', '.join(sorted(unknown))}; expected some of {', '.join([*ARMS, CONTROL])}\n"
         )
         return 2
-    find_gl()
-    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
-    for seed in settings.seeds:
-        for regime in settings.regimes:
-            run = functools.partial(run_seed, settings, regime, seed)
-            append_missing(settings.rows, regime, seed, settings.same(), settings.arm_names(), run)
-    print(f"rows: {settings.rows}")
+    run_missing(settings, settings.arm_names(), run_seed)
     return 0
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.success.rows import Row, environment
+from benchmarks.success.rows import Row, append_missing, environment
 from examples.demo.data import collect, collect_heldout_play
 from examples.demo.eval import closed_loop
 from examples.demo.motion import examine_motion, find_ceiling
 from examples.demo.settings import Experiment
 from examples.demo.stages import Job, Progress, run_jobs
+from examples.metaworld_sim import find_gl
 from lara_adapter import LatentActionConfig, LatentActionModel
 from lara_adapter.storage.files import read_json
 
@@ -27,6 +30,23 @@ def open_stages(title: str, cache: Path, workers: int) -> Stage:
         return run_jobs(f"{title}: {name}", jobs, cache, workers)
 
     return stage
+
+
+def run_missing(settings: Any, arms: Sequence[str], run_seed: Callable[[Any, str, int, list[str]], list[Row]]) -> None:
+    """Run the arms that the rows of a study lack, seed by seed, and add their rows.
+
+    Args:
+        settings: of the study: an experiment with `seeds`, `regimes`, `cache`, `rows` and `same()`.
+        arms: the ones that it should have.
+        run_seed: settings, regime, seed, arms -> rows.
+    """
+    find_gl()
+    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
+    for seed in settings.seeds:
+        for regime in settings.regimes:
+            run = functools.partial(run_seed, settings, regime, seed)
+            append_missing(settings.rows, regime, seed, settings.same(), arms, run)
+    print(f"rows: {settings.rows}")
 
 
 def record(s: Experiment, seed: int, stage: Stage) -> list[Path]:

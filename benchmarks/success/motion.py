@@ -16,7 +16,6 @@ what counts: all of their alignment is at times near 1 (arms.py).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ from benchmarks import markdown
 from benchmarks.success import __main__ as success
 from benchmarks.success import motion_report, report
 from benchmarks.success.arms import ARMS, CONTROL, FLOW_TIME
-from benchmarks.success.jobs import measure_motions, open_stages
-from benchmarks.success.rows import MOTION, append_missing
-from examples.metaworld_sim import find_gl
+from benchmarks.success.jobs import measure_motions, open_stages, run_missing
+from benchmarks.success.rows import MOTION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +101,7 @@ def main() -> int:
     if unknown:
         sys.stderr.write(f"--arms: unknown {', '.join(sorted(unknown))}\n")
         return 2
-    find_gl()
-    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
-    for seed in settings.seeds:
-        for regime in settings.regimes:
-            run = functools.partial(run_seed, settings, regime, seed)
-            append_missing(settings.rows, regime, seed, settings.same(), settings.arms, run)
-    print(f"rows: {settings.rows}")
+    run_missing(settings, settings.arms, run_seed)
     return 0
 
 

@@ -33,12 +33,11 @@ import tyro
 
 from benchmarks import RESULTS, markdown
 from benchmarks.success import motion_report
-from benchmarks.success.jobs import measure_motions, open_stages, record
-from benchmarks.success.rows import Row, append_missing, read_rows
+from benchmarks.success.jobs import measure_motions, open_stages, record, run_missing
+from benchmarks.success.rows import Row, read_rows
 from examples.demo.settings import Experiment
 from examples.demo.stages import Job
 from examples.demo.train import pretrain_lam
-from examples.metaworld_sim import find_gl
 
 ROWS = RESULTS / "success" / "training.jsonl"
 ARMS = ("short", "long", "labelled", "augmented")
@@ -141,13 +140,7 @@ def main() -> int:
         for regime in settings.regimes:
             print(table(regime, read_rows(settings.rows)))
         return 0
-    find_gl()
-    settings = dataclasses.replace(settings, cache=settings.cache.resolve())
-    for regime in settings.regimes:
-        for seed in settings.seeds:
-            run = functools.partial(run_seed, settings, regime, seed)
-            append_missing(settings.rows, regime, seed, settings.same(), settings.arms, run)
-    print(f"rows: {settings.rows}")
+    run_missing(settings, settings.arms, run_seed)
     return 0
 
 

@@ -20,6 +20,7 @@ pytest.importorskip("av")
 pytest.importorskip("accelerate")
 pytest.importorskip("tqdm")
 
+from helpers.interrupted import interrupted
 from helpers.videos import square, write_v30, write_video
 
 from lara_adapter import LaraArgumentError, LatentActionConfig, LatentActionModel, NonFiniteError, cli
@@ -214,23 +215,11 @@ def test_a_loss_that_is_not_finite_raises_and_the_checkpoints_stay(videos, small
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulate": 2, "bf16": True, "reconstruct": 0.25}], ids=str)
-def test_a_resumed_run_ends_with_the_same_bits(videos, small, tmp_path, changes, caplog, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_bits(videos, small, tmp_path, changes, caplog):
     whole = settings_of(videos, tmp_path / "whole", small, **changes)
     pretrain_lam(whole)
     broken = dataclasses.replace(whole, output=tmp_path / "broken")
-    from lara_adapter.lam.pretrain import run as pretrain
-
-    real = pretrain._Run._advance
-
-    def advance(self, batches):
-        if self.step == 6:
-            raise KeyboardInterrupt
-        return real(self, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain._Run, "_advance", advance)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain_lam(broken)
+    interrupted(broken, 6)
     assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step-00000004"]
     torch.rand(3)  # another state of the generators
     with caplog.at_level(logging.INFO):

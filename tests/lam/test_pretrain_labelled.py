@@ -19,6 +19,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("tqdm")
 
 from helpers import disk_datasets as disk
+from helpers.interrupted import interrupted
 from test_pretrain import ENVIRONMENT, SMALL, same
 
 from lara_adapter import FrameError, LaraArgumentError, LatentActionConfig, LatentActionModel
@@ -129,23 +130,11 @@ def test_z_is_trained_to_hold_the_actions(sets, small, tmp_path, caplog):
 @pytest.mark.parametrize(
     "changes", [{}, {"accumulate": 2, "bf16": True, "ema": 0.9, "reconstruct": 0.5, "augment": True}], ids=str
 )
-def test_a_resumed_run_ends_with_the_same_bits(sets, small, tmp_path, changes, monkeypatch):
-    from lara_adapter.lam.pretrain import run as pretrain
-
+def test_a_resumed_run_ends_with_the_same_bits(sets, small, tmp_path, changes):
     whole = settings_of(sets, tmp_path / "whole", small, **changes)
     pretrain_lam(whole)
     broken = dataclasses.replace(whole, output=tmp_path / "broken")
-    real = pretrain._Run._advance
-
-    def advance(self, batches):
-        if self.step == 6:
-            raise KeyboardInterrupt
-        return real(self, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain._Run, "_advance", advance)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain_lam(broken)
+    interrupted(broken, 6)
     pretrain_lam(broken)
     assert same(tmp_path / "whole", tmp_path / "broken")
     last = "checkpoints/step-00000012"

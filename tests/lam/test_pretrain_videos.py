@@ -15,6 +15,7 @@ pytest.importorskip("av")
 pytest.importorskip("accelerate")
 pytest.importorskip("tqdm")
 
+from helpers.interrupted import interrupted
 from helpers.videos import numbered, square, write_v21, write_video
 from test_pretrain import ENVIRONMENT, SMALL, TWO, command, same, settings_of
 
@@ -24,7 +25,6 @@ import lara_adapter.lam.pretrain.videos as videos_module
 from lara_adapter import LaraArgumentError, cli
 from lara_adapter.data import Source
 from lara_adapter.lam.pretrain import PretrainSettings, pretrain_lam
-from lara_adapter.lam.pretrain import run as pretrain
 from lara_adapter.lam.pretrain.videos import index_mode, scan_videos
 
 
@@ -59,7 +59,7 @@ def scanned(monkeypatch):
     return names
 
 
-def test_a_run_that_indexes_ahead_resumes_with_the_same_bits(videos, small, tmp_path, short, monkeypatch, caplog):
+def test_a_run_that_indexes_ahead_resumes_with_the_same_bits(videos, small, tmp_path, short, caplog):
     whole = settings_of(videos, tmp_path / "whole", small, index="ahead", steps=60, save_every=20, held_out=0.2)
     pretrain_lam(whole)
     report = json.loads((tmp_path / "whole" / "videos.json").read_text())
@@ -68,17 +68,7 @@ def test_a_run_that_indexes_ahead_resumes_with_the_same_bits(videos, small, tmp_
     assert 9 <= report["scanned"] == report["usable"] <= 12  # of those that are held out only as many as are needed
     assert report["held_out_pairs"] > 0
     broken = dataclasses.replace(whole, output=tmp_path / "broken")
-    real = pretrain._Run._advance
-
-    def advance(self, batches):
-        if self.step == 33:
-            raise KeyboardInterrupt
-        return real(self, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain._Run, "_advance", advance)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain_lam(broken)
+    interrupted(broken, 33)
     with caplog.at_level(logging.INFO):
         pretrain_lam(broken)
     assert "resumed from" in caplog.text
