@@ -123,11 +123,34 @@ def table(regime: str, rows: list[Row]) -> str:
     return markdown.table(head, lines)
 
 
+def reading(rows: list[Row]) -> str:
+    """What was aimed at, and what was reached, with distractors."""
+    found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == "distractors"}
+    if {arm for _, arm in found} != set(ARMS):
+        return ""
+    share = {arm: motion_report.average(found, arm, "share_beyond") for arm in ARMS}
+    still = max(motion_report.average(found, arm, "still") / motion_report.average(found, arm, "pair") for arm in ARMS)
+    added = motion_report.over(found, "labelled", "long", "share_beyond")
+    more = motion_report.over(found, "augmented", "labelled", "share_beyond")
+    return markdown.bullets(
+        f"""**Longer training is most of it**: without labels {share["long"]:.2f} of what can be seen instead of
+        {share["short"]:.2f} ({_aim(share["long"], 0.6)}).""",
+        f"""**Labels**: the actions of five demonstrations a task add {added} to that, squares and light {more} more:
+        {share["augmented"]:.2f} together ({_aim(share["augmented"], 0.8)}).""",
+        f"""**A still pair** alone says up to {still:.0%} of what the pair alone says; a tenth was aimed at.""",
+    )
+
+
+def _aim(value: float, aim: float) -> str:
+    return f"aimed at were {aim:g}" + (", reached" if value >= aim else ", not reached")
+
+
 def section() -> str:
-    """Tables of the committed rows."""
+    """Tables of the committed rows, and what they show."""
     rows = read_rows(ROWS)
     regimes = [regime for regime in ("distractors", "clean") if any(row["regime"] == regime for row in rows)]
-    return "\n\n".join(f"{regime.capitalize()}:\n\n{table(regime, rows)}" for regime in regimes) or "Not run yet."
+    parts = [f"{regime.capitalize()}:\n\n{table(regime, rows)}" for regime in regimes]
+    return "\n\n".join(filter(None, [*parts, reading(rows)])) or "Not run yet."
 
 
 SECTIONS = {"benchmarks/README.md": {"training": section}}
