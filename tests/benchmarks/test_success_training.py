@@ -16,15 +16,14 @@ def row(seed: int, arm: str, share: float) -> dict[str, object]:
 
 
 def test_differences_are_paired_over_seeds():
-    shares = {"short": 0.25, "long": 0.6, "labelled": 0.7, "augmented": 0.75}
+    shares = {"short": 0.25, "long": 0.6, "augmented": 0.7, "labelled": 0.75}
     rows = [row(seed, arm, share + 0.1 * seed) for seed in range(3) for arm, share in shares.items()]
     text = training.table("distractors", rows)
     assert "| long | 3 | 0.20 | 0.05 | 0.28 of 0.40 | 0.70 | +0.35 (+0.35 to +0.35) |" in text
     assert "| short | 3 | 0.20 | 0.05 | 0.14 of 0.40 | 0.35 |  |" in text
     said = training.reading(rows)
-    assert "0.70 of what can be seen instead of 0.35 (aimed at were 0.6, reached)" in said.replace("\n  ", " ")
-    assert "add +0.10 (+0.10 to +0.10) to that" in said.replace("\n  ", " ")
-    assert "0.85 together (aimed at were 0.8, reached)" in said.replace("\n  ", " ")
+    assert "add +0.10 (+0.10 to +0.10): 0.80 (aimed at were 0.6, reached)" in said.replace("\n  ", " ")
+    assert "+0.05 (+0.05 to +0.05) to that: 0.85 (aimed at were 0.8, reached)" in said.replace("\n  ", " ")
     low = training.reading([row(0, arm, share) for arm, share in shares.items()])
     assert "aimed at were 0.8, not reached" in low.replace("\n  ", " ")
     assert training.reading(rows[:2]) == ""
@@ -35,7 +34,8 @@ def test_the_protocol():
     """What was fixed before the first row."""
     settings = training.Settings()
     assert settings.seeds == (101, 102, 103, 104, 105)  # 100 was looked at
-    assert settings.arms == training.ARMS == ("short", "long", "labelled", "augmented")
+    assert settings.arms == training.ARMS == ("short", "long", "augmented", "labelled")
     assert settings.pretraining("short") == {"steps": 600, "lr": 5e-4}
-    assert settings.pretraining("augmented") == {"steps": 3600, "lr": 1e-3, "labelled": 5, "augmented": True}
+    assert settings.pretraining("augmented") == {"steps": 3600, "lr": 1e-3, "augmented": True}
+    assert settings.pretraining("labelled") == {"steps": 3600, "lr": 1e-3, "augmented": True, "labelled": 5}
     assert "seeds" not in settings.same()
