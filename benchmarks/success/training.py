@@ -132,8 +132,8 @@ def reading(rows: list[Row]) -> str:
     seen = motion_report.over(found, "augmented", "long", "share_beyond")
     known = motion_report.over(found, "labelled", "augmented", "share_beyond")
     return markdown.bullets(
-        f"""**Without labels**: {share["short"]:.2f} of what can be seen after the short training, {share["long"]:.2f} after the
-        long one; squares and light add {seen}: {share["augmented"]:.2f} ({_aim(share["augmented"], 0.6)}).""",
+        f"""**Without labels**: {share["short"]:.2f} of what can be seen after the short training, {share["long"]:.2f} after
+        the long one; squares and light add {seen}: {share["augmented"]:.2f} ({_aim(share["augmented"], 0.6)}).""",
         f"""**With the actions of five demonstrations a task** {known} to that: {share["labelled"]:.2f}
         ({_aim(share["labelled"], 0.8)}).""",
         f"""**A still pair** alone says up to {still:.0%} of what the pair alone says; a tenth was aimed at.""",
