@@ -35,8 +35,10 @@ def augment(frames: Tensor, seed: Sequence[int]) -> Tensor:
     for _ in range(_SQUARES):
         side = random.uniform(*_SIDES, count)[:, None] * size
         top, left = (random.uniform(size=(count, 1)) * (size - side) for _ in range(2))
-        rows, columns = ((place >= start) & (place < start + side) for start in (top, left))
-        covered = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :]).to(frames.device)
+        rows, columns = (
+            torch.from_numpy((place >= start) & (place < start + side)).to(frames.device) for start in (top, left)
+        )
+        covered = rows[:, None, :, None] & columns[:, None, None, :]
         colour = torch.from_numpy(random.integers(256, size=(count, 3, 1, 1)).astype(np.uint8)).to(frames.device)
         result = torch.where(covered, colour, result)
     light = torch.from_numpy(random.uniform(*_LIGHT, (count, 1, 1, 1)).astype(np.float32)).to(frames.device)
