@@ -52,7 +52,7 @@ def load_scan(source: Source, gap: Gap, folder: Path, key: str = "") -> tuple[Sc
     arrays: dict[str, Any] = scan._asdict()
     arrays |= {name: np.frombuffer(arrays[name].encode(), np.uint8) for name in _TEXTS}
     with replace_file(_path(folder, key)) as fresh:
-        fresh.write_bytes(gzip.compress(tensors.save(arrays), compresslevel=6))
+        fresh.write_bytes(gzip.compress(tensors.save(arrays), compresslevel=6, mtime=0))
     return scan, len(scan.pts)
 
 

@@ -84,14 +84,23 @@ class LabelledPairs:
 
 
 def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed: int) -> LabelledPairs:
-    """Read every pair of a dataset with actions, of all its cameras or of those named; 3 size^2 bytes a frame.
+    """Read every pair of a dataset with actions; 3 size^2 bytes a frame.
+
+    Args:
+        path: of the dataset, in any format.
+        gap: C.
+        cameras: which to use, where it has some of these names; else all.
+        size: side of the frames in pixels.
+        seed: of what is drawn.
 
     Raises:
-        LaraArgumentError: the dataset has no actions, none that change, no such camera, or no pair that far apart.
+        LaraArgumentError: the dataset has no camera, no actions or none that change, or no pair that far apart.
         DatasetError: it is none, or every episode is damaged.
     """
     dataset = open_dataset(path)
-    steps = gap.in_frames(dataset.fps)
+    steps, views = gap.in_frames(dataset.fps), dataset.select_cameras(list(filter(dataset.has_camera, cameras)))
+    if not views:
+        raise LaraArgumentError(f"actions: {dataset.name} has no camera")
     frames: list[Tensor] = []
     present: list[Tensor] = []
     actions: list[Tensor] = []
@@ -100,9 +109,11 @@ def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed:
     for episode in dataset.episodes:
         try:
             known = dataset.known_actions(episode)
+            if not len(known):
+                raise DatasetError("it has no frames")
             sums = np.concatenate([np.zeros_like(known[:1]), known]).cumsum(0, dtype=np.float64)
             means = torch.from_numpy((sums[steps:] - sums[:-steps])[: max(0, len(known) - steps)] / steps).float()
-            seen = [_decode(dataset, camera, episode, size) for camera in dataset.select_cameras(cameras)]
+            seen = [_decode(dataset, camera, episode, size) for camera in views]
             if any(len(each) != len(known) for each in seen):
                 raise DatasetError(f"it has {len(known)} actions and {[len(each) for each in seen]} frames")
         except DatasetError as error:
