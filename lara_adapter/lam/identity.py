@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..data.dataset import Dataset
+from ..errors import DatasetError, LaraArgumentError
 from ..storage.files import sha256
 from . import checkpoint
 from .config import LatentActionConfig
 from .model import LatentActionModel
 
-__all__ = ["action_fingerprint", "open_model"]
+__all__ = ["action_fingerprint", "learnt_from", "open_model"]
 
 
 def action_fingerprint(actions: Iterable[np.ndarray]) -> str:
@@ -24,6 +26,16 @@ def action_fingerprint(actions: Iterable[np.ndarray]) -> str:
     for each in actions:
         digest.update(np.ascontiguousarray(each, np.float32).tobytes())
     return digest.hexdigest()[:32]
+
+
+def learnt_from(model: LatentActionModel, dataset: Dataset) -> bool:
+    """Whether a model learnt from the actions of exactly these episodes, and so knows them (`train-lam --actions`)."""
+    if model.config.labelled_by is None:
+        return False
+    try:
+        return model.config.labelled_by == action_fingerprint(map(dataset.known_actions, dataset.episodes))
+    except (DatasetError, LaraArgumentError):  # damaged, or none
+        return False
 
 
 def open_model(source: str | os.PathLike[str], revision: str | None = None) -> tuple[LatentActionModel, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -19,11 +20,13 @@ from helpers import disk_datasets as disk
 from test_model import small
 
 from lara_adapter import DatasetError, LaraArgumentError, LatentActionConfig, LatentActionModel, cli
+from lara_adapter.data.gap import Gap
 from lara_adapter.data.video import VideoFile
 from lara_adapter.lam.health import train_ceiling
 from lara_adapter.lam.health.probe import cross_validated_r2
 from lara_adapter.lam.health.report import examine
 from lara_adapter.lam.health.verdicts import Thresholds
+from lara_adapter.lam.pretrain.labelled import read_labelled
 
 SIDE = 64
 pytestmark = pytest.mark.slow  # a model is trained, once
@@ -273,6 +276,18 @@ def test_motion_with_states_and_a_ceiling(models, data, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------- refusals and the command
+
+
+def test_data_that_the_lam_learnt_from_are_named(models, data, tmp_path):
+    model = LatentActionModel.from_pretrained(models / "healthy")
+    labels = read_labelled(data, Gap(frames=1), (), SIDE, seed=0)
+    model.config = dataclasses.replace(model.config, labelled_by=labels.fingerprint)
+    model.save_pretrained(tmp_path / "taught")
+    text = finding_text(examine(tmp_path / "taught", data, gap=1, pairs=20), "labels")
+    assert text.startswith("the LAM learnt from these very actions")
+    for lam, some in ((models / "healthy", ()), (tmp_path / "taught", ("0:5",))):
+        report = examine(lam, data, gap=1, pairs=20, episodes=some)
+        assert "labels" not in {finding.name for finding in report.findings}
 
 
 def test_refusals(models, data, tmp_path):

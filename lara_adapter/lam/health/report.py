@@ -11,7 +11,7 @@ import torch
 from ...data import open_dataset
 from ...data.gap import parse_gap
 from ...errors import DatasetError, LaraArgumentError
-from ..identity import open_model
+from ..identity import learnt_from, open_model
 from ..measure import STILL
 from ..model import LatentActionModel
 from ..processes import open_processes
@@ -97,6 +97,11 @@ def examine(
             if missing := describe_not_finite(samples):
                 text = f"NaN or infinite values, which are left out of probe and motion: {missing}"
                 findings.append(Finding("actions", "note", text))
+            if learnt_from(model, source):
+                text = (
+                    "the LAM learnt from these very actions, so probe and motion flatter it: measure on other episodes"
+                )
+                findings.append(Finding("labels", "note", text))
             return HealthReport(
                 lam=identity, data=source.name, camera=view or None, clips=len(samples), skipped=len(source.left_out),
                 fps=source.fps, gaps=found, judged=judged, chosen=named is not None, probes=known.probes,

@@ -19,7 +19,7 @@ from ...data.formats import open_dataset
 from ...data.gap import parse_gap
 from ...data.sources import shown
 from ...errors import DatasetError, LaraArgumentError
-from ..identity import action_fingerprint, open_model
+from ..identity import learnt_from, open_model
 from ..processes import Processes
 from ..sequence import check_settings
 from .check import DataFiles, check_data_files, check_prefix
@@ -168,8 +168,7 @@ class Job:
             **{key: self.settings[key] for key in ("gap", "batch_size", "dtype")},
         )  # fmt: skip
         fitted = fit_decoder(made, self.settings["gap"], self.least_r2)
-        seen = self.model.config.labelled_by
-        if seen is not None and seen == action_fingerprint(each.actions.numpy() for each in made):
+        if learnt_from(self.model, self.demonstrations):
             fitted.quality["seen_by_lam"] = True
             logger.warning(
                 "the latent action model learnt from the actions of %s: the decoder's R2 of %.2f flatters; lara health on "
