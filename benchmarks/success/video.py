@@ -13,7 +13,8 @@ Arms, which share starts, demonstrations, initial weights, order and noise:
 - supervised: likewise, of a LAM that learnt from play video and these demonstrations, as `lara train-lam --actions
   --augment` does, for longer;
 - aligned: no actions for the video, but LARA on it as on the demonstrations: noise goes in for the actions, and the state
-  of the policy is aligned (contrastive, w1 = w2 = 0.1) with the LAM's z, in a group of its own.
+  of the policy is aligned (contrastive, w1 = w2 = 0.1) with the LAM's z, in a group of its own;
+- both: decoded actions, and LARA on the video as on the demonstrations.
 
 In all but the first each step sees as many rows of video as of demonstrations, with the robot's state hidden.
 
@@ -23,7 +24,8 @@ is secondary. Each row holds what the labels are worth: R2 of the decoded chunk,
 the mean movement from z of two equal frames. The decoder was chosen on seeds 0 and 1, by R2 on their video.
 `supervised` and `aligned` came later, after the rows of the others on clean pictures and of two seeds with distractors;
 nothing of theirs was chosen on these seeds. The primary endpoint of `supervised` is success minus `decoded`, with
-distractors; that of `aligned` is success minus `labelled`, clean.
+distractors; that of `aligned` is success minus `labelled`, clean. `both` came after two seeds of `aligned`; its primary
+endpoint is success minus `decoded`, clean.
 """
 
 from __future__ import annotations
@@ -53,12 +55,17 @@ from lara_adapter.storage.files import read_json
 
 ROWS = RESULTS / "success" / "video.jsonl"
 DEMO_ROWS = RESULTS / "quickstart" / "video.jsonl"  # of `make demo-video`
-ARMS = {"labelled": "none", "true": "true", "decoded": "decoded", "supervised": "decoded", "aligned": "aligned"}
-FIRST: tuple[Literal["labelled", "true", "decoded"], ...] = (
-    "labelled",
-    "true",
-    "decoded",
-)  # the arms of the protocol that the first row followed
+ARMS = {
+    "labelled": "none",
+    "true": "true",
+    "decoded": "decoded",
+    "supervised": "decoded",
+    "aligned": "aligned",
+    "both": "decoded",
+}
+Arm = Literal["labelled", "true", "decoded", "supervised", "aligned", "both"]
+FIRST: tuple[Arm, ...] = ("labelled", "true", "decoded")  # of the protocol that the first row followed
+LATER: tuple[Arm, ...] = ("supervised", "aligned", "both")
 _WORTH = {"label R2, chunk": "r2_chunk", "by ridge": "r2_ridge", "mean movement": "r2", "from a still pair": "r2_still"}
 
 
@@ -74,11 +81,7 @@ class Settings(Experiment):
     """Each is the whole experiment anew."""
     regimes: tuple[Literal["clean", "distractors"], ...] = ("clean", "distractors")
     """Whether every frame gets random squares and light."""
-    arms: tuple[Literal["labelled", "true", "decoded", "supervised", "aligned"], ...] = (
-        *FIRST,
-        "supervised",
-        "aligned",
-    )
+    arms: tuple[Arm, ...] = (*FIRST, *LATER)
     """Ways to use the video."""
     supervised_steps: int = 3600
     """Training steps of the LAM of the last."""
@@ -115,8 +118,8 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
     lams = dict(zip(decoding, stage("LAM", jobs))) if jobs else {}
     given = {"data": data, "video": video, "steps": s.policy_steps, "execute": s.execute, **training}
     own = {arm: {"labels": ARMS[arm], "lam": lams[arm] / "lam" if arm in lams else None} for arm in arms}
-    if "aligned" in own:
-        own["aligned"]["lara_options"] = CONTRASTIVE
+    for arm in {"aligned", "both"} & set(own):
+        own[arm]["lara_options"] = CONTRASTIVE
     jobs = [Job(f"video-{arm}", train_with_video, {**given, **own[arm]}, s.policy_steps) for arm in arms]
     trained = dict(zip(arms, stage("train", jobs)))
     outcomes = act(s, {arm: folder / "policy.pt" for arm, folder in trained.items()}, world, stage)
@@ -187,6 +190,7 @@ def reading(rows: list[Row], regime: str) -> str:
     for arm, base, what in (
         ("supervised", "decoded", "Labels in the LAM's training add {} to that"),
         ("aligned", "labelled", "Alignment on the video, without actions, adds {} to the demonstrations alone"),
+        ("both", "decoded", "Alignment adds {} to decoded actions"),
     ):
         if more := gains(rows, regime, arm, base):
             interval = t_interval(more)
@@ -227,7 +231,7 @@ def main() -> int:
         for seed in settings.seeds:
             for regime in settings.regimes:
                 run = functools.partial(run_seed, settings, regime, seed)
-                for arms in (FIRST, ("supervised",), ("aligned",)):
+                for arms in (FIRST, *((arm,) for arm in LATER)):
                     wanted = [arm for arm in arms if arm in settings.arms]
                     append_missing(settings.rows, regime, seed, settings.same(arms[0]), wanted, run)
     rows = [row for row in read_rows(settings.rows) if row["settings"] == settings.same(row["arm"])]

@@ -55,9 +55,9 @@ def train_with_video(
         data: recordings of :func:`examples.demo.data.collect`.
         video: recordings of :func:`examples.demo.data.collect_expert_video`.
         labels: what is known of the video's actions: "none" (it is not used), "decoded" from latent actions by a regression
-            fitted on the demonstrations, "true", the ceiling, or "aligned": none, but LARA sees it, and the demonstrations.
-        lam: folder of the latent action model; for decoded labels and for alignment.
-        lara_options: of `attach_lara`, for alignment.
+            fitted on the demonstrations, "true", the ceiling, or "aligned": none, it is there for LARA alone.
+        lam: folder of the latent action model; for decoded labels and for LARA.
+        lara_options: arguments of `attach_lara`, for LARA on the demonstrations and on the video; None: no LARA.
         distractors: whether frames have distractors.
         steps: number of training steps.
         batch: rows per batch, both halves together.
@@ -78,8 +78,8 @@ def train_with_video(
             free, quality = label_video(lam, demos, free)
             write_json(folder / "labels.json", quality)
         # a video does not show the state: two frames of it would give the movement away
-        if labels == "aligned":
-            lara = attach_lara(policy, str(lam), **(lara_options or {}))
+        if lara_options is not None:
+            lara = attach_lara(policy, str(lam), **lara_options)
         free["state"] = policy.state_mean.expand_as(free["state"]).clone()
         pieces = batches(free, batch // 2, steps, seed + 17, pairs_only=True)
 
@@ -92,10 +92,10 @@ def train_with_video(
         if pieces is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1_000_003 * seed + step)
-                if lara is None:
-                    loss = loss + policy(next(pieces))["loss"]
+                if labels == "aligned":
+                    loss = loss + aligned_loss(policy, next(pieces))
                 else:
-                    loss = loss + aligned_loss(policy, lara, next(pieces))
+                    loss = loss + policy(next(pieces))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -111,11 +111,12 @@ def train_with_video(
     write_json(folder / "action_error.json", {"action_error": action_error(policy.eval(), held_out, execute, seed)})
 
 
-def aligned_loss(policy: MiniVLA, lara: LaraAdapter, rows: Table) -> Tensor:
+def aligned_loss(policy: MiniVLA, rows: Table) -> Tensor:
     """LARA's losses on video whose actions are not known: the policy gets noise for them, and no action loss."""
     unknown = {"action": torch.randn_like(rows["action"]), "action_mask": torch.ones_like(rows["action_mask"])}
     policy({**rows, **unknown})
-    return lara.losses.total
+    total: Tensor = policy.lara.losses.total
+    return total
 
 
 def label_video(lam: Path, demos: Table, free: Table) -> tuple[Table, dict[str, float]]:
