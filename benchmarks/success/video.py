@@ -14,9 +14,10 @@ Arms, which share starts, demonstrations, initial weights, order and noise:
   --augment` does, for longer;
 - aligned: no actions for the video, but LARA on it as on the demonstrations: noise goes in for the actions, and the state
   of the policy is aligned (contrastive, w1 = w2 = 0.1) with the LAM's z, in a group of its own;
-- both: decoded actions, and LARA on the video as on the demonstrations.
+- both: decoded actions, and LARA on the video as on the demonstrations;
+- lara: LARA on the demonstrations alone, what `aligned` has to be compared with too.
 
-In all but the first each step sees as many rows of video as of demonstrations, with the robot's state hidden.
+In all with video each step sees as many rows of video as of demonstrations, with the robot's state hidden.
 
 Fixed before the first run: the primary endpoint is success of `decoded` minus `labelled`, clean, mean over tasks, paired
 over the seeds 16 to 23, which nothing was chosen on; the goal is half of `true` minus `labelled`. The same with distractors
@@ -24,8 +25,8 @@ is secondary. Each row holds what the labels are worth: R2 of the decoded chunk,
 the mean movement from z of two equal frames. The decoder was chosen on seeds 0 and 1, by R2 on their video.
 `supervised` and `aligned` came later, after the rows of the others on clean pictures and of two seeds with distractors;
 nothing of theirs was chosen on these seeds. The primary endpoint of `supervised` is success minus `decoded`, with
-distractors; that of `aligned` is success minus `labelled`, clean. `both` came after two seeds of `aligned`; its primary
-endpoint is success minus `decoded`, clean.
+distractors; that of `aligned` is success minus `labelled`, clean. `both` and `lara` came after two and three seeds
+of `aligned`; the primary endpoint of `both` is success minus `decoded`, clean.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ ARMS = {
     "supervised": "decoded",
     "aligned": "aligned",
     "both": "decoded",
+    "lara": "none",
 }
-Arm = Literal["labelled", "true", "decoded", "supervised", "aligned", "both"]
+Arm = Literal["labelled", "true", "decoded", "supervised", "aligned", "both", "lara"]
 FIRST: tuple[Arm, ...] = ("labelled", "true", "decoded")  # of the protocol that the first row followed
-LATER: tuple[Arm, ...] = ("supervised", "aligned", "both")
+LATER: tuple[Arm, ...] = ("supervised", "aligned", "both", "lara")
 _WORTH = {"label R2, chunk": "r2_chunk", "by ridge": "r2_ridge", "mean movement": "r2", "from a still pair": "r2_still"}
 
 
@@ -113,12 +115,12 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
         "video",
         [Job(f"record-expert-{task}", collect_expert_video, {"task": task, **filming}, s.video) for task in s.tasks],
     )
-    decoding = [arm for arm in arms if ARMS[arm] in ("decoded", "aligned")]
-    jobs = [_lam(s, arm, {"data": data, **training}) for arm in decoding]
-    lams = dict(zip(decoding, stage("LAM", jobs))) if jobs else {}
+    with_lam = [arm for arm in arms if arm not in ("labelled", "true")]
+    jobs = [_lam(s, arm, {"data": data, **training}) for arm in with_lam]
+    lams = dict(zip(with_lam, stage("LAM", jobs))) if jobs else {}
     given = {"data": data, "video": video, "steps": s.policy_steps, "execute": s.execute, **training}
     own = {arm: {"labels": ARMS[arm], "lam": lams[arm] / "lam" if arm in lams else None} for arm in arms}
-    for arm in {"aligned", "both"} & set(own):
+    for arm in {"aligned", "both", "lara"} & set(own):
         own[arm]["lara_options"] = CONTRASTIVE
     jobs = [Job(f"video-{arm}", train_with_video, {**given, **own[arm]}, s.policy_steps) for arm in arms]
     trained = dict(zip(arms, stage("train", jobs)))
@@ -190,6 +192,7 @@ def reading(rows: list[Row], regime: str) -> str:
     for arm, base, what in (
         ("supervised", "decoded", "Labels in the LAM's training add {} to that"),
         ("aligned", "labelled", "Alignment on the video, without actions, adds {} to the demonstrations alone"),
+        ("aligned", "lara", "Beside LARA on the demonstrations alone it adds {}"),
         ("both", "decoded", "Alignment adds {} to decoded actions"),
     ):
         if more := gains(rows, regime, arm, base):

@@ -19,7 +19,7 @@ from examples.metaworld_sim import FRAME_SKIP
 from examples.mini_vla import MiniVLA, MiniVLAConfig
 from examples.refine_lam.codes import encode
 from examples.refine_lam.pseudo_labels import decode_actions, probe_rows
-from lara_adapter import LaraAdapter, attach_lara
+from lara_adapter import attach_lara
 from lara_adapter.lam.label.decoder import Demonstration, fit_decoder
 from lara_adapter.storage.files import write_json
 
@@ -70,7 +70,7 @@ def train_with_video(
     policy = MiniVLA(MiniVLAConfig(num_tasks=len(data)))
     policy.set_state_statistics(demos["state"])
     pieces: Iterator[Table] | None = None
-    lara: LaraAdapter | None = None
+    lara = None if lara_options is None else attach_lara(policy, str(lam), **lara_options)
     if labels != "none":
         free = load_table(video, EXPERT_VIDEO, distractors=distractors, seed=seed)
         if labels == "decoded":
@@ -78,8 +78,6 @@ def train_with_video(
             free, quality = label_video(lam, demos, free)
             write_json(folder / "labels.json", quality)
         # a video does not show the state: two frames of it would give the movement away
-        if lara_options is not None:
-            lara = attach_lara(policy, str(lam), **lara_options)
         free["state"] = policy.state_mean.expand_as(free["state"]).clone()
         pieces = batches(free, batch // 2, steps, seed + 17, pairs_only=True)
 

@@ -43,7 +43,7 @@ def test_the_protocol():
     assert (settings.demos, settings.video) == (3, 40)
     assert settings.seeds == tuple(range(16, 24))  # others were looked at
     assert video.FIRST == ("labelled", "true", "decoded")
-    assert tuple(video.ARMS) == settings.arms == (*video.FIRST, "supervised", "aligned", "both")
+    assert tuple(video.ARMS) == settings.arms == (*video.FIRST, "supervised", "aligned", "both", "lara")
     assert "seeds" not in settings.same("decoded")
     assert settings.same("supervised").keys() - settings.same("true").keys() == {"supervised_steps", "supervised_lr"}
     assert len(video.recorded()) >= 30  # rows of before still count
