@@ -18,6 +18,7 @@ PRINTS = {
     "custom_policy": r"the last valid token of every sample is aligned: True",
     "several_views": r"over two views; 88% of the pairs count",
     "contrastive": r"'align_loss': .*'perplexity': ",
+    "video_without_actions": r"alignment on video [\d.]+\n$",
     "frozen_lam": r"the LAM is unchanged: True",
     "feature_cache": r"(\d+) frames from the cache, \1 encoded",
     "resume": r"goes on at step 2\nthe same weights: True",

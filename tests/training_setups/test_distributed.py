@@ -61,6 +61,30 @@ def test_ddp_gradients_are_the_mean_over_ranks(kind, flags):
             assert torch.allclose(found[name], gradient, atol=1e-6), name
 
 
+def _with_video(policy, model, rank):
+    """Demonstrations with their loss, then video with LARA's alone: two forwards, one backward."""
+    policy.zero_grad()
+    loss = model(make_batch(seed=rank))["loss"]
+    model(make_batch(seed=10 + rank))
+    (loss + policy.lara.losses.total).backward()
+    return {n: g for n, g in gradients(policy).items() if g is not None}
+
+
+def _video_on_ranks(rank, flags):
+    policy, _ = build("output")
+    model = DistributedDataParallel(policy, **flags)
+    return [_with_video(policy, model, rank) for _ in range(3)][-1]
+
+
+@pytest.mark.parametrize("flags", FLAVOURS[:3], ids=lambda f: "+".join(f"{k}={v}" for k, v in f.items()))
+def test_video_without_actions_beside_demonstrations(flags):
+    alone = [_with_video(policy, policy, rank) for rank in range(2) for policy, _ in [build("output")]]
+    for found in run_ranks(_video_on_ranks, flags):
+        assert found.keys() == alone[0].keys()
+        for name in found:
+            assert torch.allclose(found[name], (alone[0][name] + alone[1][name]) / 2, atol=1e-6), name
+
+
 @pytest.mark.parametrize("flags", FLAVOURS[:3], ids=lambda f: "+".join(f"{k}={v}" for k, v in f.items()))
 @pytest.mark.parametrize("lam", ["own", "tiny"])
 def test_a_rank_without_a_valid_pair_neither_hangs_nor_diverges(flags, lam):
