@@ -181,6 +181,13 @@ def gains(rows: list[Row], regime: str, arm: str, base: str = "labelled") -> lis
     return [found[arm, seed] - found[base, seed] for seed in seeds]
 
 
+def added(rows: list[Row], regime: str, arm: str, base: str = "labelled") -> str:
+    """The mean of :func:`gains`, with its 95 % interval (t over seeds)."""
+    points = gains(rows, regime, arm, base)
+    interval = t_interval(points)
+    return f"{mean(points):+.1f}" + ("" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})")
+
+
 def reading(rows: list[Row], regime: str) -> str:
     """How much of what true actions add the decoded ones add; and what the later arms add."""
     decoded, true = (gains(rows, regime, arm) for arm in ("decoded", "true"))
@@ -195,10 +202,8 @@ def reading(rows: list[Row], regime: str) -> str:
         ("aligned", "lara", "Beside LARA on the demonstrations alone it adds {}"),
         ("both", "decoded", "Alignment adds {} to decoded actions"),
     ):
-        if more := gains(rows, regime, arm, base):
-            interval = t_interval(more)
-            between = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
-            text += f" {what.format(f'{mean(more):+.1f}{between}')} ({len(more)} of the seeds)."
+        if seeds := len(gains(rows, regime, arm, base)):
+            text += f" {what.format(added(rows, regime, arm, base))} ({seeds} of the seeds)."
     return text
 
 
