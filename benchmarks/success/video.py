@@ -194,8 +194,8 @@ def reading(rows: list[Row], regime: str) -> str:
     if not decoded:
         return ""
     share = f"{mean(decoded) / mean(true):.0%} of it" if mean(true) > 0 else "there is nothing to close"
-    added = f"of {mean(true):+.1f} points that true actions add, decoded ones add {mean(decoded):+.1f}, {share}"
-    text = f"{regime.capitalize()}, {len(decoded)} seeds: {added}."
+    text = f"of {mean(true):+.1f} points that true actions add, decoded ones add {mean(decoded):+.1f}, {share}"
+    text = f"{regime.capitalize()}, {len(decoded)} seeds: {text}."
     for arm, base, what in (
         ("supervised", "decoded", "Labels in the LAM's training add {} to that"),
         ("aligned", "labelled", "Alignment on the video, without actions, adds {} to the demonstrations alone"),
