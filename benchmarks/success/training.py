@@ -122,26 +122,36 @@ def table(regime: str, rows: list[Row]) -> str:
     return markdown.table(head, lines)
 
 
+def shares(rows: list[Row], regime: str = "distractors") -> dict[str, float]:
+    """By arm the mean share of what can be seen, over seeds; empty where an arm has none."""
+    found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == regime}
+    if {arm for _, arm in found} != set(ARMS):
+        return {}
+    return {arm: motion_report.average(found, arm, "share_beyond") for arm in ARMS}
+
+
 def reading(rows: list[Row]) -> str:
     """What was aimed at, and what was reached, with distractors."""
     found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == "distractors"}
-    if {arm for _, arm in found} != set(ARMS):
+    if not (share := shares(rows)):
         return ""
-    share = {arm: motion_report.average(found, arm, "share_beyond") for arm in ARMS}
     still = max(motion_report.average(found, arm, "still") / motion_report.average(found, arm, "pair") for arm in ARMS)
     seen = motion_report.over(found, "augmented", "long", "share_beyond")
     known = motion_report.over(found, "labelled", "augmented", "share_beyond")
+    seeds = len({seed for seed, _ in found})
+
+    def aim(arm: str, least: float) -> str:
+        text = f"aimed at were {least:g}"
+        return f"{text}, {'reached' if share[arm] >= least else 'not reached'}" if seeds >= 5 else text
+
     return markdown.bullets(
-        f"""**Without labels**: {share["short"]:.2f} of what can be seen after the short training, {share["long"]:.2f} after
-        the long one; squares and light add {seen}: {share["augmented"]:.2f} ({_aim(share["augmented"], 0.6)}).""",
+        f"""**Without labels**, {seeds} of 5 seeds: {share["short"]:.2f} of what can be seen after the short training,
+        {share["long"]:.2f} after the long one; squares and light add {seen}: {share["augmented"]:.2f}
+        ({aim("augmented", 0.6)}).""",
         f"""**With the actions of five demonstrations a task** {known} to that: {share["labelled"]:.2f}
-        ({_aim(share["labelled"], 0.8)}).""",
+        ({aim("labelled", 0.8)}).""",
         f"""**A still pair** alone says up to {still:.0%} of what the pair alone says; a tenth was aimed at.""",
     )
-
-
-def _aim(value: float, aim: float) -> str:
-    return f"aimed at were {aim:g}" + (", reached" if value >= aim else ", not reached")
 
 
 def section() -> str:
