@@ -171,8 +171,9 @@ def evidence() -> str:
         state and task: easier to read there, not more. A linear probe for the action, which mostly reads where the hand is,
         gains more: contrastive {ten.probe("contrastive")} in R2, cosine {ten.probe("cosine")}.""",
         f"""**How it is trained on video decides more**: of what can be seen of that displacement the demo's small LAM says
-        {share["short"]:.2f}, six times as long at twice the rate {share["long"]:.2f}, [augmented]({TRAINING})
-        {share["augmented"]:.2f}, with five labelled demonstrations a task too {share["labelled"]:.2f}
+        {share["short"]:.2f}, six times as long at twice the rate {share["long"]:.2f}, [augmented]({TRAINING}) by
+        squares and light like the distractors' {share["augmented"]:.2f}, with five labelled demonstrations a task too
+        {share["labelled"]:.2f}
         ({len({row["seed"] for row in trained})} seeds, distractors).""",
         f"""**A training step costs** [{head["joint"]:.2f} times as
         much](benchmarks/README.md#what-lara-adds-to-a-training-step) with the paper's LAM on GR00T N1.6's action
