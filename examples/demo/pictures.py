@@ -104,8 +104,9 @@ def draw_motion(file: Path, measured: Mapping[str, Mapping[str, Any]], names: Ma
             axis.text(max(beyond["high"], 0) + 0.01, place, f"{beyond['value']:.2f}", va="center")
         ends = [values["beyond"]["high"] for _, values in found]
         ceiling = found[0][1]["ceiling_beyond"]["value"]
-        axis.axvline(ceiling, color="black", ls=":", lw=1)
-        axis.text(ceiling, -0.62, "trained with labels ", fontsize=7, va="center", ha="right")
+        if ceiling > 0:  # from very few episodes nothing can be learnt, with labels either
+            axis.axvline(ceiling, color="black", ls=":", lw=1)
+            axis.text(ceiling, -0.62, "trained with labels ", fontsize=7, va="center", ha="right")
         axis.set(
             xlim=(min(0, *(max(-0.5, values["beyond"]["low"]) for _, values in found)), max(0.3, ceiling, *ends) + 0.1),
             ylim=(len(found) - 0.5, -0.85), xlabel="$R^2$ beyond the present frame, on held-out play",
