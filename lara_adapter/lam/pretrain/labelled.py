@@ -105,6 +105,7 @@ def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed:
     present: list[Tensor] = []
     actions: list[Tensor] = []
     used: list[np.ndarray] = []
+    count = 0
     damaged: dict[int, str] = {}
     for episode in dataset.episodes:
         try:
@@ -121,7 +122,8 @@ def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed:
             continue
         used.append(known)
         for each in seen:
-            present.append(torch.arange(len(means)) + sum(map(len, frames)))
+            present.append(torch.arange(len(means)) + count)
+            count += len(each)
             frames.append(each)
             actions.append(means)
     dataset.leave_out(damaged)
