@@ -66,6 +66,26 @@ def random_lam(folder: Path, progress: Progress, *, steps: int, seed: int) -> No
     progress(1)
 
 
+def random_vit(folder: Path, progress: Progress, *, width: int, seed: int) -> None:
+    """A small ViT that is not trained, 64 tokens of a frame of 64 pixels. A job.
+
+    Args:
+        folder: gets `vit/`.
+        progress: called once.
+        width: of its tokens, a multiple of 24.
+        seed: of its weights.
+    """
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        image_size=64, patch_size=8, hidden_size=width, num_hidden_layers=3, num_attention_heads=width // 24,
+        intermediate_size=2 * width,
+    )  # fmt: skip
+    ViTModel(config).save_pretrained(folder / "vit")
+    progress(1)
+
+
 def measure_motions(
     s: Experiment, episodes: int, lams: Mapping[str, Path], stage: Stage, *, seed: int, distractors: bool, folds: int,
     widths: Sequence[int] = (), rates: Sequence[float] = (),

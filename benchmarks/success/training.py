@@ -10,13 +10,15 @@ the hand's displacement in 16 steps:
 - short: 600 steps at 5e-4, the LAM of the demo and of the other studies;
 - long: 3600 steps at 1e-3;
 - augmented: like long, and the inverse dynamics model sees random squares and light (`--augment`);
-- labelled: like augmented, and the mean actions of five demonstrations a task have to be read off z (`--actions`).
+- labelled: like augmented, and the mean actions of five demonstrations a task have to be read off z (`--actions`);
+- vit_short, vit: like short and augmented, on a frozen ViT with random weights in place of the LAM's own encoder.
 
 The squares and the light are of the kind that the distractors are: other ones may ask for other augmentation.
 
 Fixed before the first row, after runs with seed 100, which is not reported: these arms, five seeds that nothing was chosen
 on, and what is aimed at: of the ceiling beyond the present frame with distractors 0.6 without labels and 0.8 with, and
-all of it without distractors; a still pair explains at most a tenth of what the pair does.
+all of it without distractors; a still pair explains at most a tenth of what the pair does. The two with a ViT came later,
+fixed before their rows: three seeds with distractors, and 0.6 aimed at.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import tyro
 
 from benchmarks import RESULTS, markdown
 from benchmarks.success import motion_report
-from benchmarks.success.jobs import measure_motions, open_stages, record, run_missing
+from benchmarks.success.jobs import measure_motions, open_stages, random_vit, record, run_missing
 from benchmarks.success.rows import Row, read_rows
 from examples.demo.settings import Experiment
 from examples.demo.stages import Job
@@ -40,6 +42,9 @@ from examples.demo.train import pretrain_lam
 
 ROWS = RESULTS / "success" / "training.jsonl"
 ARMS = ("short", "long", "augmented", "labelled")
+VIT = 96  # width of its tokens
+AIMS = {"distractors": (0.6, 0.8), "clean": (1.0, 1.0)}  # without labels, with them
+LATER = ("vit_short", "vit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Settings(Experiment):
     """Each is the whole experiment anew."""
     regimes: tuple[Literal["clean", "distractors"], ...] = ("distractors", "clean")
     """Whether every frame gets random squares and light."""
-    arms: tuple[Literal["short", "long", "augmented", "labelled"], ...] = ("short", "long", "augmented", "labelled")
+    arms: tuple[Literal["short", "long", "augmented", "labelled", "vit_short", "vit"], ...] = ARMS
     """Ways to train."""
     long_steps: int = 3600
     """Training steps of the others than the short one."""
@@ -78,17 +83,19 @@ class Settings(Experiment):
         found = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
-    def pretraining(self, arm: str) -> dict[str, Any]:
-        """Arguments of `pretrain_lam` that make an arm."""
-        if arm == "short":
-            return {"steps": self.lam_steps, "lr": self.lr}
+    def pretraining(self, arm: str, vit: Path | None = None) -> dict[str, Any]:
+        """Arguments of `pretrain_lam` that make an arm; `vit` is the folder of the frozen ViT."""
+        short = {"steps": self.lam_steps, "lr": self.lr}
         long = {"steps": self.long_steps, "lr": self.long_lr}
-        more = {
-            "long": {},
-            "augmented": {"augmented": True},
-            "labelled": {"augmented": True, "labelled": self.labelled},
+        arms: dict[str, dict[str, Any]] = {
+            "short": short,
+            "long": long,
+            "augmented": {**long, "augmented": True},
+            "labelled": {**long, "augmented": True, "labelled": self.labelled},
+            "vit_short": {**short, "encoder": vit},
+            "vit": {**long, "augmented": True, "encoder": vit},
         }
-        return {**long, **more[arm]}
+        return arms[arm]
 
 
 def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
@@ -96,7 +103,10 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
     world = {"distractors": regime == "distractors", "seed": seed}
     stage = open_stages(f"{regime} {seed}", s.cache, s.workers)
     given = {"data": record(s, seed, stage), "batch": s.batch, **world}
-    trainings = {arm: s.pretraining(arm) for arm in arms}
+    vit = None
+    if any(arm in LATER for arm in arms):
+        vit = stage("ViT", [Job("vit", random_vit, {"width": VIT, "seed": seed}, 1)])[0] / "vit"
+    trainings = {arm: s.pretraining(arm, vit) for arm in arms}
     jobs = [Job(f"lam-{arm}", pretrain_lam, {**given, **one}, one["steps"]) for arm, one in trainings.items()]
     lams = {arm: folder / "lam" for arm, folder in zip(arms, stage("LAM", jobs))}
     key = {"regime": regime, "seed": seed, "settings": s.same()}
@@ -112,7 +122,7 @@ def table(regime: str, rows: list[Row]) -> str:
     lines = []
     head = ["arm", "seeds", "R2 of the displacement, z alone", "of a still pair"]
     head += ["beyond the present, of what can be seen", "share of it", "over short (t, 95 %)"]
-    for arm in (arm for arm in ARMS if arm in {name for _, name in found}):
+    for arm in (arm for arm in (*ARMS, *LATER) if arm in {name for _, name in found}):
         value = functools.partial(motion_report.average, found, arm)
         added = "" if arm == "short" else motion_report.over(found, arm, "short", "share_beyond")
         seeds = str(sum(name == arm for _, name in found))
@@ -125,41 +135,50 @@ def table(regime: str, rows: list[Row]) -> str:
 def shares(rows: list[Row], regime: str = "distractors") -> dict[str, float]:
     """By arm the mean share of what can be seen, over seeds; empty where an arm has none."""
     found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == regime}
-    if {arm for _, arm in found} != set(ARMS):
+    named = {arm for _, arm in found}
+    if not named.issuperset(ARMS):
         return {}
-    return {arm: motion_report.average(found, arm, "share_beyond") for arm in ARMS}
+    return {arm: motion_report.average(found, arm, "share_beyond") for arm in (*ARMS, *LATER) if arm in named}
 
 
-def reading(rows: list[Row]) -> str:
-    """What was aimed at, and what was reached, with distractors."""
-    found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == "distractors"}
-    if not (share := shares(rows)):
+def reading(rows: list[Row], regime: str = "distractors") -> str:
+    """What was aimed at in a regime, and what was reached; empty where an arm has no rows."""
+    if not (share := shares(rows, regime)):
         return ""
-    still = max(motion_report.average(found, arm, "still") / motion_report.average(found, arm, "pair") for arm in ARMS)
-    seen = motion_report.over(found, "augmented", "long", "share_beyond")
-    known = motion_report.over(found, "labelled", "augmented", "share_beyond")
-    seeds = len({seed for seed, _ in found})
+    found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == regime}
+    seeds = {arm: sum(name == arm for _, name in found) for arm in share}
+
+    def added(arm: str, to: str) -> str:
+        return motion_report.over(found, arm, to, "share_beyond")
 
     def aim(arm: str, least: float) -> str:
         text = f"aimed at were {least:g}"
-        return f"{text}, {'reached' if share[arm] >= least else 'not reached'}" if seeds >= 5 else text
+        return f"{text}, {'reached' if share[arm] >= least else 'not reached'}" if seeds[arm] >= 5 else text
 
-    return markdown.bullets(
-        f"""**Without labels**, {seeds} of 5 seeds: {share["short"]:.2f} of what can be seen after the short training,
-        {share["long"]:.2f} after the long one; squares and light add {seen}: {share["augmented"]:.2f}
-        ({aim("augmented", 0.6)}).""",
-        f"""**With the actions of five demonstrations a task** {known} to that: {share["labelled"]:.2f}
-        ({aim("labelled", 0.8)}).""",
+    without, known = AIMS[regime]
+    still = max(motion_report.average(found, arm, "still") / motion_report.average(found, arm, "pair") for arm in ARMS)
+    parts = [
+        f"""**Without labels**, {seeds["augmented"]} of 5 seeds: {share["short"]:.2f} of what can be seen after the short
+        training, {share["long"]:.2f} after the long one ({aim("long", without)}); squares and light add
+        {added("augmented", "long")}: {share["augmented"]:.2f} ({aim("augmented", without)}).""",
+        f"""**With the actions of five demonstrations a task** {added("labelled", "augmented")} to that:
+        {share["labelled"]:.2f} ({aim("labelled", known)}).""",
         f"""**A still pair** alone says up to {still:.0%} of what the pair alone says; a tenth was aimed at.""",
-    )
+    ]
+    if "vit" in share:
+        parts.append(
+            f"""**On a frozen ViT with random weights**, {seeds["vit"]} seeds: {share["vit"]:.2f} of what can be seen,
+            {added("vit", "vit_short")} more than after the short training."""
+        )
+    return markdown.bullets(*parts)
 
 
 def section() -> str:
     """Tables of the committed rows, and what they show."""
     rows = read_rows(ROWS)
     regimes = [regime for regime in ("distractors", "clean") if any(row["regime"] == regime for row in rows)]
-    parts = [f"{regime.capitalize()}:\n\n{table(regime, rows)}" for regime in regimes]
-    return "\n\n".join(filter(None, [*parts, reading(rows)])) or "Not run yet."
+    parts = [f"{regime.capitalize()}:\n\n{table(regime, rows)}\n\n{reading(rows, regime)}" for regime in regimes]
+    return "\n\n".join(part.strip() for part in parts) or "Not run yet."
 
 
 SECTIONS = {"benchmarks/README.md": {"training": section}}

@@ -14,6 +14,7 @@ from examples.demo.stages import Progress
 from examples.lam_training import LOG_EVERY, adamw_cosine, log, optimise_lam
 from examples.mini_vla import MiniVLA, MiniVLAConfig
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara, load_lara
+from lara_adapter.lam.image_encoder import describe_image_encoder
 from lara_adapter.lam.pretrain.labelled import LabelledPairs
 from lara_adapter.storage.files import read_json, write_json
 
@@ -33,6 +34,7 @@ def pretrain_lam(
     reconstruct: float = 1.0,
     labelled: int = 0,
     augmented: bool = False,
+    encoder: Path | None = None,
 ) -> None:
     """Stage 1 of the paper at small scale: a latent action model from play video without actions. A job.
 
@@ -50,6 +52,7 @@ def pretrain_lam(
         reconstruct: part of the pairs whose future frame is predicted, drawn at each step.
         labelled: demonstrations per task whose actions have to be read off z beside that.
         augmented: the inverse dynamics model sees random squares and light.
+        encoder: folder of a frozen vision backbone for frames of 64 pixels; None: the LAM's own encoder.
     """
     torch.manual_seed(seed)
     known = None
@@ -58,7 +61,8 @@ def pretrain_lam(
         rows = demos["valid"].nonzero().squeeze(1)
         known = LabelledPairs(demos["image"], rows, demos["future"][rows], demos["action"][rows].mean(1), seed)
     play = load_table(data, "play", distractors=distractors, seed=seed, gap=gap, first=video)
-    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4))
+    frozen = describe_image_encoder(str(encoder), image_size=64) if encoder else {}
+    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4, **frozen))
     stream = batches(play, batch, steps, seed, pairs_only=True)
     history = optimise_lam(lam, stream, lr, steps, progress, reconstruct, known, seed if augmented else None)
     lam.save_pretrained(folder / "lam")

@@ -31,7 +31,11 @@ def cache(tmp_path_factory) -> Path:
     [
         ("success", "--regimes clean --arms dit_only contrastive control", 4),  # and the LAM before
         ("success.motion", "--regimes clean --arms contrastive control --heldout-play 3 --widths 4", 3),
-        ("success.training", "--regimes distractors --heldout-play 3 --long-steps 4 --labelled 2", 4),
+        (
+            "success.training",
+            "--regimes distractors --heldout-play 3 --long-steps 4 --labelled 2 --arms labelled vit",
+            2,
+        ),
         ("success.video", "--regimes clean --video 3 --supervised-steps 4", 7),
         ("success.reconstruct", "--trainings control --shares 0.5", 1),
     ],

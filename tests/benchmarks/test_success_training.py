@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -9,10 +11,10 @@ pytest.importorskip("matplotlib")
 from benchmarks.success import training
 
 
-def row(seed: int, arm: str, share: float) -> dict[str, object]:
+def row(seed: int, arm: str, share: float, regime: str = "distractors") -> dict[str, object]:
     values = {"pair": 0.2, "still": 0.05, "beyond": 0.4 * share, "ceiling_beyond": 0.4, "share_beyond": share}
     motion = {"displacement": {key: {"value": value} for key, value in values.items()}}
-    return {"regime": "distractors", "seed": seed, "arm": arm, "settings": {}, "motion": motion}
+    return {"regime": regime, "seed": seed, "arm": arm, "settings": {}, "motion": motion}
 
 
 def test_differences_are_paired_over_seeds():
@@ -22,12 +24,24 @@ def test_differences_are_paired_over_seeds():
     assert "| long | 5 | 0.20 | 0.05 | 0.28 of 0.40 | 0.70 | +0.35 (+0.35 to +0.35) |" in text
     assert "| short | 5 | 0.20 | 0.05 | 0.14 of 0.40 | 0.35 |  |" in text
     said = training.reading(rows)
+    assert "0.70 after the long one (aimed at were 0.6, reached)" in said.replace("\n  ", " ")
     assert "add +0.10 (+0.10 to +0.10): 0.80 (aimed at were 0.6, reached)" in said.replace("\n  ", " ")
     assert "+0.05 (+0.05 to +0.05) to that: 0.85 (aimed at were 0.8, reached)" in said.replace("\n  ", " ")
     low = training.reading([row(0, arm, share) for arm, share in shares.items()])
     assert "(aimed at were 0.8)" in low.replace("\n  ", " ")
     assert training.reading(rows[:2]) == ""
     assert training.table("clean", rows).count("\n") == 1  # its head
+
+
+def test_each_regime_has_its_own_aims_and_later_arms_are_read_where_they_have_rows():
+    shares = {"short": 0.5, "long": 0.7, "augmented": 0.8, "labelled": 0.9, "vit_short": 0.2, "vit": 0.65}
+    rows = [row(seed, arm, share, "clean") for seed in range(5) for arm, share in shares.items()]
+    said = training.reading(rows, "clean").replace("\n  ", " ")
+    assert said.count("aimed at were 1, not reached") == 3
+    assert "0.65 of what can be seen, +0.45 (+0.45 to +0.45) more" in said
+    assert training.reading(rows) == ""
+    without = [each for each in rows if not str(each["arm"]).startswith("vit")]
+    assert "ViT" not in training.reading(without, "clean")
 
 
 def test_the_protocol():
@@ -38,4 +52,6 @@ def test_the_protocol():
     assert settings.pretraining("short") == {"steps": 600, "lr": 5e-4}
     assert settings.pretraining("augmented") == {"steps": 3600, "lr": 1e-3, "augmented": True}
     assert settings.pretraining("labelled") == {"steps": 3600, "lr": 1e-3, "augmented": True, "labelled": 5}
+    frozen = {"steps": 3600, "lr": 1e-3, "augmented": True, "encoder": Path("v")}
+    assert settings.pretraining("vit", Path("v")) == frozen
     assert "seeds" not in settings.same()
