@@ -22,6 +22,10 @@ __all__ = ["Alignment", "Contrastive", "CosineDistance", "masked_mean", "most_of
 
 Alignment = Callable[..., torch.Tensor]
 
+# a shorter latent has no direction: that of a pair in which nothing moves is zero with `subtract_still`, and the gradient
+# of a cosine grows as 1 / length
+_SHORTEST = 1e-2
+
 
 @dataclass(frozen=True)
 class CosineDistance:
@@ -35,7 +39,7 @@ class CosineDistance:
         self, projected: torch.Tensor, latent: torch.Tensor, valid: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Loss per sample [..., B], of arguments that broadcast; `valid` is not needed."""
-        return 1 - F.cosine_similarity(projected, latent, dim=-1)
+        return 1 - F.cosine_similarity(projected, latent, dim=-1, eps=_SHORTEST)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Contrastive:
         shape = projected.shape[:-1]
         if valid is None:
             valid = torch.ones(shape, dtype=torch.bool, device=projected.device)
-        p, z = (F.normalize(each, dim=-1).reshape(-1, *each.shape[-2:]) for each in (projected, latent))
+        p, z = (F.normalize(each, dim=-1, eps=_SHORTEST).reshape(-1, *each.shape[-2:]) for each in (projected, latent))
         all_p, all_z, all_valid, start = _gather(p, z, valid.reshape(p.shape[:2]))
         own = torch.arange(shape[-1], device=p.device) + start
         # a sample keeps its own positive, or its row of logits would be empty

@@ -58,6 +58,23 @@ def test_contrastive_cannot_be_satisfied_by_a_constant_and_cosine_can():
     assert math.isclose(Contrastive()(constant, constant).mean().item(), 0.2 * math.log(32), rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("alignment", [CosineDistance(), Contrastive()])
+def test_a_latent_of_no_length_has_no_direction_and_a_bounded_gradient(alignment):
+    """As of a pair in which nothing moves, with `subtract_still`."""
+    z = Z.clone()
+    z[2] = 0
+    z[3] *= 1e-9
+    p, z = P.clone().requires_grad_(), z.requires_grad_()
+    loss = alignment(p, z)
+    assert loss.isfinite().all()
+    loss.sum().backward()
+    assert z.grad.norm(dim=1).max() < 1000
+    assert p.grad.isfinite().all()
+    if isinstance(alignment, CosineDistance):
+        torch.testing.assert_close(loss[2:4], torch.ones_like(loss[2:4]), rtol=0, atol=1e-6)
+        assert not p.grad[2].any()
+
+
 def test_contrastive_of_a_batch_of_one_or_of_no_valid_pair_is_finite():
     assert Contrastive()(P[:1], Z[:1]).item() == pytest.approx(0, abs=1e-12)
     none = torch.zeros(5, dtype=torch.bool)

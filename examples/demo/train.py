@@ -35,6 +35,7 @@ def pretrain_lam(
     labelled: int = 0,
     augmented: bool = False,
     encoder: Path | None = None,
+    subtracted: bool = False,
 ) -> None:
     """Stage 1 of the paper at small scale: a latent action model from play video without actions. A job.
 
@@ -53,6 +54,7 @@ def pretrain_lam(
         labelled: demonstrations per task whose actions have to be read off z beside that.
         augmented: the inverse dynamics model sees random squares and light.
         encoder: folder of a frozen vision backbone for frames of 64 pixels; None: the LAM's own encoder.
+        subtracted: the latent of a still pair is subtracted (`subtract_still`).
     """
     torch.manual_seed(seed)
     known = None
@@ -61,8 +63,9 @@ def pretrain_lam(
         rows = demos["valid"].nonzero().squeeze(1)
         known = LabelledPairs(demos["image"], rows, demos["future"][rows], demos["action"][rows].mean(1), seed)
     play = load_table(data, "play", distractors=distractors, seed=seed, gap=gap, first=video)
-    frozen = describe_image_encoder(str(encoder), image_size=64) if encoder else {}
-    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4, **frozen))
+    changes = describe_image_encoder(str(encoder), image_size=64) if encoder else {}
+    changes |= {"subtract_still": True} if subtracted else {}
+    lam = LatentActionModel(LatentActionConfig.tiny(vq_warmup_steps=steps // 4, **changes))
     stream = batches(play, batch, steps, seed, pairs_only=True)
     history = optimise_lam(lam, stream, lr, steps, progress, reconstruct, known, seed if augmented else None)
     lam.save_pretrained(folder / "lam")

@@ -111,7 +111,8 @@ def _entries(config: LatentActionConfig) -> Iterator[_Entry]:
 
 def check_expressible(config: LatentActionConfig) -> None:
     """Refuse a model with a part that the official one does not have."""
-    extras = [name for name in ("difference_input", "normalize_latent", "residual") if getattr(config, name)]
+    options = ("difference_input", "normalize_latent", "subtract_still", "residual")
+    extras = [name for name in options if getattr(config, name)]
     if config.image_encoder is None:
         extras.append("image_encoder=None (its own encoder)")
     if config.encoder_size != config.image_size:

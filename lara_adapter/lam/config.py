@@ -52,6 +52,8 @@ class LatentActionConfig:
         legacy_token_types: both frames carry token type 0, as in the official release; False: types 0 and 1.
         difference_input: the inverse dynamics model also reads the encoding of the difference image.
         normalize_latent: non-affine LayerNorm on each latent token before it is quantised.
+        subtract_still: the latent of (I_t, I_t) is subtracted, so that a pair in which nothing moves is the zero vector
+            and what z says of the present frame alone is gone; the inverse dynamics model then runs on twice the rows.
         fdm_width: width of the forward dynamics model; likewise `fdm_layers`, `fdm_heads`, `fdm_mlp`.
         fdm_patch_size: pixels per side of its patches; divides `image_size`.
         fusion: "add" (one vector of all N tokens is added to each patch) or "concat" (N tokens in the sequence).
@@ -96,6 +98,7 @@ class LatentActionConfig:
     legacy_token_types: bool = False
     difference_input: bool = False
     normalize_latent: bool = False
+    subtract_still: bool = False
     fdm_width: int = 768
     fdm_layers: int = 12
     fdm_heads: int = 12
@@ -211,6 +214,11 @@ class LatentActionConfig:
     def encoder_tokens(self) -> int:
         """Tokens per frame that the image encoder returns, prefix included."""
         return self.encoder_prefix_tokens + self.encoder_grid**2
+
+    @property
+    def reads_nothing(self) -> bool:
+        """Whether the inverse dynamics model reads the difference image of two equal frames, grey all over."""
+        return self.difference_input and self.subtract_still
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, and the format and schema version, as JSON-able values."""

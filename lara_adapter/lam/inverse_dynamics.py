@@ -21,7 +21,8 @@ class InverseDynamics(nn.Module):
 
     The sequence is [N queries, P present tokens, separator, P future tokens]; one position is learnt for each. With
     `difference_input` the tokens of the difference image have their own projection and are added to the future tokens
-    of the same place, so that the sequence, its cost and the attention maps keep their shape.
+    of the same place, so that the sequence, its cost and the attention maps keep their shape. With `subtract_still` it
+    runs on (I_t, I_t) too, as more rows of the same batch, and the difference of the two is the latent.
     """
 
     def __init__(self, config: LatentActionConfig) -> None:
@@ -46,7 +47,12 @@ class InverseDynamics(nn.Module):
         nn.init.trunc_normal_(self.positions, std=config.idm_position_range)
 
     def forward(
-        self, present: Tensor, future: Tensor, difference: Tensor | None = None, want_attention: bool = False
+        self,
+        present: Tensor,
+        future: Tensor,
+        difference: Tensor | None = None,
+        nothing: Tensor | None = None,
+        want_attention: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Infer the latent tokens.
 
@@ -54,6 +60,7 @@ class InverseDynamics(nn.Module):
             present: [B, P, E] tokens of I_t.
             future: [B, P, E] tokens of I_{t+C}.
             difference: [B, P, E] tokens of the difference image; wanted exactly with `difference_input`.
+            nothing: [1, P, E] tokens of the difference image of two equal frames; wanted with `subtract_still` too.
             want_attention: also return what the queries look at.
 
         Returns:
@@ -61,7 +68,11 @@ class InverseDynamics(nn.Module):
             the patches of (present, future), an empty tensor if not wanted. A row sums to less than 1: the rest went
             to queries, separator and prefix tokens.
         """
-        count = self.config.queries
+        count, pairs = self.config.queries, len(present)
+        if self.config.subtract_still:
+            if difference is not None and nothing is not None:
+                difference = torch.cat([difference, nothing.to(difference.dtype).expand_as(difference)])
+            present, future = torch.cat([present, present]), torch.cat([future, present])
         sequence = self._embed(present, future, difference)
         maps = []
         for depth, layer in enumerate(self.layers):
@@ -73,6 +84,9 @@ class InverseDynamics(nn.Module):
         if self.config.normalize_latent:
             with torch.autocast(latent.device.type, enabled=False):
                 latent = F.layer_norm(latent, (self.config.latent_dim,))
+        if self.config.subtract_still:
+            # after the norm, which would blow up the small difference of a pair that hardly moves
+            latent, maps = latent[:pairs] - latent[pairs:], [weights[:pairs] for weights in maps]
         return latent, self._over_patches(maps) if want_attention else latent.new_empty(0)
 
     def _embed(self, present: Tensor, future: Tensor, difference: Tensor | None) -> Tensor:

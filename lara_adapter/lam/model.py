@@ -420,12 +420,18 @@ class LatentActionModel(nn.Module):
         self, frames: Tensor, want_attention: bool = False, features: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Continuous latent [B, N, D] float32 of pairs [2, B, 3, S, S], and the attention maps if wanted."""
+        config = self.config
+        nothing = frames.new_full((1, *frames.shape[2:]), 0.5) if config.reads_nothing else None
         if features is not None:
             tokens = self._frozen_encoder("features").take(features, frames.shape[1])
+            nothing = None if nothing is None else self.image_encoder(nothing)
         else:
-            frames = with_difference(frames) if self.config.difference_input else frames
-            tokens = self.image_encoder(frames.flatten(0, 1)).chunk(len(frames))
-        latent, attention = self.inverse_dynamics(*tokens, want_attention=want_attention)
+            images = (with_difference(frames) if config.difference_input else frames).flatten(0, 1)
+            encoded = self.image_encoder(images if nothing is None else torch.cat([images, nothing]))
+            if nothing is not None:
+                encoded, nothing = encoded.split((len(images), 1))
+            tokens = encoded.chunk(3 if config.difference_input else 2)
+        latent, attention = self.inverse_dynamics(*tokens, nothing=nothing, want_attention=want_attention)
         return latent, attention
 
     def assign_codes(self, z: Tensor) -> LatentAction:

@@ -118,6 +118,7 @@ def _infer(
     for now, later, *encoded in zip(*(part.split(size) for part in (present, future, seen, expected))):
         if model.config.difference_input:
             encoded.append(model.image_encoder((later - now + 1) / 2))
-        latent = model.inverse_dynamics(*encoded)[0]
+        nothing = model.image_encoder(torch.full_like(now[:1], 0.5)) if model.config.reads_nothing else None
+        latent = model.inverse_dynamics(*encoded, nothing=nothing)[0]
         action = model.assign_codes(latent)
         yield action.indices.cpu(), action.continuous.float().cpu()

@@ -182,7 +182,9 @@ def test_a_key_value_of_odd_length_is_refused():
         state_to_official({**lam.state_dict(), name: torch.zeros(47)}, lam.config)
 
 
-@pytest.mark.parametrize("change", [{"difference_input": True}, {"normalize_latent": True}, {"residual": True}])
+@pytest.mark.parametrize(
+    "change", [{"difference_input": True}, {"normalize_latent": True}, {"subtract_still": True}, {"residual": True}]
+)
 def test_parts_that_the_official_model_has_not(change):
     lam = small(**change)
     with pytest.raises(AdapterFormatError, match=next(iter(change))):

@@ -59,7 +59,7 @@ def test_two_ranks_write_the_same_bytes():
     "changes",
     [
         pytest.param({}, marks=pytest.mark.long),
-        {"difference_input": True, "fusion": "concat", "normalize_latent": True},
+        {"difference_input": True, "fusion": "concat", "normalize_latent": True, "subtract_still": True},
     ],
 )
 def test_the_whole_model_compiles_in_one_graph(changes):

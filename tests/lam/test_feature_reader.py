@@ -122,16 +122,18 @@ def test_pairs_that_do_not_count_are_not_looked_up(encoder, tmp_path):
     assert FEATURES not in lam.prefetch_features()(nothing)
 
 
-@pytest.mark.parametrize("difference", [False, True])
+@pytest.mark.parametrize(("difference", "still"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("train_lam", [True, False])
-def test_a_policy_trains_on_them_as_on_the_encoder(encoder, tmp_path, difference, train_lam):
+def test_a_policy_trains_on_them_as_on_the_encoder(encoder, tmp_path, difference, still, train_lam):
     """Two views; the policy never sees the features."""
     rows = samples(4, views=2, last_valid=False)
     described = describe_image_encoder(str(encoder))
     losses, gradients = [], []
     for step, prefetched in enumerate((False, True)):
         torch.manual_seed(0)
-        lam = LatentActionModel(LatentActionConfig(**described, **{**REST, "difference_input": difference}))
+        lam = LatentActionModel(
+            LatentActionConfig(**described, **REST, difference_input=difference, subtract_still=still)
+        )
         cache = lam.cache_features(tmp_path)
         policy = DitPolicy()
         lara = attach_lara(policy, lam, train_lam=train_lam, lam_weight=1.0, align_weight=1.0)

@@ -221,9 +221,9 @@ def test_the_sidecar_holds_the_same_and_no_copy_is_made(tmp_path, source, lam):
 # ---------------------------------------------------------------------- how
 
 
-@pytest.mark.parametrize("difference", [False, True])
-def test_batches_do_not_matter_and_a_frame_is_encoded_once(difference):
-    model = small(difference_input=difference, initializer_range=0.3).eval()
+@pytest.mark.parametrize(("difference", "still"), [(False, False), (True, False), (False, True)])
+def test_batches_do_not_matter_and_a_frame_is_encoded_once(difference, still):
+    model = small(difference_input=difference, subtract_still=still, initializer_range=0.3).eval()
     frames, seen = disk.scene(3, 23)[0], []
     model.image_encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     results = []
@@ -235,6 +235,17 @@ def test_batches_do_not_matter_and_a_frame_is_encoded_once(difference):
         torch.testing.assert_close(other.latent, results[0].latent, rtol=1e-4, atol=1e-5)
         assert torch.equal(other.indices, results[0].indices)
         assert torch.equal(other.valid, results[0].valid)
+
+
+@pytest.mark.parametrize("difference", [False, True])
+def test_a_sequence_is_encoded_as_its_pairs_are_where_the_still_pair_is_subtracted(difference):
+    model = small(difference_input=difference, subtract_still=True, initializer_range=0.3).eval()
+    frames = disk.scene(3, 12)[0]
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    expected = model.encode(images[:-GAP], images[GAP:])
+    found = encode_sequence(model, frames, GAP, batch_size=5)
+    torch.testing.assert_close(found.latent[:-GAP], expected.continuous, rtol=1e-4, atol=1e-5)
+    assert not found.latent[-1].round(decimals=4).any()  # its future is itself
 
 
 def test_reduced_precision_is_near_and_not_the_same():

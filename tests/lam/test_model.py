@@ -126,6 +126,28 @@ def test_attention_maps_are_those_of_the_layers():
     assert not torch.allclose(lam.attention(present, future), lam.attention(present, present))
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("difference", [False, True])
+def test_a_pair_in_which_nothing_moves_can_be_the_zero_latent(difference, normalised):
+    changes = {"difference_input": difference, "normalize_latent": normalised, "initializer_range": 0.3}
+    plain, lam = small(**changes).eval(), small(**changes, subtract_still=True).eval()
+    lam.load_state_dict(plain.state_dict())
+    present, future = frames()
+    moved, still = (plain.encode(present, other).continuous for other in (future, present))
+    found = lam.encode(present, future)
+    torch.testing.assert_close(found.continuous, moved - still, rtol=1e-4, atol=1e-5)
+    assert found.continuous.abs().mean() > 0.01
+    torch.testing.assert_close(lam.encode(present, present).continuous, torch.zeros_like(moved), rtol=0, atol=1e-5)
+    assert torch.equal(found.indices, lam.assign_codes(found.continuous).indices)
+    assert lam.attention(present, future).shape == plain.attention(present, future).shape
+    torch.testing.assert_close(lam.attention(present, future), plain.attention(present, future))
+    seen = []
+    lam.image_encoder.register_forward_pre_hook(lambda m, a: seen.append(a[0].shape[0]))
+    lam.train()(present, future).loss.backward()
+    assert seen == [(13 if difference else 8)]  # one batch; the grey picture of no difference is encoded once
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in lam.parameters())
+
+
 def test_both_frames_go_through_the_encoder_in_one_batch():
     lam = small(difference_input=True)
     seen = []

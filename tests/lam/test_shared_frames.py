@@ -26,12 +26,13 @@ class Backbone(nn.Module):
         return SimpleNamespace(last_hidden_state=self.patches(pixel_values).flatten(2).transpose(1, 2))
 
 
-@pytest.mark.parametrize("difference", [False, True])
-def test_the_loss_and_every_gradient_are_the_same(difference):
+@pytest.mark.parametrize(("difference", "still"), [(False, False), (True, False), (True, True)])
+def test_the_loss_and_every_gradient_are_the_same(difference, still):
     backbone = Backbone()
     config = LatentActionConfig.tiny(
-        image_size=16, image_encoder="toy", encoder_width=16, difference_input=difference, vq_warmup_steps=0
-    )
+        image_size=16, image_encoder="toy", encoder_width=16, difference_input=difference, vq_warmup_steps=0,
+        subtract_still=still,
+    )  # fmt: skip
     model = LatentActionModel(config, backbone=backbone).train()
     frames = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8)
     present, future = torch.tensor([0, 1, 2, 4, 1]), torch.tensor([1, 2, 3, 5, 3])
@@ -49,7 +50,7 @@ def test_the_loss_and_every_gradient_are_the_same(difference):
     with share_frames(model, batch):
         shared = step()
     assert model.image_encoder.cache is None
-    rest = 5 if difference else 0
+    rest = (5 if difference else 0) + still  # and the difference image of two equal frames
     assert (alone[2], shared[2]) == (10 + rest, 6 + rest)
     torch.testing.assert_close(shared[0], alone[0])
     assert len(shared[1]) == len(alone[1]) > 10
