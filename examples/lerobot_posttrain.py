@@ -42,6 +42,8 @@ try:
     from torch.utils.data import DataLoader, Subset
 
     from lara_adapter import LaraAdapter, LatentActionConfig, LatentActionModel, attach_lara
+    from lara_adapter.errors import LaraArgumentError, LaraError
+    from lara_adapter.inspection import describe_policy
     from lara_adapter.storage.files import read_json, write_json
 except ImportError as problem:
     require("lerobot", "accelerate", "datasets", "tyro")
@@ -130,7 +132,10 @@ def train(settings: Settings, accelerator: Accelerator, start: Path | None = Non
     )
     lara = None
     if settings.lara:
-        gap = settings.gap or max(config.action_delta_indices) + 1
+        report = describe_policy(policy, layer=settings.layer)  # before a LAM is trained for a layer that is not there
+        if report.error:
+            raise LaraArgumentError(report.error)
+        gap = max(config.action_delta_indices) + 1 if settings.gap is None else settings.gap
         size = None if settings.lam else LAM_SIZE
         dataset = LaraDataset(dataset, gap=gap, views=settings.views, frame_size=size)  # LARA: the two frames
         lara = attach_lara(  # LARA: before the optimizer and before prepare
@@ -277,13 +282,15 @@ def evaluate(settings: Settings, device: str) -> dict[str, Any] | None:
 def run(settings: Settings, accelerator: Accelerator) -> None:
     """Train, evaluate, and write the report."""
     start = last_checkpoint(settings) if settings.resume else None
+    if settings.resume and start is None and accelerator.is_main_process:
+        print(f"--resume: {settings.output} has no checkpoint; the run begins at step 0", file=sys.stderr)
     report = {"arm": f"LARA, {settings.alignment}" if settings.lara else "without LARA"}
     report["training"] = train(settings, accelerator, start)
     if accelerator.is_main_process:
         report["closed_loop"] = evaluate(settings, accelerator.device.type)
         report["settings"] = {name: str(value) for name, value in dataclasses.asdict(settings).items()}
         write_json(settings.output / "report.json", report)
-        print(f"\n{table(report)}\n\n{settings.output}/: policy/ (stock LeRobot), report.json")
+        print(f"\n{table(report)}\n\n{settings.output}/: policy/ (stock LeRobot), lara/, checkpoints/, report.json")
 
 
 def smoke(settings: Settings, accelerator: Accelerator) -> None:
@@ -339,9 +346,10 @@ def main() -> int:
             print(problem, file=sys.stderr)
             return 2
     accelerator = Accelerator(**ACCELERATOR)
-    taken = settings.output.exists()
+    there = settings.output.exists()
+    taken = any((settings.output / name).exists() for name in ("checkpoints", "lam", "policy"))
     accelerator.wait_for_everyone()  # every process checks before one of them writes
-    if taken and settings.smoke and not (settings.output / "data").is_dir():
+    if there and settings.smoke and not (settings.output / "data").is_dir():
         print(
             f"{settings.output} exists and is not of --smoke, which would delete it; choose another --output",
             file=sys.stderr,
@@ -350,7 +358,11 @@ def main() -> int:
     if taken and not settings.smoke and not settings.resume:
         print(f"{settings.output} exists; pass --resume to resume, or choose another --output", file=sys.stderr)
         return 2
-    (smoke if settings.smoke else run)(settings, accelerator)
+    try:
+        (smoke if settings.smoke else run)(settings, accelerator)
+    except LaraError as error:  # what the user can fix: no traceback
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -115,6 +115,10 @@ def _find_config(source: str) -> Path:
             ours = "; it is a LARA adapter: load_lara(policy, folder) opens it" if ADAPTER_FILE in entries else ""
             raise PolicySourceError(f"the folder {source} has no config.json; it has {entries}{ours}")
         return folder / "config.json"
+    if folder.suffix == ".py" and folder.is_file():
+        raise PolicySourceError(
+            f"{source} is a file: name the function in it that returns the policy, {source}:make_policy"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise PolicySourceError(
             f"{source!r} is not a folder here; expected: a folder with config.json, a Hub id user/name, or a function, as "

@@ -97,7 +97,10 @@ def _check_range(frames: torch.Tensor, name: str) -> None:
     if low != low or high != high:
         raise FrameError(f"{name} holds NaN")
     if low < -_SLACK or high > 1 + _SLACK:
-        fix = "(frames + 1) / 2" if low >= -1 - _SLACK and high <= 1 + _SLACK else "frames / 255, or pass uint8"
+        fix = "frames / 255, or pass uint8"
+        if low < -_SLACK:
+            halves = low >= -1 - _SLACK and high <= 1 + _SLACK
+            fix = "(frames + 1) / 2" if halves else "undo their normalisation, frames * std + mean"
         raise FrameError(
             f"{name} is {frames.dtype} in [{low:.4g}, {high:.4g}], but float frames must lie in [0, 1]: {fix}"
         )

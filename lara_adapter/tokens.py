@@ -294,7 +294,7 @@ def select_rows(
     if repeats == 0 or (repeats > 1 and draws is None):
         what = "the token= callable returned" if callable(rule) else "the tapped hidden state has"
         raise TokenError(
-            f"{what} {rows} rows, but the batch has {pairs} pairs of frames. If this policy "
+            f"{what} {rows} rows, but the batch has {pairs} pairs of frames. Every sample needs one; if this policy "
             "repeats each sample for several noise draws, say how: PolicySpec(draws='tile' or 'interleave'); if its "
             "blocks work sequence-first, [S, B, D]: PolicySpec(layout='sequence')"
         )

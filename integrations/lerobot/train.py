@@ -30,7 +30,7 @@ from torch import nn
 
 from lara_adapter import LaraAdapter, attach_lara, load_lara
 from lara_adapter.check import check_optimizer
-from lara_adapter.errors import LaraArgumentError, OptimizerCoverageError
+from lara_adapter.errors import LaraArgumentError, LaraError, OptimizerCoverageError
 
 from ..checkpoints import require_adapter
 from ..frames import feature_reader
@@ -105,9 +105,10 @@ class _Run:
         self._check(cfg)
         train, evaluation = self.host["make_train_eval_datasets"](cfg)
         saved = DataSettings.read(Path(self.source)) if cfg.resume and self.source else None
+        gap = self.options.get("gap", saved.gap if saved else None)
         train = LaraDataset(
             train,
-            gap=self.options.get("gap", saved.gap if saved else None) or _chunk_length(cfg.policy),
+            gap=_chunk_length(cfg.policy) if gap is None else gap,
             views=self.options.get("views", list(saved.views) if saved else None),
             frame_size=self.options.get("frame_size", saved.frame_size if saved else None),
         )
@@ -179,4 +180,7 @@ def _chunk_length(policy: Any) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LaraError as problem:  # what the user can fix: no traceback
+        sys.exit(f"{type(problem).__name__}: {problem}")

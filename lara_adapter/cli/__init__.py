@@ -51,7 +51,7 @@ COMMANDS = {
         "label", "write the latent action of every frame of a LeRobot-format dataset",
         ("label my-dataset --lam my-lam --gap 16 --output my-dataset-labelled",
          "label videos --lam my-lam --gap 16 --output labels.parquet --sidecar"),
-        ("camera", "batch_size", "device", "shard", "merge", "sidecar"),
+        ("actions", "camera", "batch_size", "device", "shard", "merge", "sidecar"),
     ),
     "cache": Command(
         "cache", "encode the frames of a dataset before training needs their features",
@@ -73,7 +73,7 @@ COMMANDS = {
     "train-lam": Command(
         "train_lam", "pre-train a latent action model on folders of unlabelled video",
         ("train-lam videos --output runs/lam --preset tiny", "train-lam videos my-dataset --output runs/lam --bf16"),
-        ("preset", "config", "init", "gap", "cameras", "steps", "batch_size", "lr", "bf16", "workers", "index_only"),
+        ("preset", "config", "init", "gap", "cameras", "actions", "augment", "steps", "batch_size", "lr", "bf16"),
         {"--gap-frames": ("--gap", ""), "--gap-seconds": ("--gap", "s")},
     ),
     "serve": Command(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import LaraArgumentError
 from ..lam.attention.picture import draw
 from ..lam.attention.report import measure_attention, save_arrays
+from ..storage.files import check_folder
 from .arguments import takes
 from .output import write_result
 
@@ -24,8 +24,7 @@ def attention(*, output: Path, queries: bool, json: bool = False, **arguments: A
         output: folder for attention.png and attention.npz.
     """
     report = measure_attention(**arguments)
-    if output.is_file():
-        raise LaraArgumentError(f"output={str(output)!r} is a file, but a folder is expected")
+    check_folder("output", output)
     draw(report, output / "attention.png", queries=queries)
     save_arrays(report, output / "attention.npz")
     models = report.numbers()

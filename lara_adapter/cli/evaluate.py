@@ -14,6 +14,7 @@ from ..evaluation.rollout import Rollouts, check_tasks
 from ..integrations.simulators import open_simulator
 from ..serving import PolicyClient
 from ..serving.address import parse_address
+from ..storage.files import check_folder
 from .arguments import split_pairs, takes
 from .credentials import read_token
 from .output import write_result
@@ -66,6 +67,7 @@ def evaluate(
     logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it reports an accelerator that nobody needs
     if episodes < 1 or seed < 0:
         raise LaraArgumentError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0")
+    check_folder("output", output)
     parse_address(host, port)  # refused before the simulator is opened
     pairs = split_pairs("setting", setting).items()
     world = open_simulator(simulator, **{key: _parse(value) for key, value in pairs})

@@ -9,6 +9,8 @@ from typing import Any
 
 from ..data.shard import parse_shard
 from ..errors import LaraArgumentError
+from ..lam.checkpoint import read_config
+from ..lam.health.verdicts import GapHealth, Thresholds, judge
 from ..lam.pretrain.run import pretrain_lam
 from ..lam.pretrain.settings import PretrainSettings
 from ..lam.pretrain.videos import scan_videos
@@ -43,7 +45,10 @@ def train_lam(*, index_only: bool = False, shard: str | None = None, **arguments
     text, health = "; nothing was held out to measure on", result.health
     if health is not None:
         text = f", reconstruction / copy {health.ratio:.3f} on {health.pairs} held-out pairs, {health.codes_used} codes"
-        text += f", perplexity {health.perplexity:.1f}"
+        text += f", perplexity {health.perplexity:.1f}, mean direction {health.mean_direction:.2f}"
+        codes = read_config(result.output).codebook_size
+        for finding in judge([GapHealth(0, health, still=0.0, lost=0.0)], 0, codes, Thresholds()):
+            text += f"\n{finding.name}: {finding.text}" if finding.state == "fail" else ""
     write(f"{result.output}: {result.steps} steps{text}")
     return 0
 

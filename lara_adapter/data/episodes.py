@@ -65,11 +65,11 @@ class EpisodeDataset(Dataset):
 
     episodes: EpisodeTable
 
-    def __init__(self, source: str | os.PathLike[str], revision: str | None = None) -> None:
+    def __init__(self, source: str | os.PathLike[str], revision: str | None = None, argument: str = "dataset") -> None:
         try:
             self.root = locate_folder(source, revision, [INFO, "*"], "LeRobot dataset", "dataset")
         except AdapterFormatError as error:
-            raise DatasetError(f"dataset: {error}") from error
+            raise DatasetError(f"{argument}: {error}") from error
         self.name = shown(self.root.resolve().name) if Path(source).is_dir() else str(source)
         where = shown(self.root)
         try:

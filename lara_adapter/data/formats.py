@@ -33,6 +33,7 @@ def open_dataset(
     picture_fps: float | None = None,
     episodes: Sequence[str] = (),
     skip: Sequence[str] = (),
+    argument: str = "dataset",
 ) -> Dataset:
     """Open whatever holds episodes.
 
@@ -43,13 +44,14 @@ def open_dataset(
         picture_fps: frames per second of pictures; None: what the format states, else 30 for folders and 10 for others.
         episodes: numbers of those to use, as "7" or "0:50"; none: all. Files are numbered in the order of their names.
         skip: numbers of those not to use.
+        argument: what the caller calls the source, for messages.
 
     Raises:
         DatasetError: there is nothing that can be read.
         LaraArgumentError: no such episode.
     """
     path = Path(source)
-    dataset = _open(path, picture_fps) if path.exists() else EpisodeDataset(source, revision)
+    dataset = _open(path, picture_fps) if path.exists() else EpisodeDataset(source, revision, argument)
     if episodes or skip:
         dataset.select(episodes, skip)
     return dataset

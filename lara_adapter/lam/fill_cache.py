@@ -18,6 +18,7 @@ from ..data import open_dataset
 from ..data.dataset import Dataset
 from ..data.prefetch import prefetch
 from ..errors import DatasetError, LaraArgumentError
+from ..storage.files import check_folder
 from .feature_cache import FeatureCache
 from .identity import open_model
 from .model import LatentActionModel
@@ -105,6 +106,7 @@ def fill_cache(
         raise LaraArgumentError(f"recorded and frame_size={frame_size}: only one of them can hold")
     if dtype not in ("float32", "bfloat16"):
         raise LaraArgumentError(f"dtype={dtype!r}, but float32 or bfloat16 is expected")
+    check_folder("output", Path(output))
     with open_processes(device) as processes:
         source = processes.each(
             lambda: open_dataset(

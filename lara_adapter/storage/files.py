@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import AdapterFormatError
+from ..errors import AdapterFormatError, LaraArgumentError
 from .sharding import whole
 from .untrusted import check_tensor_file, not_tensors, parse_json
 
-__all__ = ["check_tensors", "check_values", "exchange", "load_into", "missing", "read_json", "read_tensors",
+__all__ = ["check_folder", "check_tensors", "check_values", "exchange", "load_into", "missing", "read_json", "read_tensors",
            "replace_file", "replace_folder", "sha256", "write_json", "write_tensors"]  # fmt: skip
 
 MAX_JSON_BYTES = 16 * 2**20
@@ -161,7 +161,30 @@ def neighbours(folder: Path) -> str:
         return f"an interrupted save left the previous content in {newest}; rename it to {folder}"
     if not folder.is_dir():
         return f"the folder {folder} does not exist"
-    return f"the folder holds {sorted(p.name for p in folder.iterdir())[:20]}"
+    holds = f"the folder holds {sorted(p.name for p in folder.iterdir())[:20]}"
+    return f"{holds}, as {kind} does" if (kind := _kind_of(folder)) else holds
+
+
+def _kind_of(folder: Path) -> str | None:
+    """What a folder is that was named in place of another; None: nothing that is known here."""
+    if (folder / "lara_config.json").is_file():
+        return "a LARA adapter (its latent action model is in lam/)"
+    if (folder / "meta/info.json").is_file():
+        return "a LeRobot dataset"
+    config = folder / "config.json"
+    if config.is_file() and config.stat().st_size < MAX_JSON_BYTES:
+        return "a latent action model" if b"lara_adapter.latent_action_model" in config.read_bytes() else None
+    return None
+
+
+def check_folder(name: str, path: Path) -> None:
+    """Refuse an argument that is to be a folder and is a file.
+
+    Raises:
+        LaraArgumentError: it is.
+    """
+    if path.exists() and not path.is_dir():
+        raise LaraArgumentError(f"{name}={str(path)!r} is a file, but a folder is expected")
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], **metadata: str) -> None:

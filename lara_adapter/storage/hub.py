@@ -228,7 +228,9 @@ def locate_folder(
     """
     folder, text = Path(source), str(source)
     if folder.is_dir():
+        if "*" not in patterns[0] and not os.path.lexists(folder / patterns[0]):
+            raise AdapterFormatError(f"{folder} is not a {what}: {patterns[0]} is missing; {neighbours(folder)}")
         return folder
     if folder.is_absolute() or text.startswith(".") or text.count("/") > 1:
-        raise AdapterFormatError(neighbours(folder))
+        raise AdapterFormatError(f"{neighbours(folder)}; the folder of a {what} is expected, or a Hub id 'user/name'")
     return download(text, revision, patterns, what, repo_type)

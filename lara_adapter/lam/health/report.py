@@ -70,7 +70,9 @@ def examine(
         LaraArgumentError: an argument out of range.
     """
     if pairs < 2 or batch_size < 1:
-        raise LaraArgumentError(f"pairs={pairs}, batch_size={batch_size}, but at least 2 and 1 are expected")
+        raise LaraArgumentError(
+            f"pairs={pairs} and batch_size={batch_size}, but pairs >= 2 and batch_size >= 1 are expected"
+        )
     source = open_dataset(data, picture_fps=picture_fps, episodes=episodes, skip=skip)
     view = source.camera(camera)
     named = None if gap is None else parse_gap(gap).in_frames(source.fps)

@@ -19,6 +19,7 @@ from ...data.formats import open_dataset
 from ...data.gap import parse_gap
 from ...data.sources import shown
 from ...errors import DatasetError, LaraArgumentError
+from ...storage.files import check_folder
 from ..identity import learnt_from, open_model
 from ..processes import Processes
 from ..sequence import check_settings
@@ -68,7 +69,9 @@ class Job:
         }
         self.target, self.shard, self.link = _check_output(Path(output), self.source, sidecar), shard, link
         self.model, self.identity = open_model(lam, revision)
-        self.demonstrations, self.least_r2 = None if actions is None else open_dataset(actions), least_r2
+        self.demonstrations, self.least_r2 = None, least_r2
+        if actions is not None:
+            self.demonstrations = open_dataset(actions, argument="actions")
         self.columns = LabelColumns(
             prefix, *self.model.latent_shape, latent_dtype, **self._action_feature(prefix), constants=self._state()
         )
@@ -133,6 +136,11 @@ class Job:
         source.select(episodes, skip)
         self.chosen = list(source.episodes)  # to be labelled, less what turns out to be damaged
         self.not_selected = as_arguments(known - {episode.number for episode in self.chosen})
+        gap, longest = self.settings["gap"], max((episode.length for episode in self.chosen), default=0)
+        if self.chosen and longest <= gap:
+            raise LaraArgumentError(
+                f"gap={gap} frames, but the longest episode of {source.name} has {longest}: no pair is that far apart"
+            )
         if self.target.exists():
             return self._existing(merge)
         if self.shard is not None:
@@ -279,6 +287,8 @@ def _check_output(target: Path, source: Dataset, sidecar: bool) -> Path:
     target, root = target.absolute(), source.root.resolve()
     if sidecar and target.suffix != ".parquet":
         raise LaraArgumentError(f"output={str(target)!r}, but with sidecar a file that ends in .parquet is expected")
+    if not sidecar:
+        check_folder("output", target)
     resolved = target.resolve()
     if resolved == root or root in resolved.parents or resolved in root.parents:
         raise LaraArgumentError(f"output={str(target)!r} is, holds or lies in the dataset {root}; choose another place")

@@ -97,7 +97,7 @@ def read_labelled(path: Path, gap: Gap, cameras: Sequence[str], size: int, seed:
         LaraArgumentError: the dataset has no camera, no actions or none that change, or no pair that far apart.
         DatasetError: it is none, or every episode is damaged.
     """
-    dataset = open_dataset(path)
+    dataset = open_dataset(path, argument="actions")
     steps, views = gap.in_frames(dataset.fps), dataset.select_cameras(list(filter(dataset.has_camera, cameras)))
     if not views:
         raise LaraArgumentError(f"actions: {dataset.name} has no camera")

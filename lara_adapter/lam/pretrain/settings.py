@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import math
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from ...data.gap import Gap, parse_gap
 from ...errors import LaraArgumentError
 from ...schedules import check_share
-from ...storage.files import read_json
+from ...storage.files import check_folder, read_json
 from ..config import FORMAT, LatentActionConfig
 
 __all__ = ["PretrainSettings", "upgrade_settings"]
@@ -143,6 +144,7 @@ class PretrainSettings:
             if getattr(self, name) not in choices:
                 raise LaraArgumentError(f"{name}={getattr(self, name)!r}, but {' or '.join(choices)} is expected")
         check_share("reconstruct", self.reconstruct)
+        check_folder("output", self.output)
         if not self.videos:
             raise LaraArgumentError("videos=(): name at least one folder of videos")
 
@@ -159,12 +161,20 @@ class PretrainSettings:
             LaraArgumentError: the file names an unknown field, or a value is out of range.
             AdapterFormatError: it is missing or no JSON object.
         """
+        if self.config is not None and not self.config.exists():
+            raise LaraArgumentError(
+                f"config={self.config} does not exist; a JSON file of LatentActionConfig is expected"
+            )
         changes: dict[str, Any] = {} if self.config is None else read_json(self.config)
         if changes.get("format") == FORMAT:
             return LatentActionConfig.from_dict(changes, str(self.config))
-        unknown = sorted(changes.keys() - {field.name for field in dataclasses.fields(LatentActionConfig)})
-        if unknown:
-            raise LaraArgumentError(f"config={self.config}: {', '.join(unknown)} are not fields of LatentActionConfig")
+        fields = [field.name for field in dataclasses.fields(LatentActionConfig)]
+        if unknown := sorted(changes.keys() - set(fields)):
+            near = [each for name in unknown for each in difflib.get_close_matches(name, fields, 1)]
+            raise LaraArgumentError(
+                f"config={self.config}: not a field of LatentActionConfig: {', '.join(unknown)}"
+                + (f"; did you mean {', '.join(near)}?" if near else "")
+            )
         if self.preset == "paper":
             return LatentActionConfig.paper(**changes)
         # a quarter of the steps, as tiny() asks for
