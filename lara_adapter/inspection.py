@@ -312,7 +312,7 @@ def _prove(report: PolicyReport, policy: nn.Module, batch: Any, arguments: dict[
         return
     finally:
         quiet.setLevel(level)
-    report.proof = f"{proof.token}; rows: {proof.rows}"
+    report.proof = proof.token if proof.rows == proof.token else f"{proof.token}; rows: {proof.rows}"
     report.problems += proof.problems
 
 

@@ -37,6 +37,7 @@ def test_floats_in_range_with_the_slack_of_resampling():
         (GOOD[:0], "is empty"),
         (GOOD.long(), "is torch.int64, but uint8"),
         (GOOD > 3, "is torch.bool, but uint8"),
+        (GOOD.float() / 60 - 2, "undo their normalisation"),
         (GOOD.float(), r"in \[0, 25\d\], but float frames must lie in \[0, 1\]: frames / 255"),
         (GOOD.float() / 127.5 - 1, r"must lie in \[0, 1\]: \(frames \+ 1\) / 2"),
         ((GOOD.float() / 255).index_put((torch.tensor(0),), torch.tensor(float("nan"))), "holds NaN"),

@@ -8,6 +8,7 @@ simpler     SimplerEnv, which you install: tested only against a mock of its int
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from lara_adapter.errors import LaraArgumentError
@@ -36,5 +37,6 @@ def open_simulator(name: str, **settings: Any) -> Simulator:
     try:
         simulator: Simulator = made(**settings)
     except TypeError as error:
-        raise LaraArgumentError(f"{name}: {error}") from error
+        known = ", ".join(list(inspect.signature(made.__init__).parameters)[1:])
+        raise LaraArgumentError(f"simulator={name}: {error}; its settings are {known}") from error
     return simulator

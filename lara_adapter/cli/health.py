@@ -8,6 +8,7 @@ from typing import Any
 from ..lam.health.page import write_health_page
 from ..lam.health.report import examine
 from ..lam.processes import is_first
+from ..storage.files import check_folder
 from .arguments import takes
 from .output import write_result
 
@@ -24,6 +25,8 @@ def health(*, html: Path | None = None, json: bool = False, **arguments: Any) ->
     Args:
         html: also write the report as one page, with curves over the gaps (extra report).
     """
+    if html is not None:
+        check_folder("html", html.parent)
     report = examine(**arguments)
     if is_first():
         if html is not None:

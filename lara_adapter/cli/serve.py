@@ -19,6 +19,8 @@ from .output import write
 
 __all__ = ["serve"]
 
+logger = logging.getLogger(__name__)
+
 
 @takes(
     PolicyServer.__init__, open_served,
@@ -54,11 +56,13 @@ def serve(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with contextlib.redirect_stdout(sys.stderr):  # hosts print while they load; stdout is for the address
         policy = open_served(source, device=device, embodiment_tag=embodiment_tag)
+    if not callable(getattr(policy, "get_modality_config", None)):
+        logger.warning("the policy has no get_modality_config(): `lara eval` cannot know its views, states and actions")
     server = PolicyServer(
         policy, host, port, api_token=token, max_message_bytes=max_message_mb * 2**20, description=source, **arguments
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
-    write(f"serving {source} on {server.address}")
+    write(f"serving {source} on {server.address}")  # on stdout, for scripts; the log says it for people
     server.run()
     return 0

@@ -37,7 +37,7 @@ class EpisodeStore:
         """
         self.folder, self.settings = folder, dict(settings)
         file = folder / "settings.json"
-        if not file.is_file():
+        if not file.is_file() or not (folder / "episodes").is_dir():  # nothing was finished with those
             write_json(file, self.settings)
             return
         before = read_json(file)

@@ -72,6 +72,7 @@ class LatentActionConfig:
         initializer_range: standard deviation of the truncated normal that weights start from.
         idm_position_range: that of the inverse dynamics model's positions.
         fdm_position_range: that of the forward dynamics model's positions.
+        gap: C that it learnt with on video, in frames ("16") or seconds ("0.5s"), if known; nothing is built from it.
         labelled_by: fingerprint of the demonstrations whose actions it learnt from, if it did (`lara train-lam --actions`);
             see :func:`~lara_adapter.lam.identity.action_fingerprint`. Nothing is built from it.
 
@@ -120,6 +121,7 @@ class LatentActionConfig:
     initializer_range: float = 0.02
     idm_position_range: float = 0.02
     fdm_position_range: float = 0.02
+    gap: str | None = None
     labelled_by: str | None = None
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import Dataset
+from ..data.gap import parse_gap
 from ..errors import DatasetError, LaraArgumentError
 from ..storage.files import sha256
 from . import checkpoint
 from .config import LatentActionConfig
 from .model import LatentActionModel
 
-__all__ = ["action_fingerprint", "learnt_from", "open_model"]
+logger = logging.getLogger(__name__)
+
+__all__ = ["action_fingerprint", "learnt_from", "open_model", "warn_of_gap"]
 
 
 def action_fingerprint(actions: Iterable[np.ndarray]) -> str:
@@ -36,6 +40,21 @@ def learnt_from(model: LatentActionModel, dataset: Dataset) -> bool:
         return model.config.labelled_by == action_fingerprint(map(dataset.known_actions, dataset.episodes))
     except (DatasetError, LaraArgumentError):  # damaged, or none
         return False
+
+
+def warn_of_gap(model: LatentActionModel, gap: int, fps: float) -> None:
+    """Warn where a model is asked about pairs that are nearer or farther than those that it learnt from.
+
+    Args:
+        model: whose configuration says its gap, if it is known.
+        gap: in frames.
+        fps: of these frames.
+    """
+    if model.config.gap is None:
+        return
+    known = parse_gap(model.config.gap)
+    if max(1, round((known.seconds or 0.0) * fps)) != gap if known.frames is None else known.frames != gap:
+        logger.warning("gap=%d frames, but the LAM learnt with gap=%s: train, label and align with one", gap, known)
 
 
 def open_model(source: str | os.PathLike[str], revision: str | None = None) -> tuple[LatentActionModel, dict[str, Any]]:

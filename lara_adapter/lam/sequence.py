@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LaraArgumentError
+from ..errors import FrameError, LaraArgumentError
 from .model import LatentActionModel
 from .pixels import resize
 
@@ -74,6 +74,7 @@ def encode_sequence(
 
     Raises:
         LaraArgumentError: a number below one, or another dtype.
+        FrameError: a frame of another shape or dtype.
     """
     check_settings(gap, batch_size, dtype)
     device = next(model.parameters()).device
@@ -84,6 +85,7 @@ def encode_sequence(
     count = 0
     with autocast:
         for batch in _batches(frames, batch_size):
+            _check(batch[0])
             fresh = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2)
             fresh = resize(fresh.float() / 255, model.config.image_size)
             encoded = model.image_encoder(fresh)
@@ -103,6 +105,12 @@ def encode_sequence(
         torch.cat([part[1] for part in parts]) if parts else torch.zeros(0, *width, dtype=torch.float32),
         torch.arange(count) + gap < count,
     )
+
+
+def _check(frame: np.ndarray) -> None:
+    if getattr(frame, "dtype", None) != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        got = f"{getattr(frame, 'dtype', type(frame).__name__)} {list(getattr(frame, 'shape', []))}"
+        raise FrameError(f"encode_sequence: a frame is {got}, but a numpy array [H, W, 3] uint8 is expected")
 
 
 def _batches(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

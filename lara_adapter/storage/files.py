@@ -178,13 +178,14 @@ def _kind_of(folder: Path) -> str | None:
 
 
 def check_folder(name: str, path: Path) -> None:
-    """Refuse an argument that is to be a folder and is a file.
+    """Refuse an argument that is to be a folder, and is a file or would lie in one.
 
     Raises:
         LaraArgumentError: it is.
     """
-    if path.exists() and not path.is_dir():
-        raise LaraArgumentError(f"{name}={str(path)!r} is a file, but a folder is expected")
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise LaraArgumentError(f"{name}={str(path)!r}: {there} is a file, but a folder is expected")
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], **metadata: str) -> None:

@@ -45,6 +45,8 @@ def test_files_that_are_none_or_clash(tmp_path):
     with pytest.raises(PolicySourceError, match=r"absent_file.py does not exist"):
         open_policy(f"{tmp_path / 'absent_file.py'}:make")
     (tmp_path / "json.py").write_text("make = None")
+    with pytest.raises(PolicySourceError, match=r"json.py is a file: name the function"):
+        open_policy(tmp_path / "json.py")
     with pytest.raises(PolicySourceError, match="imported already"):
         open_policy(f"{tmp_path / 'json.py'}:make")
     (tmp_path / "broken_file.py").write_text("raise KeyError('x')")

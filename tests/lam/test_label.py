@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from helpers import disk_datasets as disk
 from test_model import save_distinct, small
 
-from lara_adapter import DatasetError, LaraArgumentError, LatentActionModel, cli
+from lara_adapter import AdapterFormatError, DatasetError, FrameError, LaraArgumentError, LatentActionModel, cli
 from lara_adapter.data.gap import parse_gap
 from lara_adapter.data.video import VideoFile
 from lara_adapter.lam.label import label_dataset
@@ -257,6 +258,20 @@ def test_reduced_precision_is_near_and_not_the_same():
     assert (reduced.latent - full.latent).norm() < 0.1 * full.latent.norm()
 
 
+def test_frames_of_another_layout_are_refused():
+    with pytest.raises(FrameError, match=r"uint8 \[3, 8, 8\], but a numpy array \[H, W, 3\] uint8"):
+        encode_sequence(small().eval(), np.zeros((5, 3, 8, 8), np.uint8), GAP)
+
+
+def test_another_gap_than_that_of_its_training_is_said(tmp_path, source, caplog):
+    for gap, said in (("16", True), (str(GAP), False), ("9s", True), (None, False)):
+        model = LatentActionModel(dataclasses.replace(small().config, gap=gap))
+        model.save_pretrained(tmp_path / "lam")
+        caplog.clear()
+        label_dataset(source, tmp_path / "lam", tmp_path / f"copy-{gap}", gap=GAP)
+        assert (f"gap={GAP} frames, but the LAM learnt with gap={gap}" in caplog.text.replace("9.0s", "9s")) == said
+
+
 @pytest.mark.parametrize("length", [1, 3, GAP, GAP + 1])
 def test_an_episode_shorter_than_the_gap_has_no_valid_pair(length):
     model, frames = small().eval(), disk.scene(1, length)[0]
@@ -415,6 +430,13 @@ def test_refusals_name_what_is_wrong(tmp_path, lam, source):
     refused(LaraArgumentError, "camera=None, but two has observation.images.top, observation.images.wrist", dataset=two)
     refused(LaraArgumentError, "camera='side', but", dataset=two, camera="side")
     refused(DatasetError, "does not exist", dataset=tmp_path / "none")
+    refused(
+        DatasetError, "^actions: the folder .* does not exist; the folder of a LeRobot dataset is", actions="./none"
+    )
+    refused(LaraArgumentError, f"the longest episode of .* has {max(disk.LENGTHS)}: no pair", gap=max(disk.LENGTHS))
+    refused(AdapterFormatError, "is not a latent action model: .* as a LeRobot dataset does", lam=source)
+    (tmp_path / "file").write_text("")
+    refused(LaraArgumentError, "file is a file, but a folder is expected", output=tmp_path / "file" / "copy")
     (tmp_path / "empty").mkdir()
     refused(DatasetError, "holds nothing that can be read. Expected: meta/info.json", dataset=tmp_path / "empty")
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source / "copy")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lara_adapter import AdapterFormatError
+from lara_adapter import AdapterFormatError, LaraArgumentError
 from lara_adapter.storage.files import (
+    check_folder,
     load_into,
     read_json,
     read_tensors,
@@ -84,6 +85,24 @@ def test_json_that_is_no_object(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(AdapterFormatError, match=r"c\.json"):
         read_json(path)
+
+
+def test_a_folder_of_another_kind_is_recognised(tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/info.json").write_text("{}")
+    with pytest.raises(AdapterFormatError, match=r"the folder holds \['meta'\], as a LeRobot dataset does"):
+        read_json(tmp_path / "c.json")
+    (tmp_path / "lara_config.json").write_text("{}")
+    with pytest.raises(AdapterFormatError, match=r"as a LARA adapter \(its latent action model is in lam/\) does"):
+        read_json(tmp_path / "c.json")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    check_folder("output", tmp_path / "new" / "one")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(LaraArgumentError, match="file is a file, but a folder is expected"):
+            check_folder("output", path)
 
 
 def test_missing_files_say_what_is_there(tmp_path):

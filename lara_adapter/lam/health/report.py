@@ -11,7 +11,7 @@ import torch
 from ...data import open_dataset
 from ...data.gap import parse_gap
 from ...errors import DatasetError, LaraArgumentError
-from ..identity import learnt_from, open_model
+from ..identity import learnt_from, open_model, warn_of_gap
 from ..measure import STILL
 from ..model import LatentActionModel
 from ..processes import open_processes
@@ -78,6 +78,8 @@ def examine(
     named = None if gap is None else parse_gap(gap).in_frames(source.fps)
     ladder = _ladder(named, gaps, source.fps)
     model, identity = open_model(lam, revision)
+    if named is not None:
+        warn_of_gap(model, named, source.fps)
     with open_processes(device) as processes:
         samples = sample_episodes(source, view, ladder, pairs, model.config.image_size, processes)
         lengths = [episode.length for episode in source.episodes]

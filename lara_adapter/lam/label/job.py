@@ -20,7 +20,7 @@ from ...data.gap import parse_gap
 from ...data.sources import shown
 from ...errors import DatasetError, LaraArgumentError
 from ...storage.files import check_folder
-from ..identity import learnt_from, open_model
+from ..identity import learnt_from, open_model, warn_of_gap
 from ..processes import Processes
 from ..sequence import check_settings
 from .check import DataFiles, check_data_files, check_prefix
@@ -69,6 +69,7 @@ class Job:
         }
         self.target, self.shard, self.link = _check_output(Path(output), self.source, sidecar), shard, link
         self.model, self.identity = open_model(lam, revision)
+        warn_of_gap(self.model, frames, self.source.fps)
         self.demonstrations, self.least_r2 = None, least_r2
         if actions is not None:
             self.demonstrations = open_dataset(actions, argument="actions")
@@ -287,8 +288,7 @@ def _check_output(target: Path, source: Dataset, sidecar: bool) -> Path:
     target, root = target.absolute(), source.root.resolve()
     if sidecar and target.suffix != ".parquet":
         raise LaraArgumentError(f"output={str(target)!r}, but with sidecar a file that ends in .parquet is expected")
-    if not sidecar:
-        check_folder("output", target)
+    check_folder("output", target.parent if sidecar else target)
     resolved = target.resolve()
     if resolved == root or root in resolved.parents or resolved in root.parents:
         raise LaraArgumentError(f"output={str(target)!r} is, holds or lies in the dataset {root}; choose another place")

@@ -102,6 +102,7 @@ class _Run:
             read_state(left[-1], {name: value for name, value in settings.to_dict().items() if name != "index"})
         sources = find_videos(settings)  # before an image encoder is downloaded for a folder that is not there
         self.model = make_model(settings, backbone)
+        self.model.config = dataclasses.replace(self.model.config, gap=settings.gap)
         size = self.model.config.image_size
         self.labelled = None
         if settings.actions is not None:
