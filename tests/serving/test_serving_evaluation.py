@@ -235,6 +235,12 @@ def test_episodes_of_other_settings_are_not_mixed(tmp_path):
         roll(Mover(), tmp_path)
 
 
+def test_a_run_that_finished_no_episode_does_not_bind_the_next_one(tmp_path):
+    (tmp_path / "settings.json").write_text('{"execute": 3}')  # all that an evaluation leaves whose server failed at once
+    report, _ = roll(Mover(), tmp_path, execute=2)
+    assert report["settings"]["execute"] == 2
+
+
 def test_arguments_that_cannot_be(tmp_path):
     with serving(Mover()) as server, PolicyClient(port=server.port) as client:
         with pytest.raises(LaraArgumentError, match="max_steps=0"):
