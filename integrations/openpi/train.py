@@ -111,6 +111,9 @@ def lara_training(
         LaraError: see :func:`attach` and :func:`create_data_loader`.
     """
     script = load_training_script(source)
+    base = config.pytorch_weight_path
+    if base is not None and not config.resume and not (Path(base) / "model.safetensors").is_file():
+        raise LaraArgumentError(f"--pytorch-weight-path={base}: a folder with openpi's model.safetensors is expected")
     run_folder = Path(config.checkpoint_dir)
     if config.resume and run_folder.is_dir():
         last = latest_checkpoint(run_folder)
@@ -163,6 +166,7 @@ class _Training:
     def build_datasets(self, config: Any) -> tuple[Any, Any]:
         plan = FramePlan(self.settings.views, self.settings.gap, self.settings.frame_size_for(self.lam))
         loader = create_data_loader(config, plan)
+        self.files.plan = loader.plan
         return loader, loader.data_config()
 
     def build_model(self, *args: Any, **kwargs: Any) -> Any:

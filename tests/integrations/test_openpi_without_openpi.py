@@ -170,6 +170,7 @@ def test_what_stands_in_for_safetensors_in_the_script(tmp_path, caplog):
     policy = DitPolicy()
     files.lara = attach_lara(policy, LatentActionModel(LatentActionConfig.tiny()), -1)
     files.lara.step = 20
+    files.plan = FramePlan(views=("image",), gap=10)
     (tmp_path / "20").mkdir()
     files.torch.save_model(policy, tmp_path / "20" / "model.safetensors")
     assert latest_checkpoint(tmp_path) == tmp_path / "20"
@@ -182,6 +183,11 @@ def test_what_stands_in_for_safetensors_in_the_script(tmp_path, caplog):
     files.torch.load_model(policy, tmp_path / "20" / "model.safetensors", device="cpu")
     assert torch.equal(weight, kept)
     assert not caplog.messages
+    files.plan = FramePlan(views=("image",), gap=5)
+    files.torch.load_model(policy, tmp_path / "20" / "model.safetensors", device="cpu")
+    assert "lara was saved with other frames than those of this run, in brackets: gap=10 (5)" in caplog.text
+    caplog.clear()
+    files.plan = None
     files.lara.detach()
     files.lara = attach_lara(policy, LatentActionModel(LatentActionConfig.tiny()), -3)  # resumed with another layer
     files.torch.load_model(policy, tmp_path / "20" / "model.safetensors", device="cpu")

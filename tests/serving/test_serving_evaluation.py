@@ -236,7 +236,9 @@ def test_episodes_of_other_settings_are_not_mixed(tmp_path):
 
 
 def test_a_run_that_finished_no_episode_does_not_bind_the_next_one(tmp_path):
-    (tmp_path / "settings.json").write_text('{"execute": 3}')  # all that an evaluation leaves whose server failed at once
+    (tmp_path / "settings.json").write_text(
+        '{"execute": 3}'
+    )  # all that an evaluation leaves whose server failed at once
     report, _ = roll(Mover(), tmp_path, execute=2)
     assert report["settings"]["execute"] == 2
 
