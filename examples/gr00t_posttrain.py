@@ -93,6 +93,12 @@ def gr00t_config(flags: Any) -> Any:
             f"--num-gpus {flags.num_gpus}, but {WORLD_SIZE} process(es) run: start one for each GPU, with "
             f"accelerate launch --num_processes {flags.num_gpus} or torchrun --nproc_per_node {flags.num_gpus}"
         )
+    if not (Path(flags.dataset_path) / "meta" / "info.json").is_file():
+        raise LaraArgumentError(f"--dataset-path {flags.dataset_path}: the folder of a LeRobot v2 dataset is expected")
+    if flags.base_model_path.startswith(("/", ".", "~")) and not Path(flags.base_model_path).expanduser().is_dir():
+        raise LaraArgumentError(f"--base-model-path {flags.base_model_path}: there is no such folder")
+    if flags.modality_config_path is not None and not Path(flags.modality_config_path).is_file():
+        raise LaraArgumentError(f"--modality-config-path {flags.modality_config_path}: there is no such file")
     if flags.modality_config_path is not None:
         load_modality_config(flags.modality_config_path)
     tag = flags.embodiment_tag.value

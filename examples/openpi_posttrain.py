@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lara_adapter.integrations.old_names import current_flags
-from lara_adapter.integrations.openpi import INSTALL, OpenpiLaraSettings, run
+from lara_adapter.integrations.openpi import INSTALL, OpenpiLaraSettings, find_training_script, run
 
 from lara_adapter import LaraError
 
@@ -57,7 +57,7 @@ def parse(arguments: list[str]) -> tuple[Flags, Any]:
     if len(ours) < len(arguments):
         with contextlib.suppress(SystemExit):
             tyro.cli(Flags, args=["--help"], description=__doc__)
-        theirs = ["--help"]
+        theirs = [*theirs, "--help"]
     before, sys.argv = sys.argv, [sys.argv[0], *theirs]
     try:
         return flags, configs.cli()
@@ -84,6 +84,12 @@ def prepare_smoke(folder: Path, stack: contextlib.ExitStack) -> list[str]:
     return ["tiny", "--lara.lam", str(folder / "lam"), "--lara.align-weight", "0.3", "--lara.lam-weight", "1.0"]
 
 
+def list_steps(config: Any) -> list[int]:
+    """The steps of the run's checkpoints."""
+    folder = Path(config.checkpoint_dir)
+    return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+
+
 def act_once(config: Any, checkpoint: Path) -> list[int]:
     """Load a checkpoint as openpi's policy server does, and act once. Returns the shape [T, A] of the actions."""
     import numpy as np
@@ -98,7 +104,7 @@ def act_once(config: Any, checkpoint: Path) -> list[int]:
 
 def report(flags: Flags, config: Any, metrics: dict[str, float]) -> None:
     """Print the results."""
-    steps = [int(entry.name) for entry in config.checkpoint_dir.iterdir() if entry.name.isdigit()]
+    steps = list_steps(config)
     print("\nLast LARA metrics: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     if not steps:
         print(f"No checkpoint: --save-interval {config.save_interval} was never reached")
@@ -115,10 +121,12 @@ def main(arguments: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         try:
             if "--smoke" in arguments:
+                find_training_script()  # before demonstrations are written for nothing
                 folder = Path(os.environ.get("LARA_SMOKE_DIR", "outputs/openpi_smoke")).resolve()
                 smoke = prepare_smoke(folder, stack)
                 named = [argument for argument in arguments if argument != "--smoke"]
-                arguments = ["--smoke", *smoke, *named]
+                anew = [] if "--resume" in named else ["--overwrite"]
+                arguments = ["--smoke", *smoke, *anew, *named]
             flags, config = parse(arguments)
             lara = run(config, flags.lara, flags.openpi)
             if RANK == 0:

@@ -115,10 +115,15 @@ def lara_training(
     if base is not None and not config.resume and not (Path(base) / "model.safetensors").is_file():
         raise LaraArgumentError(f"--pytorch-weight-path={base}: a folder with openpi's model.safetensors is expected")
     run_folder = Path(config.checkpoint_dir)
-    if config.resume and run_folder.is_dir():
-        last = latest_checkpoint(run_folder)
-        if last is not None:
-            settings = replace(settings, lam=settings.lam or str(adapter_to_resume(last) / LAM_FOLDER))
+    last = latest_checkpoint(run_folder) if run_folder.is_dir() else None
+    if config.resume:
+        if last is None:
+            raise LaraArgumentError(f"{run_folder} holds no checkpoint to resume; leave out --resume")
+        settings = replace(settings, lam=settings.lam or str(adapter_to_resume(last) / LAM_FOLDER))
+    elif last is not None and not getattr(config, "overwrite", False):
+        raise LaraArgumentError(
+            f"{run_folder} holds checkpoints of an earlier run: --resume goes on with it, --overwrite deletes it"
+        )
     training = _Training(config, settings, script, CheckpointFiles(run_folder))
     with training.in_place():
         yield script, training.adapter

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..integrations.served import open_served
 from ..serving.address import parse_address
-from ..serving.protocol import MAX_MESSAGE_BYTES
+from ..serving.protocol import MAX_MESSAGE_BYTES, require_zmq
 from ..serving.server import PolicyServer
 from .arguments import takes
 from .credentials import read_token
@@ -49,7 +49,8 @@ def serve(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     token = read_token(token_file)
-    parse_address(host, port, listen=True)  # refused before the policy is loaded
+    require_zmq()  # refused before the policy is loaded
+    parse_address(host, port, listen=True)
     if device is None:
         import torch
 

@@ -196,7 +196,7 @@ class Dataset(abc.ABC):
         return tuple(key for key in self.cameras if key in names or key.removeprefix(_IMAGES) in names)
 
     def _choice(self) -> str:
-        return f"{self.name} has {', '.join(self.cameras) or 'no camera'}; name one of them"
+        return f"{self.name} has {', '.join(self.cameras) or 'no camera'}; name one of them (--camera)"
 
     def select(self, episodes: Sequence[str] = (), skip: Sequence[str] = ()) -> None:
         """Use only some of the episodes.

@@ -123,7 +123,7 @@ class EpisodeDataset(Dataset):
 
     def _choice(self) -> str:
         depth = f" (and the depth maps {', '.join(self.depth)}, which are not used)" if self.depth else ""
-        return f"{self.name} has {', '.join(self.cameras) or 'no camera'}{depth}; name one of them"
+        return f"{self.name} has {', '.join(self.cameras) or 'no camera'}{depth}; name one of them (--camera)"
 
     # ------------------------------------------------------------------ what is damaged
 

@@ -354,7 +354,11 @@ def test_the_command_prints_the_result(videos, small, tmp_path, capsys, monkeypa
         (lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")), [], r"no usable video among 1 sources"),
         (lambda f: f.mkdir(), ["--gap", "0"], "gap='0'"),
         (lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")), ["--init", "./nothing"], "nothing does not exist"),
-        (lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")), ["--config", "no.json"], "config=no.json does not exist"),
+        (
+            lambda f: (f.mkdir(), (f / "a.mp4").write_bytes(b"x")),
+            ["--config", "no.json"],
+            "config=no.json does not exist",
+        ),
         (lambda f: (f.parent / "run").write_text(""), [], "is a file, but a folder is expected"),
     ],
 )
