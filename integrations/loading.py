@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lara_adapter import AdapterFormatError, HostNotInstalled, HubError, PolicySourceError
-from lara_adapter.storage.files import read_json
-from lara_adapter.storage.hub import ADAPTER_FILE
+from lara_adapter.storage.files import ADAPTER_FILE, read_json
 from lara_adapter.storage.hub_errors import explained
 
 from .hosts import INSTALL, first_line, import_host

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..storage.hub import ADAPTER_FILE as CONFIG_FILE
+from ..storage.files import ADAPTER_FILE as CONFIG_FILE
 from ..storage.hub import CARD_FILE
 
 __all__ = ["ACTING", "CARD_FILE", "CONFIG_FILE", "CURVE_FILE", "LAM_FOLDER", "LORA_CONFIG", "LORA_FOLDER", "LORA_WEIGHTS",

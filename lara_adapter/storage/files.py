@@ -22,9 +22,10 @@ from ..errors import AdapterFormatError, LaraArgumentError
 from .sharding import whole
 from .untrusted import check_tensor_file, not_tensors, parse_json
 
-__all__ = ["check_folder", "check_tensors", "check_values", "exchange", "load_into", "missing", "read_json", "read_tensors",
+__all__ = ["ADAPTER_FILE", "check_folder", "check_tensors", "check_values", "exchange", "load_into", "missing", "read_json", "read_tensors",
            "replace_file", "replace_folder", "sha256", "write_json", "write_tensors"]  # fmt: skip
 
+ADAPTER_FILE = "lara_config.json"  # how an adapter is recognised, in a folder or repository
 MAX_JSON_BYTES = 16 * 2**20
 
 
@@ -167,7 +168,7 @@ def neighbours(folder: Path) -> str:
 
 def _kind_of(folder: Path) -> str | None:
     """What a folder is that was named in place of another; None: nothing that is known here."""
-    if (folder / "lara_config.json").is_file():
+    if (folder / ADAPTER_FILE).is_file():
         return "a LARA adapter (its latent action model is in lam/)"
     if (folder / "meta/info.json").is_file():
         return "a LeRobot dataset"

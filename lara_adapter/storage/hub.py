@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterFormatError, HubError, LaraArgumentError
-from .files import neighbours, sha256
+from .files import ADAPTER_FILE, neighbours, sha256
 from .hub_errors import chain_of, explained, is_broken, status_of
 
-__all__ = ["ADAPTER_FILE", "CARD_FILE", "COMMIT", "check_target", "download", "find_conversion", "is_repo_id",
+__all__ = ["CARD_FILE", "COMMIT", "check_target", "download", "find_conversion", "is_repo_id",
            "locate_folder", "push_folder"]  # fmt: skip
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# how a repository is recognised, and where the Hub looks for its model card
-ADAPTER_FILE, CARD_FILE = "lara_config.json", "README.md"
+CARD_FILE = "README.md"  # where the Hub looks for a repository's model card
 _LFS_BLOB = re.compile(r"[0-9a-f]{64}")  # a large file lies in the client's cache under its sha256
 _TRIES = 3
 
