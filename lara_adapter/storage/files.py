@@ -22,8 +22,9 @@ from ..errors import AdapterFormatError, LaraArgumentError
 from .sharding import whole
 from .untrusted import check_tensor_file, not_tensors, parse_json
 
-__all__ = ["ADAPTER_FILE", "check_folder", "check_tensors", "check_values", "exchange", "load_into", "missing", "read_json", "read_tensors",
-           "replace_file", "replace_folder", "sha256", "write_json", "write_tensors"]  # fmt: skip
+__all__ = ["ADAPTER_FILE", "check_folder", "check_tensors", "check_values", "exchange", "load_into",
+           "missing", "read_json", "read_tensors", "replace_file", "replace_folder", "sha256",
+           "write_json", "write_tensors"]  # fmt: skip
 
 ADAPTER_FILE = "lara_config.json"  # how an adapter is recognised, in a folder or repository
 MAX_JSON_BYTES = 16 * 2**20
