@@ -191,6 +191,8 @@ def act_once(policy_folder: Path, tag: Any) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Run; returns the exit status, 2 for errors that the user can fix."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("transformers", "transformers_modules"):  # each processor is logged whole, at every load
+        logging.getLogger(name).setLevel(logging.WARNING)
     import torch
     import tyro
 

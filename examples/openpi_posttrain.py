@@ -29,6 +29,7 @@ from lara_adapter.integrations.openpi import INSTALL, OpenpiLaraSettings, find_t
 
 from lara_adapter import LaraError
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # openpi's PyTorch code only handles trees with it; else it asks for TPUs
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 RANK = int(os.environ.get("RANK", "0"))
 
