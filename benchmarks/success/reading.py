@@ -155,7 +155,8 @@ def evidence() -> str:
         f"""**Video without actions makes policies succeed more often**: forty episodes of experts, with actions that
         `lara label --actions` decodes from a LAM, [add {mean(decoded):.1f} points]({VIDEO}) ({interval[0]:+.1f} to
         {interval[1]:+.1f}; {len(decoded)} seeds, clean pictures) to three demonstrations a task; true actions add
-        {mean(true):.1f}.""",
+        {mean(true):.1f}. With distractors true ones add {video.added(video.recorded(), "distractors", "true")}, and decoded
+        ones, which `lara label` refuses there, {video.added(video.recorded(), "distractors", "decoded")}.""",
         f"""**No alignment did** that we tried: in Meta-World ([ten
         demonstrations](benchmarks/README.md#success): contrastive {ten.success("contrastive")} points, cosine
         {ten.success("cosine")}; three: {three.success("contrastive")}, and {again.success("contrastive")} on the

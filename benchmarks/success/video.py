@@ -52,6 +52,7 @@ from examples.demo.stages import Job
 from examples.demo.train import pretrain_lam
 from examples.demo.video import train_with_video
 from examples.metaworld_sim import find_gl
+from lara_adapter.lam.label.decoder import LEAST_R2
 from lara_adapter.storage.files import read_json
 
 ROWS = RESULTS / "success" / "video.jsonl"
@@ -194,8 +195,16 @@ def reading(rows: list[Row], regime: str) -> str:
     if not decoded:
         return ""
     share = f"{mean(decoded) / mean(true):.0%} of it" if mean(true) > 0 else "there is nothing to close"
+    if mean(true) > 0 > mean(decoded):
+        share = "none of it"
     text = f"of {mean(true):+.1f} points that true actions add, decoded ones add {mean(decoded):+.1f}, {share}"
     text = f"{regime.capitalize()}, {len(decoded)} seeds: {text}."
+    known = [row["labels"]["r2_left_out"] for row in rows if row["regime"] == regime and row["arm"] == "decoded"]
+    if mean(known) < LEAST_R2:
+        text += (
+            f" `lara label` refuses such labels: their R2 on demonstrations left out is {mean(known):.2f}, and at least"
+        )
+        text += f" {LEAST_R2:g} is expected."
     for arm, base, what in (
         ("supervised", "decoded", "Labels in the LAM's training add {} to that"),
         ("aligned", "labelled", "Alignment on the video, without actions, adds {} to the demonstrations alone"),

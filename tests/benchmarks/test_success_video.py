@@ -27,14 +27,18 @@ def test_differences_are_paired_over_seeds():
 
 def test_the_reading_counts_seeds_that_have_all_arms():
     solved = {"labelled": 20, "decoded": 30, "true": 40}
-    rows = [row(seed, arm, count) for seed in range(2) for arm, count in solved.items()]
+    worth = {"r2_left_out": 0.6}
+    rows = [row(seed, arm, count, labels=worth) for seed in range(2) for arm, count in solved.items()]
     rows.append(row(5, "labelled", 0))
     text = video.reading(rows, "clean")
     assert text == "Clean, 2 seeds: of +40.0 points that true actions add, decoded ones add +20.0, 50% of it."
     assert video.reading(rows, "distractors") == ""
     rows.append(row(1, "supervised", 35))
     assert video.reading(rows, "clean").endswith(" Labels in the LAM's training add +10.0 to that (1 of the seeds).")
-    assert video.reading([row(0, arm, 20) for arm in solved], "clean").endswith("nothing to close.")
+    assert video.reading([row(0, arm, 20, labels=worth) for arm in solved], "clean").endswith("nothing to close.")
+    solved["decoded"] = 10
+    text = video.reading([row(0, arm, count, labels={"r2_left_out": 0.1}) for arm, count in solved.items()], "clean")
+    assert "decoded ones add -20.0, none of it. `lara label` refuses such labels" in text
 
 
 def test_the_protocol():

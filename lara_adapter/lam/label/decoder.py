@@ -16,7 +16,9 @@ from ..model import LatentActionModel
 from ..sequence import encode_sequence
 from .regression import Kernel, Regression, choose_kernel
 
-__all__ = ["Decoder", "Demonstration", "encode_demonstrations", "fit_decoder"]
+__all__ = ["LEAST_R2", "Decoder", "Demonstration", "encode_demonstrations", "fit_decoder"]
+
+LEAST_R2 = 0.5  # on demonstrations left out, below which nothing is labelled
 
 _FOLDS = 5
 _DRAWS = 1000

@@ -19,6 +19,7 @@ from typing import Literal
 from ...data.shard import parse_shard
 from ...errors import LaraArgumentError
 from ..processes import open_processes
+from .decoder import LEAST_R2
 from .job import Job
 from .report import LabelReport
 from .shards import Shard
@@ -44,7 +45,7 @@ def label_dataset(
     latent_dtype: Literal["float32", "float16"] = "float32",
     prefix: str = "lara",
     actions: str | os.PathLike[str] | None = None,
-    least_r2: float = 0.5,
+    least_r2: float = LEAST_R2,
     link: bool = True,
     picture_fps: float | None = None,
     revision: str | None = None,
