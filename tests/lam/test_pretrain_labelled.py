@@ -196,3 +196,14 @@ def test_refusals(sets, small, tmp_path):
     with pytest.raises(LaraArgumentError, match="videos does not have a column 'action' of numbers"):
         pretrain_lam(settings_of(sets, tmp_path / "out", small, actions=videos))
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_still_pair_stays_the_zero_latent_through_training_with_labels_and_augmentation(sets, tmp_path):
+    config = tmp_path / "still.json"
+    config.write_text(json.dumps({**SMALL, "subtract_still": True}))
+    output = pretrain_lam(settings_of(sets, tmp_path / "run", config, augment=True)).output
+    lam = LatentActionModel.from_pretrained(output)
+    assert lam.config.subtract_still
+    frames = read_labelled(sets["known"], Gap(frames=GAP), (), 16, seed=1).frames[:8]
+    assert lam.encode(frames, frames).continuous.abs().max() < 1e-5
+    assert lam.encode(frames[:-4], frames[4:]).continuous.abs().mean() > 0.01
