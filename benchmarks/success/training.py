@@ -178,8 +178,8 @@ def reading(rows: list[Row], regime: str = "distractors") -> str:
             alone = motion_report.average(found, arm, "share")
             parts.append(
                 f"""**The still pair's z subtracted** ({named} labels, {seeds[arm]} seeds): {share[arm]:.2f} of what can be
-                seen beyond the present, {added(arm, beside)} to z as it is; alone it says {alone:.2f} of what can be seen at
-                all, {motion_report.over(found, arm, beside, "share")} to z as it is, and a still pair says nothing."""
+                seen beyond the present, {added(arm, beside)} to z as it is; alone it says {alone:.2f} of what can be
+                seen at all, {motion_report.over(found, arm, beside, "share")} to z as it is, and a still pair says nothing."""
             )
     if "vit" in share:
         parts.append(
