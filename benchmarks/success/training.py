@@ -179,7 +179,8 @@ def reading(rows: list[Row], regime: str = "distractors") -> str:
             parts.append(
                 f"""**The still pair's z subtracted** ({named} labels, {seeds[arm]} seeds): {share[arm]:.2f} of what can be
                 seen beyond the present, {added(arm, beside)} to z as it is; alone it says {alone:.2f} of what can be
-                seen at all, {motion_report.over(found, arm, beside, "share")} to z as it is, and a still pair says nothing."""
+                seen at all, {motion_report.over(found, arm, beside, "share")} to z as it is, and a still pair
+                nothing."""
             )
     if "vit" in share:
         parts.append(
