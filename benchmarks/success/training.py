@@ -173,12 +173,15 @@ def reading(rows: list[Row], regime: str = "distractors") -> str:
         {share["labelled"]:.2f} ({aim("labelled", known)}).""",
         f"""**A still pair** alone says up to {still:.0%} of what the pair alone says; a tenth was aimed at.""",
     ]
-    for arm, beside, named in (("subtracted", "augmented", "without"), ("subtracted_labelled", "labelled", "with")):
+    for arm, beside, named, least in (
+        ("subtracted", "augmented", "without", without),
+        ("subtracted_labelled", "labelled", "with", known),
+    ):
         if arm in share:
             alone = motion_report.average(found, arm, "share")
             parts.append(
                 f"""**The still pair's z subtracted** ({named} labels, {seeds[arm]} seeds): {share[arm]:.2f} of what can be
-                seen beyond the present, {added(arm, beside)} to z as it is; alone it says {alone:.2f} of what can be
+                seen beyond the present ({aim(arm, least)}), {added(arm, beside)} to z as it is; alone it says {alone:.2f} of what can be
                 seen at all, {motion_report.over(found, arm, beside, "share")} to z as it is, and a still pair
                 nothing."""
             )
