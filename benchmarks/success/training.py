@@ -182,8 +182,8 @@ def reading(rows: list[Row], regime: str = "distractors") -> str:
             {motion_report.over(found, arm, beside, "share")} to z as it is"""
             parts.append(
                 f"""**The still pair's z subtracted** ({named} labels, {seeds[arm]} seeds): {share[arm]:.2f} of what can be
-                seen beyond the present ({aim(arm, least)}), {added(arm, beside)} to z as it is; alone it says {alone}, and a
-                still pair nothing."""
+                seen beyond the present ({aim(arm, least)}), {added(arm, beside)} to z as it is; alone it says {alone},
+                and a still pair nothing."""
             )
     if "vit" in share:
         parts.append(
