@@ -144,7 +144,7 @@ class PretrainSettings:
             if getattr(self, name) not in choices:
                 raise LaraArgumentError(f"{name}={getattr(self, name)!r}, but {' or '.join(choices)} is expected")
         check_share("reconstruct", self.reconstruct)
-        check_folder("output", self.output)
+        check_folder("output", Path(self.output))
         if not self.videos:
             raise LaraArgumentError("videos=(): name at least one folder of videos")
 
