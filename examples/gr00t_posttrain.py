@@ -96,9 +96,11 @@ def gr00t_config(flags: Any) -> Any:
     if not (Path(flags.dataset_path) / "meta" / "info.json").is_file():
         raise LaraArgumentError(f"--dataset-path {flags.dataset_path}: the folder of a LeRobot v2 dataset is expected")
     if flags.base_model_path.startswith(("/", ".", "~")) and not Path(flags.base_model_path).expanduser().is_dir():
-        raise LaraArgumentError(f"--base-model-path {flags.base_model_path}: there is no such folder")
+        raise LaraArgumentError(
+            f"--base-model-path {flags.base_model_path} does not exist; a folder or Hub id is expected"
+        )
     if flags.modality_config_path is not None and not Path(flags.modality_config_path).is_file():
-        raise LaraArgumentError(f"--modality-config-path {flags.modality_config_path}: there is no such file")
+        raise LaraArgumentError(f"--modality-config-path {flags.modality_config_path} is not a file")
     if flags.modality_config_path is not None:
         load_modality_config(flags.modality_config_path)
     tag = flags.embodiment_tag.value

@@ -14,7 +14,12 @@ from benchmarks.success.rows import Row, read_rows
 
 def recorded(path: Path, regime: str) -> report.Rows:
     """The rows of a regime, by seed and arm."""
-    return {(row["seed"], row["arm"]): row for row in read_rows(path) if row["regime"] == regime}
+    return by_arm(read_rows(path), regime)
+
+
+def by_arm(rows: list[Row], regime: str) -> report.Rows:
+    """Those of a regime, by seed and arm."""
+    return {(row["seed"], row["arm"]): row for row in rows if row["regime"] == regime}
 
 
 def number(key: str) -> Callable[[Row], float]:

@@ -175,7 +175,7 @@ def evidence() -> str:
         {share["short"]:.2f}, six times as long at twice the rate {share["long"]:.2f}, [augmented]({TRAINING}) by
         squares and light like the distractors' {share["augmented"]:.2f}, with five labelled demonstrations a task too
         {share["labelled"]:.2f}, and with what a still pair says taken off {share["subtracted_labelled"]:.2f}
-        ({len({row["seed"] for row in trained})} seeds, distractors).""",
+        ({len({seed for seed, _ in motion_report.by_arm(trained, "distractors")})} seeds, distractors).""",
         f"""**A training step costs** [{head["joint"]:.2f} times as
         much](benchmarks/README.md#what-lara-adds-to-a-training-step) with the paper's LAM on GR00T N1.6's action
         head, {head["cached"]:.2f} with the feature cache; acting costs nothing.""",

@@ -93,15 +93,17 @@ class Settings(Experiment):
         """Arguments of `pretrain_lam` that make an arm; `vit` is the folder of the frozen ViT."""
         short = {"steps": self.lam_steps, "lr": self.lr}
         long = {"steps": self.long_steps, "lr": self.long_lr}
+        augmented = {**long, "augmented": True}
+        labelled = {**augmented, "labelled": self.labelled}
         arms: dict[str, dict[str, Any]] = {
             "short": short,
             "long": long,
-            "augmented": {**long, "augmented": True},
-            "labelled": {**long, "augmented": True, "labelled": self.labelled},
-            "subtracted": {**long, "augmented": True, "subtracted": True},
-            "subtracted_labelled": {**long, "augmented": True, "labelled": self.labelled, "subtracted": True},
+            "augmented": augmented,
+            "labelled": labelled,
+            "subtracted": {**augmented, "subtracted": True},
+            "subtracted_labelled": {**labelled, "subtracted": True},
             "vit_short": {**short, "encoder": vit},
-            "vit": {**long, "augmented": True, "encoder": vit},
+            "vit": {**augmented, "encoder": vit},
         }
         return arms[arm]
 
@@ -126,7 +128,7 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
 
 def table(regime: str, rows: list[Row]) -> str:
     """A row for each arm: means over seeds, and what it adds to the short training, paired."""
-    found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == regime}
+    found = motion_report.by_arm(rows, regime)
     lines = []
     head = ["arm", "seeds", "R2 of the displacement, z alone", "of a still pair"]
     head += ["beyond the present, of what can be seen", "share of it", "over short (t, 95 %)"]
@@ -142,7 +144,7 @@ def table(regime: str, rows: list[Row]) -> str:
 
 def shares(rows: list[Row], regime: str = "distractors") -> dict[str, float]:
     """By arm the mean share of what can be seen, over seeds; empty where an arm has none."""
-    found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == regime}
+    found = motion_report.by_arm(rows, regime)
     named = {arm for _, arm in found}
     if not named.issuperset(ARMS):
         return {}
@@ -153,7 +155,7 @@ def reading(rows: list[Row], regime: str = "distractors") -> str:
     """What was aimed at in a regime, and what was reached; empty where an arm has no rows."""
     if not (share := shares(rows, regime)):
         return ""
-    found = {(row["seed"], row["arm"]): row for row in rows if row["regime"] == regime}
+    found = motion_report.by_arm(rows, regime)
     seeds = {arm: sum(name == arm for _, name in found) for arm in share}
 
     def added(arm: str, to: str) -> str:

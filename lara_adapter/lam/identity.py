@@ -53,7 +53,7 @@ def warn_of_gap(model: LatentActionModel, gap: int, fps: float) -> None:
     if model.config.gap is None:
         return
     known = parse_gap(model.config.gap)
-    if max(1, round((known.seconds or 0.0) * fps)) != gap if known.frames is None else known.frames != gap:
+    if (known.frames or round((known.seconds or 0.0) * fps)) != gap:
         logger.warning("gap=%d frames, but the LAM learnt with gap=%s: train, label and align with one", gap, known)
 
 

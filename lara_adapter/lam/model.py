@@ -29,7 +29,7 @@ from .inverse_dynamics import InverseDynamics
 from .measure import STILL, LatentHealth, measure_health
 from .objective import reconstruct_pairs
 from .perceptual import PerceptualDistance
-from .pixels import prepare_pair, with_difference
+from .pixels import no_difference, prepare_pair, with_difference
 from .quantizer import QuantizerTerms, VectorQuantizer
 from .transformer import TransformerLayer, float32_default
 
@@ -421,7 +421,7 @@ class LatentActionModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Continuous latent [B, N, D] float32 of pairs [2, B, 3, S, S], and the attention maps if wanted."""
         config = self.config
-        nothing = frames.new_full((1, *frames.shape[2:]), 0.5) if config.reads_nothing else None
+        nothing = no_difference(frames[0]) if config.reads_nothing else None
         if features is not None:
             tokens = self._frozen_encoder("features").take(features, frames.shape[1])
             nothing = None if nothing is None else self.image_encoder(nothing)

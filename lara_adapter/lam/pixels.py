@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import FrameError
 
-__all__ = ["prepare_pair", "resize", "unit", "with_difference"]
+__all__ = ["no_difference", "prepare_pair", "resize", "unit", "with_difference"]
 
 
 def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -48,6 +48,11 @@ def unit(frames: Tensor) -> Tensor:
 def with_difference(frames: Tensor) -> Tensor:
     """Pairs [2, B, 3, S, S] float32 in [0, 1] with the difference image: [3, B, 3, S, S]."""
     return torch.cat([frames, (frames[1:] - frames[:1]).add_(1).div_(2)])
+
+
+def no_difference(frames: Tensor) -> Tensor:
+    """The difference image of two equal frames, [1, 3, S, S], for frames [B, 3, S, S]: grey all over."""
+    return torch.full_like(frames[:1], 0.5)
 
 
 def _check(name: str, frames: Tensor) -> None:

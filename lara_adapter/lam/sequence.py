@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import FrameError, LaraArgumentError
 from .model import LatentActionModel
-from .pixels import resize
+from .pixels import no_difference, resize
 
 __all__ = ["SequenceLatents", "check_settings", "choose_device", "encode_sequence"]
 
@@ -126,7 +126,7 @@ def _infer(
     for now, later, *encoded in zip(*(part.split(size) for part in (present, future, seen, expected))):
         if model.config.difference_input:
             encoded.append(model.image_encoder((later - now + 1) / 2))
-        nothing = model.image_encoder(torch.full_like(now[:1], 0.5)) if model.config.reads_nothing else None
+        nothing = model.image_encoder(no_difference(now)) if model.config.reads_nothing else None
         latent = model.inverse_dynamics(*encoded, nothing=nothing)[0]
         action = model.assign_codes(latent)
         yield action.indices.cpu(), action.continuous.float().cpu()
