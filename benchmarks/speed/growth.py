@@ -118,7 +118,7 @@ def measure_step(rounds: int) -> dict[str, Any]:
                 host="demo", lam="tiny", rounds=rounds, steps=3, warmup=1, dtype="float32", compile=False, device="cpu",
                 ways=["joint"], **settings,
             )  # fmt: skip
-            relative, _ = measure_time(arguments)
+            *_, (relative, _size) = measure_time(arguments)
             found.setdefault(what, {})[str(size)] = ratio(relative["joint"])
     return found
 

@@ -188,8 +188,8 @@ def selected_ways(arguments: argparse.Namespace) -> list[str]:
     return [way for way in possible if way == "alone" or way in arguments.ways]
 
 
-def measure_time(arguments: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
-    """Per way, each round's ratio to the policy alone; and the policy's size."""
+def measure_time(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, list[float]], str]]:
+    """After every round: per way, each round's ratio to the policy alone; and the policy's size."""
     seconds: dict[str, list[float]] = {way: [] for way in selected_ways(arguments)}
     with tempfile.TemporaryDirectory() as folder:
         host, lams, with_frames, alone = prepare(arguments, Path(folder))
@@ -208,7 +208,7 @@ def measure_time(arguments: argparse.Namespace) -> tuple[dict[str, list[float]],
                     seconds[way].append(median(timed_step(host, inputs, arguments) for _ in range(arguments.steps)))
                     if arguments.compile:
                         host.policy._compiled_call_impl = None
-    return ratios(seconds, "alone"), host.size
+            yield ratios(seconds, "alone"), host.size
 
 
 def measure_memory(arguments: argparse.Namespace, way: str) -> float:
@@ -241,19 +241,19 @@ def row_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure_row(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is recorded of one run."""
+def measure_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Everything that is recorded of a run, after every round: a run that is cut short leaves what it has."""
     peak = measure_peaks(arguments) if arguments.memory else {}  # first: this process is still small
-    relative, size = measure_time(arguments)
-    return {
-        "settings": row_settings(arguments),
-        "policy_parameters": size,
-        "ratio": medians(relative),
-        "range": ranges(relative),
-        "rounds": arguments.rounds, "steps": arguments.steps, "threads": torch.get_num_threads(),
-        "peak_mb": peak,
-        "environment": environment(arguments.device, ("torch", "transformers")),
-    }  # fmt: skip
+    for done, (relative, size) in enumerate(measure_time(arguments), 1):
+        yield {
+            "settings": row_settings(arguments),
+            "policy_parameters": size,
+            "ratio": medians(relative),
+            "range": ranges(relative),
+            "rounds": done, "steps": arguments.steps, "threads": torch.get_num_threads(),
+            "peak_mb": peak,
+            "environment": environment(arguments.device, ("torch", "transformers")),
+        }  # fmt: skip
 
 
 def record(row: dict[str, Any], path: Path) -> None:
@@ -371,13 +371,14 @@ def main() -> int:
     if arguments.measure_memory:
         print(measure_memory(arguments, arguments.measure_memory))
         return 0
-    row = with_memory(arguments) if arguments.memory_only else measure_row(arguments)
-    if row is None:
+    row = with_memory(arguments) if arguments.memory_only else None
+    if arguments.memory_only and row is None:
         sys.stderr.write(
             f"{arguments.out} has no row of {row_settings(arguments)}: time it first, without --memory-only\n"
         )
         return 1
-    record(row, arguments.out)
+    for row in [row] if row else measure_rows(arguments):
+        record(row, arguments.out)
     print(table([row]))
     print(f"written to {arguments.out}")
     return 0
