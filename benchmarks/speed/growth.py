@@ -115,11 +115,11 @@ def measure_step(rounds: int) -> dict[str, Any]:
         for size in sizes:
             settings = {"batch": 32, "views": 1, "frame_size": 64, what: size}
             arguments = argparse.Namespace(
-                host="demo", lam="tiny", rounds=rounds, steps=3, warmup=1, dtype="float32", compile=False, device="cpu",
+                host="demo", lam="tiny", perceptual=False, rounds=rounds, steps=3, warmup=1, dtype="float32", compile=False, device="cpu",
                 ways=["joint"], **settings,
             )  # fmt: skip
-            *_, (relative, _size) = measure_time(arguments)
-            found.setdefault(what, {})[str(size)] = ratio(relative["joint"])
+            *_, measured = measure_time(arguments)
+            found.setdefault(what, {})[str(size)] = ratio(measured.ratio["joint"])
     return found
 
 

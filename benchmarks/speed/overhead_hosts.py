@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 LEROBOT = ("groot", "pi0", "pi05", "smolvla", "multi_task_dit", "xvla", "vla_jepa")
 WORDS = 48  # of an instruction, of full-size policies
+VLM_GFLOP = 1450  # per sample: GR00T N1.6 with its VLM costs 1,600 to 2,000, of which its action head is the rest
 
 
 @dataclass
@@ -157,12 +158,30 @@ def lerobot_full(name: str) -> Host:
     return Host(policy, inputs, layer=-1)
 
 
-def gr00t_head(layers: int | None, tokens: int = 300) -> Host:
+class Products(nn.Module):
+    """Frozen matrix products of a given cost: what a VLM would cost in their place. Of one pair of matrices, for memory's sake."""
+
+    def __init__(self, gflop: float, tokens: int, width: int = 2048) -> None:
+        super().__init__()
+        self.tokens, self.width = tokens, width
+        self.mlp = nn.Sequential(nn.Linear(width, 8 * width), nn.GELU(), nn.Linear(8 * width, width)).requires_grad_(False)
+        self.repeats = round(gflop * 1e9 / (tokens * 2 * 2 * width * 8 * width))
+
+    @torch.no_grad()
+    def forward(self, samples: int) -> None:
+        """Do the work."""
+        seen = torch.randn(samples, self.tokens, self.width)
+        for _ in range(self.repeats):
+            seen = self.mlp(seen)
+
+
+def gr00t_head(layers: int | None, tokens: int = 300, vlm_gflop: float = 0.0) -> Host:
     """GR00T N1.6 with its real action head at full size (32 blocks of width 1536, horizon 50) behind a stand-in VLM.
 
     Args:
         layers: blocks; None: all 32.
         tokens: length of the vision-language sequence that the head attends to.
+        vlm_gflop: what the stand-in costs per sample.
     """
     from gr00t.configs.model.gr00t_n1d6 import Gr00tN1d6Config
     from gr00t.model.gr00t_n1d6.gr00t_n1d6 import Gr00tN1d6
@@ -175,6 +194,9 @@ def gr00t_head(layers: int | None, tokens: int = 300) -> Host:
         config.diffusion_model_cfg = {**config.diffusion_model_cfg, "num_layers": layers}
     with gr00t_tiny.tiny_backbone():
         policy = Gr00tN1d6(config).train()
+    if vlm_gflop:
+        vlm = Products(vlm_gflop, tokens)
+        policy.backbone.register_forward_pre_hook(lambda _, args: vlm(len(args[0]["input_ids"])))
 
     def inputs(size: int, frames: Tensor | None) -> dict[str, Any]:
         ids = torch.randint(0, gr00t_tiny.VOCABULARY, (size, tokens))
@@ -192,7 +214,7 @@ def gr00t_head(layers: int | None, tokens: int = 300) -> Host:
 
 
 def build(name: str) -> Host:
-    """A host by name: demo, lerobot:TYPE, lerobot-full:TYPE, gr00t-head or gr00t-head:LAYERS.
+    """A host by name: demo, lerobot:TYPE, lerobot-full:TYPE, gr00t, gr00t-head or gr00t-head:LAYERS.
 
     Raises:
         ValueError: the name is unknown.
@@ -206,11 +228,13 @@ def build(name: str) -> Host:
         host = lerobot(rest)
     elif kind == "lerobot-full" and rest in FULL:
         host = lerobot_full(rest)
+    elif kind == "gr00t":
+        host = gr00t_head(None, vlm_gflop=VLM_GFLOP)
     elif kind == "gr00t-head":
         host = gr00t_head(int(rest) if rest else None)
     else:
         raise ValueError(
-            f"unknown host {name!r}; expected demo, gr00t-head[:LAYERS], lerobot:{{{','.join(LEROBOT)}}}, "
+            f"unknown host {name!r}; expected demo, gr00t, gr00t-head[:LAYERS], lerobot:{{{','.join(LEROBOT)}}}, "
             f"lerobot-full:{{{','.join(FULL)}}}"
         )
     millions = sum(p.numel() for p in host.policy.parameters()) / 1e6

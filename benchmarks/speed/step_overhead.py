@@ -4,6 +4,7 @@
     python -m benchmarks.speed.step_overhead --host lerobot:pi05               # any policy of LeRobot, in its environment
     python -m benchmarks.speed.step_overhead --host lerobot-full:smolvla --lam paper --batch 2   # full size
     python -m benchmarks.speed.step_overhead --host gr00t-head --lam paper     # in GR00T's; PYTHONPATH has its checkout
+    python -m benchmarks.speed.step_overhead --host gr00t --lam paper --perceptual --batch 4 --rounds 3 --steps 1 --warmup 0
     python -m benchmarks.speed.step_overhead --table                           # the committed rows
 
 One policy, one process: in every round LARA is attached in one way after the other, in turn and in reverse, some steps
@@ -21,6 +22,10 @@ OMP_NUM_THREADS says otherwise. The ways build on each other, so that their diff
     cached/4     both
     detached     after detach(): has to be 1.00
 
+GR00T's head stands behind a VLM that costs nothing (gr00t-head), or behind matrix products that cost what its own does
+(gr00t). --perceptual adds the work of LPIPS's VGG16. --warmup 0: one round before the first warms up, and the operations
+of a step are counted in it.
+
 Peak memory (--memory) is that of a process of its own for each way, beyond what stood before its first step.
 """
 
@@ -37,15 +42,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are many times slower with more where others work too
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import RESULTS, markdown
+from benchmarks.speed.counts import VggDistance
 from benchmarks.speed.lam import make_backbone
 from benchmarks.speed.measure import environment, medians, peak_mb, ranges, ratios
 from benchmarks.speed.overhead_hosts import Host, build
@@ -93,6 +100,7 @@ class Lams:
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.preset, self.device, self.folder = arguments.lam, arguments.device, folder
+        self.perceptual = arguments.perceptual
         self._made: dict[str, nn.Module] = {}
 
     def get(self, way: str) -> nn.Module:
@@ -109,7 +117,10 @@ class Lams:
     def _real(self) -> LatentActionModel:
         if self.preset == "tiny":
             return LatentActionModel(LatentActionConfig.tiny())
-        return LatentActionModel(LatentActionConfig.paper(perceptual_weight=0.0), backbone=make_backbone("paper"))
+        lam = LatentActionModel(LatentActionConfig.paper(perceptual_weight=0.0), backbone=make_backbone("paper"))
+        if self.perceptual:
+            lam.perceptual, lam.config = VggDistance(), LatentActionConfig.paper()  # type: ignore[assignment]
+        return lam
 
 
 @contextlib.contextmanager
@@ -188,11 +199,28 @@ def selected_ways(arguments: argparse.Namespace) -> list[str]:
     return [way for way in possible if way == "alone" or way in arguments.ways]
 
 
-def measure_time(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, list[float]], str]]:
-    """After every round: per way, each round's ratio to the policy alone; and the policy's size."""
+class Measured(NamedTuple):
+    """What is known after a round.
+
+    ratio: per way, each round's ratio to the policy alone.
+    gflop: per way, of a step; empty unless they were counted.
+    size: the policy's.
+    """
+
+    ratio: dict[str, list[float]]
+    gflop: dict[str, float]
+    size: str
+
+
+def measure_time(arguments: argparse.Namespace) -> Iterator[Measured]:
+    """What is known, after every round."""
     seconds: dict[str, list[float]] = {way: [] for way in selected_ways(arguments)}
+    gflop: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         host, lams, with_frames, alone = prepare(arguments, Path(folder))
+        if not arguments.warmup and not arguments.compile:
+            for way in seconds:
+                gflop[way] = count_step(host, way, lams, alone if way in ("alone", "detached") else with_frames, arguments)
         for round_ in range(arguments.rounds):
             ways = list(seconds)
             if round_ % 2:  # "detached" has to come after something was attached
@@ -208,7 +236,17 @@ def measure_time(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, list
                     seconds[way].append(median(timed_step(host, inputs, arguments) for _ in range(arguments.steps)))
                     if arguments.compile:
                         host.policy._compiled_call_impl = None
-            yield ratios(seconds, "alone"), host.size
+            yield Measured(ratios(seconds, "alone"), gflop, host.size)
+
+
+def count_step(host: Host, way: str, lams: Lams, inputs: Any, arguments: argparse.Namespace) -> float:
+    """GFLOP of a step by torch's counter; a cache is filled before."""
+    with attached(host, way, lams):
+        if way == "cached":
+            timed_step(host, inputs, arguments)
+        with FlopCounterMode(display=False) as counter:
+            timed_step(host, inputs, arguments)
+    return round(counter.get_total_flops() / 1e9, 3)
 
 
 def measure_memory(arguments: argparse.Namespace, way: str) -> float:
@@ -236,7 +274,7 @@ def measure_peaks(arguments: argparse.Namespace) -> dict[str, float]:
 def row_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a row is a row of."""
     return {
-        "host": arguments.host, "lam": arguments.lam, "batch": arguments.batch, "views": arguments.views,
+        "host": arguments.host, "lam": arguments.lam + "+LPIPS" * arguments.perceptual, "batch": arguments.batch, "views": arguments.views,
         "dtype": arguments.dtype, "compile": arguments.compile, "device": arguments.device.partition(":")[0],
     }  # fmt: skip
 
@@ -244,12 +282,13 @@ def row_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def measure_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Everything that is recorded of a run, after every round: a run that is cut short leaves what it has."""
     peak = measure_peaks(arguments) if arguments.memory else {}  # first: this process is still small
-    for done, (relative, size) in enumerate(measure_time(arguments), 1):
+    for done, measured in enumerate(measure_time(arguments), 1):
         yield {
             "settings": row_settings(arguments),
-            "policy_parameters": size,
-            "ratio": medians(relative),
-            "range": ranges(relative),
+            "policy_parameters": measured.size,
+            "ratio": medians(measured.ratio),
+            "range": ranges(measured.ratio),
+            "gflop": measured.gflop,
             "rounds": done, "steps": arguments.steps, "threads": torch.get_num_threads(),
             "peak_mb": peak,
             "environment": environment(arguments.device, ("torch", "transformers")),
@@ -347,6 +386,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="demo")
     parser.add_argument("--lam", choices=["tiny", "paper"], default="tiny")
+    parser.add_argument("--perceptual", action="store_true", help="the paper's LAM with the work of LPIPS")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--frame-size", type=int, help="of the frames, in pixels; default: the LAM's")
