@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from lara_adapter import AttachOrderError, LaraAdapter
 from lara_adapter.saving.layout import CONFIG_FILE
-from lara_adapter.storage.files import read_json
+from lara_adapter.storage.files import read_json, write_json
 
-__all__ = ["FOLDER", "find_adapter", "require_adapter", "warn_of_other_settings", "without_lara"]
+__all__ = [
+    "FOLDER", "find_adapter", "require_adapter", "warn_of_other_frames", "warn_of_other_settings", "without_lara",
+    "write_frames",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "lara"  # the adapter's, inside a host's checkpoint
+_FRAMES_FILE = "frames.json"  # in it
 _SETTINGS = (
     "token", "projector", "alignment", "align_weight", "lam_weight", "lam_grad_scale", "reconstruct", "train_lam",
 )  # fmt: skip
@@ -53,6 +58,23 @@ def warn_of_other_settings(lara: LaraAdapter, folder: Path) -> None:
         logger.warning(
             "%s was saved with other settings than those of this run, in brackets: %s. A resumed run takes them from its "
             "command: repeat the flags of the first run", folder, ", ".join(others),
+        )  # fmt: skip
+
+
+def write_frames(folder: Path, frames: Mapping[str, Any]) -> None:
+    """Write beside the adapter which frames it had (views, gap, frame_size), for :func:`warn_of_other_frames`."""
+    write_json(folder / _FRAMES_FILE, dict(frames))
+
+
+def warn_of_other_frames(frames: Mapping[str, Any], folder: Path) -> None:
+    """Warn if a run that is resumed does not show the LAM the frames that it was saved with."""
+    if not (folder / _FRAMES_FILE).is_file():  # of an older run
+        return
+    saved, now = read_json(folder / _FRAMES_FILE), json.loads(json.dumps(dict(frames)))
+    if others := [f"{name}={saved.get(name)} ({now[name]})" for name in now if saved.get(name) != now[name]]:
+        logger.warning(
+            "%s was saved with other frames than those of this run, in brackets: %s. Repeat the flags of the first run",
+            folder, ", ".join(others),
         )  # fmt: skip
 
 

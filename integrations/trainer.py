@@ -6,6 +6,7 @@ Tested with transformers 4.51 and 5.x.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lara_adapter import AttachOrderError, LaraAdapter
 from lara_adapter.frames import frame_keys
 from lara_adapter.saving.read import restore_adapter
 
-from .checkpoints import FOLDER, require_adapter, warn_of_other_settings
+from .checkpoints import FOLDER, require_adapter, warn_of_other_frames, warn_of_other_settings, write_frames
 from .frames import feature_reader
 
 __all__ = ["LaraCallback", "LaraTrainerMixin"]
@@ -31,15 +32,21 @@ class LaraCallback(TrainerCallback):
     Trainer(callbacks=[...]) comes after them.
     """
 
-    def __init__(self, lara: LaraAdapter) -> None:
-        self.lara = lara
+    def __init__(self, lara: LaraAdapter, frames: Mapping[str, Any] | None = None) -> None:
+        self.lara, self.frames = lara, frames
 
     @classmethod
-    def add_to(cls, trainer: Trainer, lara: LaraAdapter) -> LaraCallback:
+    def add_to(cls, trainer: Trainer, lara: LaraAdapter, frames: Mapping[str, Any] | None = None) -> LaraCallback:
         """Add a callback to a trainer that is not yet training, before all others; the trainer then keeps the frames.
 
         With `remove_unused_columns` (the default) a Trainer drops what the policy's forward does not name, also frames.
         Where the LAM keeps its image encoder's features on disk, the data loader's workers read them.
+
+        Args:
+            trainer: the trainer.
+            lara: attached to its model.
+            frames: which frames the batches hold (views, gap, frame_size: anything that JSON can), saved with each
+                checkpoint: a run that is resumed with others warns. None: not known.
 
         Raises:
             AttachOrderError: LARA is attached to another model than the trainer's. Resuming from a checkpoint that was
@@ -54,7 +61,7 @@ class LaraCallback(TrainerCallback):
         if host.args.dataloader_num_workers > 0:
             precision = "bf16" if host.args.bf16 else "fp16" if host.args.fp16 else "no"
             host.data_collator = feature_reader(lara, precision, host.data_collator) or host.data_collator
-        callback = cls(lara)
+        callback = cls(lara, frames)
         trainer.callback_handler.callbacks.insert(0, callback)
         load = host._load_from_checkpoint
 
@@ -74,6 +81,8 @@ class LaraCallback(TrainerCallback):
         """
         folder = require_adapter(checkpoint, "Start a new run from its weights instead of resuming")
         warn_of_other_settings(self.lara, folder)
+        if self.frames is not None:
+            warn_of_other_frames(self.frames, folder)
         if self.lara.binding.peft is not None:
             restore_adapter(self.lara, folder)
             logger.info("LARA restored from %s", folder)
@@ -89,7 +98,10 @@ class LaraCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the adapter; every rank takes part (a sharded adapter is gathered by all), rank 0 writes."""
-        self.lara.save_pretrained(Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER)
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
+        self.lara.save_pretrained(folder)
+        if self.frames is not None and state.is_world_process_zero:
+            write_frames(folder, self.frames)
 
 
 class LaraTrainerMixin:

@@ -115,8 +115,8 @@ def measure_step(rounds: int) -> dict[str, Any]:
         for size in sizes:
             settings = {"batch": 32, "views": 1, "frame_size": 64, what: size}
             arguments = argparse.Namespace(
-                host="demo", lam="tiny", perceptual=False, rounds=rounds, steps=3, warmup=1, dtype="float32", compile=False, device="cpu",
-                ways=["joint"], **settings,
+                host="demo", lam="tiny", perceptual=False, rounds=rounds, steps=3, warmup=1, dtype="float32",
+                compile=False, device="cpu", ways=["joint"], **settings,
             )  # fmt: skip
             *_, measured = measure_time(arguments)
             found.setdefault(what, {})[str(size)] = ratio(measured.ratio["joint"])

@@ -159,12 +159,14 @@ def lerobot_full(name: str) -> Host:
 
 
 class Products(nn.Module):
-    """Frozen matrix products of a given cost: what a VLM would cost in their place. Of one pair of matrices, for memory's sake."""
+    """Frozen matrix products that cost what a VLM would; of one pair of matrices, for memory's sake."""
 
     def __init__(self, gflop: float, tokens: int, width: int = 2048) -> None:
         super().__init__()
         self.tokens, self.width = tokens, width
-        self.mlp = nn.Sequential(nn.Linear(width, 8 * width), nn.GELU(), nn.Linear(8 * width, width)).requires_grad_(False)
+        self.mlp = nn.Sequential(nn.Linear(width, 8 * width), nn.GELU(), nn.Linear(8 * width, width)).requires_grad_(
+            False
+        )
         self.repeats = round(gflop * 1e9 / (tokens * 2 * 2 * width * 8 * width))
 
     @torch.no_grad()

@@ -220,7 +220,9 @@ def measure_time(arguments: argparse.Namespace) -> Iterator[Measured]:
         host, lams, with_frames, alone = prepare(arguments, Path(folder))
         if not arguments.warmup and not arguments.compile:
             for way in seconds:
-                gflop[way] = count_step(host, way, lams, alone if way in ("alone", "detached") else with_frames, arguments)
+                gflop[way] = count_step(
+                    host, way, lams, alone if way in ("alone", "detached") else with_frames, arguments
+                )
         for round_ in range(arguments.rounds):
             ways = list(seconds)
             if round_ % 2:  # "detached" has to come after something was attached
@@ -274,8 +276,9 @@ def measure_peaks(arguments: argparse.Namespace) -> dict[str, float]:
 def row_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a row is a row of."""
     return {
-        "host": arguments.host, "lam": arguments.lam + "+LPIPS" * arguments.perceptual, "batch": arguments.batch, "views": arguments.views,
-        "dtype": arguments.dtype, "compile": arguments.compile, "device": arguments.device.partition(":")[0],
+        "host": arguments.host, "lam": arguments.lam + " with LPIPS" * arguments.perceptual, "batch": arguments.batch,
+        "views": arguments.views, "dtype": arguments.dtype, "compile": arguments.compile,
+        "device": arguments.device.partition(":")[0],
     }  # fmt: skip
 
 
@@ -411,14 +414,15 @@ def main() -> int:
     if arguments.measure_memory:
         print(measure_memory(arguments, arguments.measure_memory))
         return 0
-    row = with_memory(arguments) if arguments.memory_only else None
-    if arguments.memory_only and row is None:
+    rows = filter(None, [with_memory(arguments)]) if arguments.memory_only else measure_rows(arguments)
+    row = None
+    for row in rows:
+        record(row, arguments.out)
+    if row is None:
         sys.stderr.write(
             f"{arguments.out} has no row of {row_settings(arguments)}: time it first, without --memory-only\n"
         )
         return 1
-    for row in [row] if row else measure_rows(arguments):
-        record(row, arguments.out)
     print(table([row]))
     print(f"written to {arguments.out}")
     return 0

@@ -78,11 +78,13 @@ class LaraPipeline:
         settings: LARA's.
         lora: LoRA's; rank 0 for none.
         lara: the adapter, after :meth:`setup`.
+        frames: what the LAM sees of each dataset, likewise.
     """
 
     settings: LaraSettings
     lora: LoraSettings = LoraSettings()
     lara: LaraAdapter | None = None
+    frames: dict[str, Any] | None = None
 
     @classmethod
     def on(cls, pipeline: type, settings: LaraSettings, lora: LoraSettings | None = None) -> type[LaraPipeline]:
@@ -102,7 +104,12 @@ class LaraPipeline:
         if self.lora.rank > 0:
             pipeline.model = wrap_in_lora(pipeline.model, self.lora, pipeline.config.model.tune_projector)
         size = self.settings.frame_size_for(lam)
-        add_frames(pipeline.train_dataset, views=self.settings.views or None, gap=self.settings.gap, frame_size=size)
+        placed = add_frames(
+            pipeline.train_dataset, views=self.settings.views or None, gap=self.settings.gap, frame_size=size
+        )
+        type(self).frames = {
+            "views": [list(each.views) for each in placed], "gap": [each.gap for each in placed], "frame_size": size,
+        }  # fmt: skip
         self.lara = type(self).lara = self.settings.attach(pipeline.model, lam)
 
 
@@ -140,7 +147,7 @@ def lara_experiment(
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             assert pipeline.lara is not None  # the pipeline's setup comes first
-            LaraCallback.add_to(self, pipeline.lara)
+            LaraCallback.add_to(self, pipeline.lara, pipeline.frames)
 
     with replaced(experiment, MODEL_REGISTRY={**registry, kind: pipeline}, Gr00tTrainer=Gr00tLaraTrainer):
         yield pipeline

@@ -1,7 +1,7 @@
 """Checkpoints that are stock openpi's, with LARA beside them.
 
 <step>/model.safetensors   without LARA: PI0Pytorch loads it strictly, so do openpi's server and training
-<step>/lara/               the adapter, and openpi.json: which frames it had
+<step>/lara/               the adapter, and frames.json: which frames it had
 <step>/optimizer.pt        LARA's moments among the policy's
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,18 @@ from safetensors import safe_open
 from lara_adapter import LaraAdapter
 from lara_adapter.binding import ADAPTER_NAME
 from lara_adapter.saving.read import restore_adapter
-from lara_adapter.storage.files import read_json, write_json
 
-from ..checkpoints import FOLDER, require_adapter, warn_of_other_settings, without_lara
+from ..checkpoints import (
+    FOLDER,
+    require_adapter,
+    warn_of_other_frames,
+    warn_of_other_settings,
+    without_lara,
+    write_frames,
+)
 from .frames import FramePlan
 
 __all__ = ["CheckpointFiles", "adapter_to_resume", "latest_checkpoint", "load_policy", "save_policy"]
-
-
-logger = logging.getLogger(__name__)
-
-_FRAMES_FILE = "openpi.json"
 
 
 def save_policy(lara: LaraAdapter, filename: str | Path) -> None:
@@ -88,7 +87,7 @@ class CheckpointFiles:
         save_policy(self.lara, filename)
         self.lara.save_pretrained(Path(filename).parent / FOLDER)
         if self.plan is not None:
-            write_json(Path(filename).parent / FOLDER / _FRAMES_FILE, dataclasses.asdict(self.plan))
+            write_frames(Path(filename).parent / FOLDER, dataclasses.asdict(self.plan))
 
     def load_model(self, model: Any, filename: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As `safetensors.torch.load_model`; of a checkpoint of this run LARA's part too.
@@ -103,16 +102,7 @@ class CheckpointFiles:
         if self.run_folder in folder.parents:
             adapter = adapter_to_resume(folder)
             warn_of_other_settings(self.lara, adapter)
-            self._warn_of_other_frames(adapter / _FRAMES_FILE)
+            if self.plan is not None:
+                warn_of_other_frames(dataclasses.asdict(self.plan), adapter)
             restore_adapter(self.lara, adapter)
         return result
-
-    def _warn_of_other_frames(self, saved: Path) -> None:
-        if self.plan is None or not saved.is_file():  # of an older run
-            return
-        before, now = read_json(saved), json.loads(json.dumps(dataclasses.asdict(self.plan)))
-        if others := [f"{name}={before.get(name)} ({now[name]})" for name in now if before.get(name) != now[name]]:
-            logger.warning(
-                "%s was saved with other frames than those of this run, in brackets: %s. Repeat the flags of the first "
-                "run", saved.parent, ", ".join(others),
-            )  # fmt: skip

@@ -496,8 +496,9 @@ def test_the_lam_has_its_own_learning_rate(finished):
     assert rates == {1e-3, 1e-4}
 
 
-def test_a_run_resumes_with_projector_lam_and_optimizer(world, finished, tmp_path):
-    """The resumed run starts from the checkpoint's weights: with a learning rate of 0 it ends with them."""
+def test_a_run_resumes_with_projector_lam_and_optimizer(world, finished, tmp_path, caplog):
+    """The resumed run starts from the checkpoint's weights: with a learning rate of 0 it ends with them. And it is told
+    that its frames are other ones."""
     import shutil
 
     shutil.copytree(finished[0] / "checkpoint-2", tmp_path / "checkpoint-2")
@@ -515,9 +516,10 @@ def test_a_run_resumes_with_projector_lam_and_optimizer(world, finished, tmp_pat
     module = sys.modules["lara_adapter.integrations.gr00t.train"]
     original, module.LaraCallback = module.LaraCallback, Look
     try:
-        lara = run(config, settings_of(world, lam_lr=1e-4))
+        lara = run(config, settings_of(world, lam_lr=1e-4, gap=3))
     finally:
         module.LaraCallback = original
+    assert "checkpoint-2/lara was saved with other frames than those of this run, in brackets: gap=" in caplog.text
     assert (seen["step"], seen["lara_step"], lara.step) == (2, 2, 4)
     assert seen["moments"] > 150
     saved = load_file(tmp_path / "checkpoint-2/model.safetensors")

@@ -220,6 +220,15 @@ def test_each_save_holds_the_adapter(tmp_path):
     assert all(torch.equal(v, lara.state_dict()[k]) for k, v in again.state_dict().items())
 
 
+def test_a_run_that_is_resumed_with_other_frames_says_so(tmp_path, caplog):
+    for steps, gap, said in ((2, 8, False), (4, 8, False), (6, 4, True)):
+        policy, lara = build()
+        trainer = trainer_of(policy, tmp_path, save_strategy="steps", save_steps=2, max_steps=steps)
+        LaraCallback.add_to(trainer, lara, {"views": ("top",), "gap": gap})
+        trainer.train(resume_from_checkpoint=steps > 2)
+        assert ("saved with other frames than those of this run, in brackets: gap=8 (4)" in caplog.text) == said
+
+
 def test_resuming_a_plain_run_with_lara_says_what_is_wrong(tmp_path, caplog):
     plain = trainer_of(Host().train(), tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
     plain.train()
