@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError, LaraArgumentError
+from ..storage.files import kind_of
 from ..storage.hub import is_repo_id
 from .dataset import Dataset
 from .episodes import INFO, EpisodeDataset
@@ -67,9 +68,9 @@ def _open(path: Path, fps: float | None) -> Dataset:
         raise DatasetError(f"{shown(path)} holds {len(found)} collections, among them {names}; name one of them")
     sources = [each for each in found if isinstance(each, Source)]
     if not sources:
-        model = (path / "config.json").is_file() and "latent_dim" in (path / "config.json").read_text(errors="replace")
-        is_lam = " It is a latent action model: were the arguments swapped?" if model else ""
-        raise DatasetError(f"{shown(path)} holds nothing that can be read.{is_lam} Expected: {_EXPECTED}")
+        known = kind_of(path)
+        is_known = f"; it is {known}" if known else ""
+        raise DatasetError(f"{shown(path)} holds nothing that can be read{is_known}. Expected: {_EXPECTED}")
     return FileDataset(path, sources)
 
 

@@ -22,7 +22,7 @@ from ..errors import AdapterFormatError, LaraArgumentError
 from .sharding import whole
 from .untrusted import check_tensor_file, not_tensors, parse_json
 
-__all__ = ["ADAPTER_FILE", "check_folder", "check_tensors", "check_values", "exchange", "load_into",
+__all__ = ["ADAPTER_FILE", "check_folder", "check_tensors", "check_values", "exchange", "kind_of", "load_into",
            "missing", "read_json", "read_tensors", "replace_file", "replace_folder", "sha256",
            "write_json", "write_tensors"]  # fmt: skip
 
@@ -164,10 +164,10 @@ def neighbours(folder: Path) -> str:
     if not folder.is_dir():
         return f"the folder {folder} does not exist"
     holds = f"the folder holds {sorted(p.name for p in folder.iterdir())[:20]}"
-    return f"{holds}, as {kind} does" if (kind := _kind_of(folder)) else holds
+    return f"{holds}, as {kind} does" if (kind := kind_of(folder)) else holds
 
 
-def _kind_of(folder: Path) -> str | None:
+def kind_of(folder: Path) -> str | None:
     """What a folder is that was named in place of another; None: nothing that is known here."""
     if (folder / ADAPTER_FILE).is_file():
         return "a LARA adapter (its latent action model is in lam/)"

@@ -439,6 +439,7 @@ def test_refusals_name_what_is_wrong(tmp_path, lam, source):
     refused(LaraArgumentError, "file is a file, but a folder is expected", output=tmp_path / "file" / "copy")
     (tmp_path / "empty").mkdir()
     refused(DatasetError, "holds nothing that can be read. Expected: meta/info.json", dataset=tmp_path / "empty")
+    refused(DatasetError, "nothing that can be read; it is a latent action model. Expected", dataset=lam)
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source / "copy")
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source)
     refused(LaraArgumentError, "is, holds or lies in the dataset", output=source.parent)
