@@ -35,6 +35,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from lara_adapter.integrations.gr00t import INSTALL, LaraSettings, LoraSettings, export_policy, run  # noqa: E402
 from lara_adapter.integrations.old_names import current_flags  # noqa: E402
+from lara_adapter.integrations.settings import describe_error  # noqa: E402
 
 from lara_adapter import LaraArgumentError, LaraError  # noqa: E402
 
@@ -222,7 +223,7 @@ def main(arguments: list[str]) -> int:
             if int(os.environ.get("RANK", "0")) == 0:
                 report(flags, metrics)
         except LaraError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(describe_error(error), file=sys.stderr)
             return 2
     return 0
 

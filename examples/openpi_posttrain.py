@@ -26,6 +26,7 @@ from typing import Any
 
 from lara_adapter.integrations.old_names import current_flags
 from lara_adapter.integrations.openpi import INSTALL, OpenpiLaraSettings, find_training_script, run
+from lara_adapter.integrations.settings import describe_error
 
 from lara_adapter import LaraError
 
@@ -133,7 +134,7 @@ def main(arguments: list[str]) -> int:
             if RANK == 0:
                 report(flags, config, lara.metrics())
         except LaraError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(describe_error(error), file=sys.stderr)
             return 2
         except ModuleNotFoundError as error:
             if error.name != "openpi" and not str(error.name).startswith("openpi."):

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lara_adapter import LaraAdapter, LaraArgumentError, LatentActionModel, attach_lara
+from lara_adapter import LaraAdapter, LaraArgumentError, LaraError, LatentActionModel, attach_lara
+from lara_adapter.errors import name_flags
 from lara_adapter.losses import Contrastive
 
 from .old_names import accept_old_names
 
-__all__ = ["ATTACH_ARGUMENTS", "LaraSettings", "prepare_lam"]
+__all__ = ["ATTACH_ARGUMENTS", "LaraSettings", "describe_error", "prepare_lam"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,3 +126,15 @@ def prepare_lam(lara: LaraAdapter, feature_cache: str | None, lam_checkpointing:
         lara.lam.checkpoint_layers()
     if feature_cache:
         lara.lam.cache_features(feature_cache)
+
+
+def describe_error(error: LaraError, settings: type[LaraSettings] = LaraSettings, *, hyphens: bool = True) -> str:
+    """An error in one line, for somebody who typed `--lara.*` flags: kind and message, with flags as they are typed.
+
+    Args:
+        error: the error.
+        settings: whose fields the flags are.
+        hyphens: whether the host's flags have hyphens where fields have underscores.
+    """
+    names = [field.name for field in fields(settings)]
+    return f"{type(error).__name__}: {name_flags(str(error), names, '--lara.', hyphens)}"

@@ -5,6 +5,9 @@ All derive from :class:`LaraError`, so that `except LaraError` catches exactly w
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 __all__ = [
     "AdapterFormatError",
     "AttachOrderError",
@@ -24,6 +27,7 @@ __all__ = [
     "TapNeverFired",
     "TapNotFound",
     "TokenError",
+    "name_flags",
 ]
 
 
@@ -97,3 +101,17 @@ class ServingError(LaraError, RuntimeError):
 
 class ServingTimeout(ServingError, TimeoutError):
     """A policy server did not answer in time."""
+
+
+def name_flags(message: str, arguments: Iterable[str], prefix: str = "--", hyphens: bool = True) -> str:
+    """A message, with the arguments that it names as somebody typed them: `batch_size=0` is `--batch-size=0`.
+
+    Args:
+        message: of an error.
+        arguments: the ones that were flags.
+        prefix: before each.
+        hyphens: whether flags have hyphens where arguments have underscores.
+    """
+    names = "|".join(map(re.escape, arguments))
+    named = rf"(?<![\w.\-(])({names})(?==)|^({names})(?=: )"
+    return re.sub(named, lambda found: prefix + (found[0].replace("_", "-") if hyphens else found[0]), message)

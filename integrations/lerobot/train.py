@@ -35,10 +35,10 @@ from lara_adapter.errors import LaraArgumentError, LaraError, OptimizerCoverageE
 from ..checkpoints import require_adapter
 from ..frames import feature_reader
 from ..hosts import replaced
-from ..settings import prepare_lam
+from ..settings import describe_error, prepare_lam
 from .checkpoints import DataSettings, save_beside, stock_saves
 from .dataset import FRAMES, LaraDataset
-from .options import LaraOptions, make_parser, parse_options
+from .options import LaraOptions, LeRobotSettings, make_parser, parse_options
 
 __all__ = ["main"]
 
@@ -183,4 +183,4 @@ if __name__ == "__main__":
     try:
         main()
     except LaraError as problem:  # what the user can fix: no traceback
-        sys.exit(f"{type(problem).__name__}: {problem}")
+        sys.exit(describe_error(problem, LeRobotSettings, hyphens=False))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..errors import LaraError
+from ..errors import LaraError, name_flags
 from .output import write
 
 __all__ = ["COMMANDS", "Command", "load_command", "main"]
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import tyro
     except ImportError:
         return _refuse("the command line needs tyro: pip install 'lara-adapter[cli]'")
-    from .arguments import replace_old_flags
+    from .arguments import flags_of, replace_old_flags
     from .usage import short_help
 
     try:
@@ -128,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # tyro itself ends the process for its help (0) and for arguments that do not parse (2)
         return int(tyro.cli(load_command(name), prog=f"lara {name}", args=given))
     except LaraError as error:
-        return _refuse(f"{name}: {str(error).removeprefix(f'{name}: ')}")
+        message = name_flags(str(error).removeprefix(f"{name}: "), flags_of(load_command(name)))
+        return _refuse(f"{name}: {message}")
 
 
 def load_command(name: str) -> Callable[..., int]:

@@ -16,7 +16,7 @@ import tyro
 
 from ..errors import LaraArgumentError
 
-__all__ = ["replace_old_flags", "split_pairs", "takes"]
+__all__ = ["flags_of", "replace_old_flags", "split_pairs", "takes"]
 
 _Command = TypeVar("_Command", bound=Callable[..., int])
 _HELP = {  # of arguments that several commands have
@@ -103,6 +103,11 @@ def _typed(hint: Any) -> Any:
         kept = [member for member in kept if member is not Path]
     kept.sort(key=lambda member: _TYPES.index(member) if member in _TYPES else 0)
     return typing.Union[tuple(kept)]  # noqa: UP007  (of a tuple)
+
+
+def flags_of(command: Callable[..., int]) -> list[str]:
+    """The arguments of a command that have a flag."""
+    return [p.name for p in inspect.signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def replace_old_flags(

@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("tyro")
 import lara_adapter
 from lara_adapter import LatentActionConfig, LatentActionModel, cli
-from lara_adapter.cli.arguments import replace_old_flags, takes
+from lara_adapter.cli.arguments import flags_of, replace_old_flags, takes
+from lara_adapter.errors import name_flags
 
 ROOT = Path(__file__).parents[2]
 MINI_VLA = f"{ROOT / 'examples' / 'mini_vla.py'}:MiniVLA"
@@ -90,6 +91,19 @@ def test_a_refusal_is_one_line_and_status_two(capsys, arguments, said):
     assert said in err
     assert err.startswith("lara: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("library", "shown"),
+    [
+        ("batch_size=0, but a number >= 1 is expected", "--batch-size=0, but a number >= 1 is expected"),
+        ("actions: the folder x does not exist", "--actions: the folder x does not exist"),
+        ("add --sidecar (sidecar=True)", "add --sidecar (sidecar=True)"),
+        ("config.gap=3, f(gap=3), my-gap=3 and dataset=x", "config.gap=3, f(gap=3), my-gap=3 and dataset=x"),
+    ],
+)
+def test_messages_of_the_library_name_flags_as_they_are_typed(library, shown):
+    assert name_flags(library, flags_of(cli.load_command("label"))) == shown
 
 
 def test_arguments_that_do_not_parse(capsys):

@@ -10,9 +10,10 @@ from dataclasses import fields
 import pytest
 from helpers.toys import DitPolicy, OwnLam
 from lara_adapter.integrations import old_names
+from lara_adapter.integrations.lerobot.options import LeRobotSettings
 from lara_adapter.integrations.old_names import accept_old_names, current_flags
 from lara_adapter.integrations.openpi import FramePlan, OpenpiLaraSettings
-from lara_adapter.integrations.settings import LaraSettings
+from lara_adapter.integrations.settings import LaraSettings, describe_error
 
 from lara_adapter import HostNotInstalled, LaraArgumentError, LatentActionConfig, LatentActionModel, attach_lara
 
@@ -117,3 +118,12 @@ def test_old_flags_are_replaced_with_one_warning(caplog):
 def test_importing_what_needs_lerobot_says_how_to_install_it(module):
     with pytest.raises(HostNotInstalled, match=r"lerobot cannot be imported here .*pip install 'lerobot\["):
         importlib.import_module(f"lara_adapter.integrations.lerobot{module}")
+
+
+def test_an_error_names_the_flags_that_were_typed():
+    error = LaraArgumentError("attach_lara: lam_weight=-1.0, but a number >= 0 is expected; --lara.gap=3 is fine")
+    typed = "attach_lara: --lara.lam-weight=-1.0, but a number >= 0 is expected; --lara.gap=3 is fine"
+    assert describe_error(error) == f"LaraArgumentError: {typed}"
+    error = LaraArgumentError("blocks=x and lam_weight=y")
+    assert describe_error(error).endswith("blocks=x and --lara.lam-weight=y")  # no host but LeRobot has that flag
+    assert describe_error(error, LeRobotSettings, hyphens=False).endswith("--lara.blocks=x and --lara.lam_weight=y")
