@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import pytest
 from helpers.toys import DitPolicy, OwnLam
 from lara_adapter.integrations import old_names
-from lara_adapter.integrations.lerobot.options import LeRobotSettings
 from lara_adapter.integrations.old_names import accept_old_names, current_flags
 from lara_adapter.integrations.openpi import FramePlan, OpenpiLaraSettings
 from lara_adapter.integrations.settings import LaraSettings, describe_error
@@ -124,6 +123,11 @@ def test_an_error_names_the_flags_that_were_typed():
     error = LaraArgumentError("attach_lara: lam_weight=-1.0, but a number >= 0 is expected; --lara.gap=3 is fine")
     typed = "attach_lara: --lara.lam-weight=-1.0, but a number >= 0 is expected; --lara.gap=3 is fine"
     assert describe_error(error) == f"LaraArgumentError: {typed}"
+
+    @dataclass
+    class MoreSettings(LaraSettings):
+        blocks: str | None = None
+
     error = LaraArgumentError("blocks=x and lam_weight=y")
-    assert describe_error(error).endswith("blocks=x and --lara.lam-weight=y")  # no host but LeRobot has that flag
-    assert describe_error(error, LeRobotSettings, hyphens=False).endswith("--lara.blocks=x and --lara.lam_weight=y")
+    assert describe_error(error).endswith("blocks=x and --lara.lam-weight=y")
+    assert describe_error(error, MoreSettings, hyphens=False).endswith("--lara.blocks=x and --lara.lam_weight=y")
