@@ -27,7 +27,6 @@ __all__ = [
     "TapNeverFired",
     "TapNotFound",
     "TokenError",
-    "name_flags",
 ]
 
 

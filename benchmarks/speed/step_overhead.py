@@ -407,7 +407,20 @@ def goals() -> str:
     )
 
 
-SECTIONS = {"benchmarks/README.md": {"overhead": section}}
+def gr00t_cost() -> str:
+    """What a step of GR00T costs, for the page of the host."""
+    row = whole_policy()
+    if row is None:
+        return "The time of a step is not measured yet."
+    timed = {way: f"{row['ratio'][way]:.2f}" for way in ("joint", "joint/4", "cached/4")}
+    return markdown.paragraph(
+        f"""On a CPU, a step of its head behind a VLM's cost takes [{timed["joint"]} times as
+        long](../../benchmarks/README.md#what-lara-adds-to-a-training-step) with the paper's LAM as without,
+        {timed["joint/4"]} with `--lara.reconstruct 0.25`, {timed["cached/4"]} with the feature cache too."""
+    )
+
+
+SECTIONS = {"benchmarks/README.md": {"overhead": section}, "docs/hosts/gr00t.md": {"step cost": gr00t_cost}}
 
 
 def problems() -> Iterator[str]:
