@@ -45,5 +45,5 @@ def test_a_row_has_every_way_and_its_memory(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unknown_host_is_refused():
-    with pytest.raises(ValueError, match="expected demo, gr00t-head"):
+    with pytest.raises(ValueError, match="expected demo, gr00t, gr00t-head"):
         overhead_hosts.build("lerobot-full:groot")
