@@ -237,8 +237,8 @@ def section() -> str:
         ({record["cache_kb_per_frame"]:.0f} kB a frame in float32, memory-mapped, checksummed), for training on
         demonstrations, whose frames come again and again: `--lara.feature-cache FOLDER` for GR00T,
         `--lara.feature_cache=FOLDER` for LeRobot. The losses stay the same. Aimed at were {GOALS["ours"]:.2f} of the
-        release's time and {GOALS["ours, cached"]:.2f} with the cache; what is left is matrix products that both sides do.
-        Not measured on a GPU yet."""
+        release's time and {GOALS["ours, cached"]:.2f} with the cache: missed. By operations the cache leaves 165 of 395
+        GFLOP a pair (`benchmarks.speed.counts --lam paper`; no LPIPS), 0.42. Not measured on a GPU yet."""
     )
     return f"{markdown.table(head, rows)}\n\n{cache}"
 

@@ -164,15 +164,15 @@ class Products(nn.Module):
     def __init__(self, gflop: float, tokens: int, width: int = 2048) -> None:
         super().__init__()
         self.tokens, self.width = tokens, width
-        self.mlp = nn.Sequential(nn.Linear(width, 8 * width), nn.GELU(), nn.Linear(8 * width, width)).requires_grad_(
-            False
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 8 * width), nn.GELU(), nn.Linear(8 * width, width))
+        self.requires_grad_(False)
         self.repeats = round(gflop * 1e9 / (tokens * 2 * 2 * width * 8 * width))
 
     @torch.no_grad()
-    def forward(self, samples: int) -> None:
-        """Do the work."""
-        seen = torch.randn(samples, self.tokens, self.width)
+    def forward(self, batch: Tensor) -> None:
+        """Do the work for as many samples as a batch [B, ...] has, where it is."""
+        self.to(batch.device)  # it is not a part of the policy
+        seen = torch.randn(len(batch), self.tokens, self.width, device=batch.device)
         for _ in range(self.repeats):
             seen = self.mlp(seen)
 
@@ -198,7 +198,7 @@ def gr00t_head(layers: int | None, tokens: int = 300, vlm_gflop: float = 0.0) ->
         policy = Gr00tN1d6(config).train()
     if vlm_gflop:
         vlm = Products(vlm_gflop, tokens)
-        policy.backbone.register_forward_pre_hook(lambda _, args: vlm(len(args[0]["input_ids"])))
+        policy.backbone.register_forward_pre_hook(lambda _, args: vlm(args[0]["input_ids"]))
 
     def inputs(size: int, frames: Tensor | None) -> dict[str, Any]:
         ids = torch.randint(0, gr00t_tiny.VOCABULARY, (size, tokens))
