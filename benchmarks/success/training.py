@@ -188,9 +188,11 @@ def reading(rows: list[Row], regime: str = "distractors") -> str:
                 and a still pair nothing."""
             )
     if "vit" in share:
+        reached = "reached" if share["vit"] >= without else "not reached"
         parts.append(
-            f"""**On a frozen ViT with random weights**, {seeds["vit"]} seeds: {share["vit"]:.2f} of what can be seen,
-            {added("vit", "vit_short")} more than after the short training."""
+            f"""**On a frozen ViT with random weights**, {seeds["vit"]} seeds: {share["vit"]:.2f} of what can be seen (aimed
+            at were {without:g}, {reached}), {added("vit", "vit_short")} to the {share["vit_short"]:.2f} after the short
+            training."""
         )
     return markdown.bullets(*parts)
 
