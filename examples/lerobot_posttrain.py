@@ -34,6 +34,7 @@ try:
     from lara_adapter.integrations.lerobot import LaraDataset, stock_saves
     from lara_adapter.integrations.lerobot.dataset import FRAMES, VALID
     from lara_adapter.integrations.lerobot.serve import load_stock
+    from lara_adapter.integrations.settings import describe_error
     from lerobot.datasets.factory import resolve_delta_timestamps
     from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
     from lerobot_policy import build, choose_policy
@@ -361,7 +362,7 @@ def main() -> int:
     try:
         (smoke if settings.smoke else run)(settings, accelerator)
     except LaraError as error:  # what the user can fix: no traceback
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(describe_error(error, Settings, prefix="--"), file=sys.stderr)
         return 2
     return 0
 

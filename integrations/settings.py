@@ -128,13 +128,16 @@ def prepare_lam(lara: LaraAdapter, feature_cache: str | None, lam_checkpointing:
         lara.lam.cache_features(feature_cache)
 
 
-def describe_error(error: LaraError, settings: type[LaraSettings] = LaraSettings, *, hyphens: bool = True) -> str:
-    """An error in one line, for somebody who typed `--lara.*` flags: kind and message, with flags as they are typed.
+def describe_error(
+    error: LaraError, settings: type[Any] = LaraSettings, *, prefix: str = "--lara.", hyphens: bool = True
+) -> str:
+    """An error in one line, for somebody who typed flags: its kind and message, with flags as they are typed.
 
     Args:
         error: the error.
-        settings: whose fields the flags are.
-        hyphens: whether the host's flags have hyphens where fields have underscores.
+        settings: dataclass whose fields the flags are.
+        prefix: of each flag.
+        hyphens: whether flags have hyphens where fields have underscores.
     """
     names = [field.name for field in fields(settings)]
-    return f"{type(error).__name__}: {name_flags(str(error), names, '--lara.', hyphens)}"
+    return f"{type(error).__name__}: {name_flags(str(error), names, prefix, hyphens)}"
