@@ -336,8 +336,12 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()  # it warns about the unused part of CLIP each time
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if settings.root is None and not settings.smoke:
-        print("--root: expected the folder of a dataset (record_metaworld.py makes one), or --smoke", file=sys.stderr)
+    if not settings.smoke and not (settings.root and (settings.root / "meta/info.json").is_file()):
+        print(
+            f"--root {settings.root}: expected the folder of a LeRobot dataset, with meta/info.json "
+            "(record_metaworld.py makes one), or --smoke",
+            file=sys.stderr,
+        )
         return 2
     if settings.smoke or (settings.episodes and World.read(settings.root)):
         require("metaworld", "mujoco")
