@@ -131,3 +131,10 @@ def test_nothing_is_overwritten(smoke, tmp_path):
         assert "exists" in done.stderr
         assert "Traceback" not in done.stderr
     assert (tmp_path / "policy").is_dir()
+
+
+def test_a_folder_without_a_dataset_is_one_line(tmp_path):
+    done = posttrain("--root", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "expected the folder of a LeRobot dataset" in done.stderr
