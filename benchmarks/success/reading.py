@@ -146,7 +146,7 @@ def evidence() -> str:
     interval = t_interval(decoded)
     assert interval is not None
     trained = read_rows(training.ROWS)
-    share = training.shares(trained)
+    share, clean = (training.shares(trained, regime) for regime in ("distractors", "clean"))
     return bullets(
         f"""**Video without actions makes policies succeed more often**: beside three demonstrations a task, forty
         episodes of experts with actions that `lara label --actions` decodes [add {mean(decoded):.1f} points]({VIDEO})
@@ -159,7 +159,8 @@ def evidence() -> str:
         [adds]({MOTION}) {moved["contrastive"]}, cosine {moved["cosine"]} ({beyond:.2f} without, {seen:.2f} is there).""",
         f"""**How a LAM is trained on video decides more**: of what can be seen of that displacement the demo's says
         {share["short"]:.2f}, trained longer and [augmented]({TRAINING}) {share["augmented"]:.2f}, with a few labels
-        and the still pair taken off {share["subtracted_labelled"]:.2f}.""",
+        and the still pair taken off {share["subtracted_labelled"]:.2f}; on clean pictures {clean["short"]:.2f}, and
+        {clean["augmented"]:.2f} then.""",
         f"""**A training step costs** [{cost["joint"]:.2f} times as
         much](benchmarks/README.md#what-lara-adds-to-a-training-step) with the paper's LAM on a policy of GR00T N1.6's cost,
         {cost["joint/4"]:.2f} with `reconstruct=0.25`, {cost["cached/4"]:.2f} with the feature cache too; acting costs

@@ -162,8 +162,7 @@ def reading(rows: list[Row], regime: str = "distractors") -> str:
         return motion_report.over(found, arm, to, "share_beyond")
 
     def aim(arm: str, least: float) -> str:
-        text = f"aimed at were {least:g}"
-        return f"{text}, {'reached' if share[arm] >= least else 'not reached'}" if seeds[arm] >= 5 else text
+        return f"aimed at were {least:g}, {'reached' if share[arm] >= least else 'not reached'}"
 
     without, known = AIMS[regime]
     still = max(motion_report.average(found, arm, "still") / motion_report.average(found, arm, "pair") for arm in ARMS)
@@ -188,10 +187,9 @@ def reading(rows: list[Row], regime: str = "distractors") -> str:
                 and a still pair nothing."""
             )
     if "vit" in share:
-        reached = "reached" if share["vit"] >= without else "not reached"
         parts.append(
-            f"""**On a frozen ViT with random weights**, {seeds["vit"]} seeds: {share["vit"]:.2f} of what can be seen (aimed
-            at were {without:g}, {reached}), {added("vit", "vit_short")} to the {share["vit_short"]:.2f} after the short
+            f"""**On a frozen ViT with random weights**, {seeds["vit"]} seeds: {share["vit"]:.2f} of what can be seen
+            ({aim("vit", without)}), {added("vit", "vit_short")} to the {share["vit_short"]:.2f} after the short
             training."""
         )
     return markdown.bullets(*parts)
