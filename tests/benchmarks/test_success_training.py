@@ -28,7 +28,7 @@ def test_differences_are_paired_over_seeds():
     assert "add +0.10 (+0.10 to +0.10): 0.80 (aimed at were 0.6, reached)" in said.replace("\n  ", " ")
     assert "+0.05 (+0.05 to +0.05) to that: 0.85 (aimed at were 0.8, reached)" in said.replace("\n  ", " ")
     low = training.reading([row(0, arm, share) for arm, share in shares.items()])
-    assert "(aimed at were 0.8)" in low.replace("\n  ", " ")
+    assert "(aimed at were 0.8, not reached)" in low.replace("\n  ", " ")
     assert training.reading(rows[:2]) == ""
     assert training.table("clean", rows).count("\n") == 1  # its head
 
@@ -37,8 +37,8 @@ def test_each_regime_has_its_own_aims_and_later_arms_are_read_where_they_have_ro
     shares = {"short": 0.5, "long": 0.7, "augmented": 0.8, "labelled": 0.9, "vit_short": 0.2, "vit": 0.65}
     rows = [row(seed, arm, share, "clean") for seed in range(5) for arm, share in shares.items()]
     said = training.reading(rows, "clean").replace("\n  ", " ")
-    assert said.count("aimed at were 1, not reached") == 3
-    assert "0.65 of what can be seen, +0.45 (+0.45 to +0.45) more" in said
+    assert said.count("aimed at were 1, not reached") == 4
+    assert "(aimed at were 1, not reached), +0.45 (+0.45 to +0.45) to the 0.20 after the short training" in said
     assert training.reading(rows) == ""
     without = [each for each in rows if not str(each["arm"]).startswith("vit")]
     assert "ViT" not in training.reading(without, "clean")
