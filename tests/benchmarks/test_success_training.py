@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.success import training
+from benchmarks.success import libero_training, training
 
 
 def row(seed: int, arm: str, share: float, regime: str = "distractors") -> dict[str, object]:
@@ -55,3 +56,17 @@ def test_the_protocol():
     frozen = {"steps": 3600, "lr": 1e-3, "augmented": True, "encoder": Path("v")}
     assert settings.pretraining("vit", Path("v")) == frozen
     assert "seeds" not in settings.same()
+
+
+def test_on_libero_the_arms_are_those_that_were_chosen_in_meta_world(tmp_path, monkeypatch):
+    settings = libero_training.Settings()
+    assert settings.seeds == (0, 1, 2)
+    assert settings.same()["arms"]["subtracted"] == training.Settings().pretraining("subtracted")
+    monkeypatch.setattr(libero_training, "ROWS", tmp_path / "rows.jsonl")
+    assert libero_training.section() == "Not run yet."
+    shares = {"short": 0.5, "long": 0.55, "augmented": 0.7, "subtracted": 0.6}
+    rows = [row(seed, arm, share, "libero_object") for seed in range(3) for arm, share in shares.items()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    said = libero_training.section()
+    assert "| augmented | 3 | 0.20 | 0.05 | 0.28 of 0.40 | 0.70 | +0.20 (+0.20 to +0.20) |" in said
+    assert "short 0.50, augmented 0.70, reached" in " ".join(said.split())
