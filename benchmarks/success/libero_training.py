@@ -95,7 +95,7 @@ def section() -> str:
     found = motion_report.by_arm(rows, libero.REGIME)
     share = motion_report.number("share_beyond")
     by_seed = {arm: [share(row) for (_, name), row in sorted(found.items()) if name == arm] for arm in ARMS}
-    said = ", ".join(f"{arm} {' and '.join(f'{value:.2f}' for value in values)}" for arm, values in by_seed.items())
+    said = "; ".join(f"{arm} {', '.join(f'{value:.2f}' for value in values)}" for arm, values in by_seed.items())
     reached = [arm for arm, values in by_seed.items() if mean(values) >= AIM]
     reading = markdown.paragraph(
         f"""Aimed at were {AIM:g} of what can be seen beyond the present frame: reached by

@@ -69,4 +69,4 @@ def test_on_libero_the_arms_are_those_that_were_chosen_in_meta_world(tmp_path, m
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     said = libero_training.section()
     assert "| augmented | 3 | 0.20 | 0.05 | 0.28 of 0.40 | 0.70 | +0.20 (+0.20 to +0.20) |" in said
-    assert "short 0.50, augmented 0.70, reached" in " ".join(said.split())
+    assert "reached by augmented and subtracted. By seed: short 0.50, 0.50, 0.50; long" in " ".join(said.split())
