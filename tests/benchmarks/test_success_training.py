@@ -14,7 +14,7 @@ from benchmarks.success import libero_training, training
 
 def row(seed: int, arm: str, share: float, regime: str = "distractors") -> dict[str, object]:
     values = {"pair": 0.2, "still": 0.05, "beyond": 0.4 * share, "ceiling_beyond": 0.4, "share_beyond": share}
-    motion = {"displacement": {key: {"value": value} for key, value in values.items()}}
+    motion = {"displacement": {key: dict.fromkeys(("value", "low", "high"), value) for key, value in values.items()}}
     return {"regime": regime, "seed": seed, "arm": arm, "settings": {}, "motion": motion}
 
 
