@@ -159,8 +159,8 @@ def evidence() -> str:
         [adds]({MOTION}) {moved["contrastive"]}, cosine {moved["cosine"]} ({beyond:.2f} without, {seen:.2f} is there).""",
         f"""**How a LAM is trained on video decides more**: of what can be seen of that displacement the demo's says
         {share["short"]:.2f}, trained longer and [augmented]({TRAINING}) {share["augmented"]:.2f}, with a few labels
-        and the still pair taken off {share["subtracted_labelled"]:.2f}; on clean pictures {clean["short"]:.2f}, and
-        {clean["augmented"]:.2f} then.""",
+        and the still pair taken off {share["subtracted_labelled"]:.2f}; on clean
+        pictures {clean["short"]:.2f}, trained so {clean["augmented"]:.2f}.""",
         f"""**A training step costs** [{cost["joint"]:.2f} times as
         much](benchmarks/README.md#what-lara-adds-to-a-training-step) with the paper's LAM on a policy of GR00T N1.6's cost,
         {cost["joint/4"]:.2f} with `reconstruct=0.25`, {cost["cached/4"]:.2f} with the feature cache too; acting costs
