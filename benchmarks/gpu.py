@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import RESULTS
-from benchmarks.speed.counts import VggDistance
+from benchmarks.speed.counts import add_vgg
 from benchmarks.speed.lam import make_backbone
 from benchmarks.speed.measure import environment, medians, peak_mb, ranges, ratios, take_turns
 from benchmarks.speed.overhead_hosts import Host, build
@@ -115,7 +115,7 @@ def make_lam(tiny: bool, perceptual: bool = True) -> LatentActionModel:
     config = LatentActionConfig.paper(perceptual_weight=0.0, **sizes)
     lam = LatentActionModel(config, backbone=_tiny_backbone() if tiny else make_backbone("paper"))
     if perceptual and not tiny:
-        lam.perceptual, lam.config = VggDistance(), LatentActionConfig.paper()  # type: ignore[assignment]
+        add_vgg(lam)
     return lam
 
 

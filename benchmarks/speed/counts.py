@@ -33,7 +33,7 @@ from benchmarks.speed.overhead_hosts import demo
 from lara_adapter import LatentActionConfig, LatentActionModel, attach_lara
 from lara_adapter.storage.files import read_json, write_json
 
-__all__ = ["Counts", "count"]
+__all__ = ["Counts", "add_vgg", "count"]
 
 RESULT = RESULTS / "counts.json"
 _MOVES = {"_to_copy", "_unsafe_index_put", "cat", "clone", "constant_pad_nd", "copy_", "index", "index_add_", "index_put_",
@@ -148,6 +148,11 @@ class VggDistance(nn.Module):
         return distance
 
 
+def add_vgg(lam: LatentActionModel) -> None:
+    """Let a LAM of the paper's size that was made without LPIPS do its work."""
+    lam.perceptual, lam.config = VggDistance(), LatentActionConfig.paper()  # type: ignore[assignment]
+
+
 def paper_steps(batch: int = 1) -> Iterator[tuple[str, Callable[[], Any]]]:
     """A training step of the paper's LAM, whole and without some of its parts."""
     torch.manual_seed(0)
@@ -168,8 +173,7 @@ def paper_steps(batch: int = 1) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "image encoder", lambda: lam.image_encoder(torch.zeros(2 * batch, 3, 224, 224))
     lam.image_encoder.compute = lambda images: tokens
     yield "cached, without LPIPS", step
-    lam.perceptual = VggDistance()  # type: ignore[assignment]
-    lam.config = LatentActionConfig.paper()
+    add_vgg(lam)
     yield "cached", step
 
 

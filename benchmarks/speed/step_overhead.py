@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import RESULTS, markdown
-from benchmarks.speed.counts import VggDistance
+from benchmarks.speed.counts import add_vgg
 from benchmarks.speed.lam import make_backbone
 from benchmarks.speed.measure import environment, medians, peak_mb, ranges, ratios
 from benchmarks.speed.overhead_hosts import Host, build
@@ -119,7 +119,7 @@ class Lams:
             return LatentActionModel(LatentActionConfig.tiny())
         lam = LatentActionModel(LatentActionConfig.paper(perceptual_weight=0.0), backbone=make_backbone("paper"))
         if self.perceptual:
-            lam.perceptual, lam.config = VggDistance(), LatentActionConfig.paper()  # type: ignore[assignment]
+            add_vgg(lam)
         return lam
 
 
@@ -218,17 +218,15 @@ def measure_time(arguments: argparse.Namespace) -> Iterator[Measured]:
     gflop: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         host, lams, with_frames, alone = prepare(arguments, Path(folder))
+        inputs_of = {way: alone if way in ("alone", "detached") else with_frames for way in seconds}
         if not arguments.warmup and not arguments.compile:
-            for way in seconds:
-                gflop[way] = count_step(
-                    host, way, lams, alone if way in ("alone", "detached") else with_frames, arguments
-                )
+            gflop = {way: count_step(host, way, lams, inputs, arguments) for way, inputs in inputs_of.items()}
         for round_ in range(arguments.rounds):
             ways = list(seconds)
             if round_ % 2:  # "detached" has to come after something was attached
                 ways.sort(key=lambda way: (way == "detached", -WAYS.index(way)))
             for way in ways:
-                inputs = alone if way in ("alone", "detached") else with_frames
+                inputs = inputs_of[way]
                 with attached(host, way, lams):
                     if arguments.compile:
                         torch._dynamo.reset()
@@ -310,14 +308,14 @@ def _place(row: dict[str, Any]) -> list[str]:
     return [str(row["settings"][key]) for key in ("host", "lam", "device", "dtype", "compile", "batch", "views")]
 
 
-def with_memory(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """The recorded row of these settings with its peak memory measured; None if it is not recorded."""
+def with_memory(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The recorded row of these settings with its peak memory measured; nothing if it is not recorded."""
     rows = read_json(arguments.out)["rows"] if arguments.out.exists() else []
     row = next((row for row in rows if row["settings"] == row_settings(arguments)), None)
     if row is not None:
         arguments.ways = [way for way in row["ratio"] if way != "alone"]
         row["peak_mb"] = measure_peaks(arguments)
-    return row
+        yield row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -464,9 +462,8 @@ def main() -> int:
     if arguments.measure_memory:
         print(measure_memory(arguments, arguments.measure_memory))
         return 0
-    rows = filter(None, [with_memory(arguments)]) if arguments.memory_only else measure_rows(arguments)
     row = None
-    for row in rows:
+    for row in with_memory(arguments) if arguments.memory_only else measure_rows(arguments):
         record(row, arguments.out)
     if row is None:
         sys.stderr.write(

@@ -27,8 +27,6 @@ from benchmarks.success import libero, motion_report, training
 from benchmarks.success.jobs import open_stages
 from benchmarks.success.libero_motion import measure
 from benchmarks.success.rows import Row, append_missing, read_rows
-from examples.demo.stages import Job
-from examples.demo.train import pretrain_lam
 from examples.libero import record
 from examples.libero.train import table_jobs
 from examples.metaworld_sim import find_gl
@@ -74,9 +72,7 @@ def run_seed(s: Settings, seed: int, arms: list[str]) -> list[Row]:
     recorded = play_of(s)
     video = stage("tables of play", table_jobs(recorded.root, recorded.names(), {"play": [0, libero.PLAY]}))
     given = {"data": video, "distractors": False, "video": libero.PLAY - 1, "batch": s.batch, "seed": seed}
-    trainings = {arm: pretraining(arm) for arm in arms}
-    jobs = [Job(f"lam-{arm}", pretrain_lam, {**given, **one}, one["steps"]) for arm, one in trainings.items()]
-    lams = {arm: folder / "lam" for arm, folder in zip(arms, stage("LAM", jobs))}
+    lams = training.train_lams({arm: pretraining(arm) for arm in arms}, given, stage)
     return measure(video, lams, stage, seed=seed, settings=s.same())
 
 

@@ -38,7 +38,7 @@ import tyro
 
 from benchmarks import RESULTS, markdown
 from benchmarks.success import motion_report
-from benchmarks.success.jobs import measure_motions, open_stages, random_vit, record, run_missing
+from benchmarks.success.jobs import Stage, measure_motions, open_stages, random_vit, record, run_missing
 from benchmarks.success.rows import Row, read_rows
 from examples.demo.settings import Experiment
 from examples.demo.stages import Job
@@ -116,14 +116,18 @@ def run_seed(s: Settings, regime: str, seed: int, arms: list[str]) -> list[Row]:
     vit = None
     if any(arm.startswith("vit") for arm in arms):
         vit = stage("ViT", [Job("vit", random_vit, {"width": VIT, "seed": seed}, 1)])[0] / "vit"
-    trainings = {arm: s.pretraining(arm, vit) for arm in arms}
-    jobs = [Job(f"lam-{arm}", pretrain_lam, {**given, **one}, one["steps"]) for arm, one in trainings.items()]
-    lams = {arm: folder / "lam" for arm, folder in zip(arms, stage("LAM", jobs))}
+    lams = train_lams({arm: s.pretraining(arm, vit) for arm in arms}, given, stage)
     key = {"regime": regime, "seed": seed, "settings": s.same()}
     return [
         {**key, "arm": arm, **found}
         for arm, found in measure_motions(s, s.heldout_play, lams, stage, folds=s.folds, **world).items()
     ]
+
+
+def train_lams(trainings: dict[str, dict[str, Any]], given: dict[str, Any], stage: Stage) -> dict[str, Path]:
+    """Train a LAM for each arm; `trainings` and `given` are arguments of `pretrain_lam`, an arm's and those of all."""
+    jobs = [Job(f"lam-{arm}", pretrain_lam, {**given, **one}, one["steps"]) for arm, one in trainings.items()]
+    return {arm: folder / "lam" for arm, folder in zip(trainings, stage("LAM", jobs))}
 
 
 def table(regime: str, rows: list[Row]) -> str:
